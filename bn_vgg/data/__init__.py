@@ -1,0 +1,1 @@
+"""From images somewhere to windows on a device: source, cache, splits, windows."""
