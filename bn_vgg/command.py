@@ -1,0 +1,77 @@
+"""What the commands share: flags and errors that end in one line, not a traceback."""
+
+import logging as std_logging
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from bn_vgg.config_checks import check_config
+from bn_vgg.errors import UserError
+from bn_vgg.workdir import flatten
+
+# Exit statuses. 1 is Python's own, of an unexpected exception.
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the flags, runs `main` and exits; see the statuses above.
+
+    A UserError becomes `error: …` on standard error. So does a wrong flag.
+    """
+    # Before TensorFlow or XLA are imported, which would chat on standard error.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    logging.set_stderrthreshold(logging.WARNING)
+    app.run(lambda _: _guarded(main), flags_parser=_parse_flags)
+
+
+def checked_config(config: ConfigDict | None) -> ConfigDict:
+    """Returns the value of a `--config` flag.
+
+    Raises:
+      UserError: it is missing, or one of its values means nothing.
+    """
+    if config is None:
+        raise UserError("--config is missing: name a file in configs/")
+    check_config(flatten(config.to_dict()))
+    return config
+
+
+def log_to_file(path: epath.Path | None) -> None:
+    """Sends what the libraries log to a file, and only warnings to the terminal."""
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setLevel(std_logging.WARNING)
+    if path is None or "://" in str(path):
+        return
+    handler = std_logging.FileHandler(path)
+    handler.setFormatter(std_logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
+    std_logging.getLogger().addHandler(handler)
+
+
+def _guarded(main: Callable[[], int | None]) -> int | None:
+    try:
+        return main()
+    except UserError as error:
+        return _fail(str(error), EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on where it stopped", EXIT_INTERRUPTED)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(_fail(str(error).replace("\n", " "), EXIT_USER_ERROR))
+    if len(rest) > 1:
+        sys.exit(_fail(f"unexpected argument {rest[1]!r}; see --help", EXIT_USER_ERROR))
+    return rest
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status

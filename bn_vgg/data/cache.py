@@ -1,0 +1,245 @@
+"""Images decoded and scaled once, then read from disk by any number of runs.
+
+A cache is a folder named by what it was made of: the source's content and the settings.
+It holds
+
+  images.bin   all pixels, uint8 RGB, one image after the other;
+  index.npz    `sizes` (height, width), `labels`, `keys`, `splits`, one row an image;
+  about.json   the source, classes, settings, and the report of what was left out.
+
+It is built under another name and renamed when complete, so one that is there is whole.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bn_vgg.data import images, sources
+from bn_vgg.data.source import Source
+from bn_vgg.errors import UserError
+
+# Part of every cache's name: raise it when the same source and settings give other bytes.
+_FORMAT = 1
+# A source of which more than this is unreadable is not the data that was meant.
+_MAX_UNREADABLE = 0.05
+
+
+def default_folder() -> Path:
+    """`$BN_VGG_CACHE`, else `bn_vgg` in the user's cache folder."""
+    if os.environ.get("BN_VGG_CACHE"):
+        return Path(os.environ["BN_VGG_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bn_vgg"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageCache:
+    """Decoded images, read from disk as they are used.
+
+    Attributes:
+      pixels: all images' pixels one after the other, uint8, memory-mapped.
+      starts: where each image begins in `pixels`, int64, (N,).
+      sizes: height and width of each, int64, (N, 2).
+      labels: int32, (N,).
+      keys: one per image, unique.
+      splits: `train`, `validation`, `test` or empty, as published.
+      about: what `about.json` holds.
+    """
+
+    pixels: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+    keys: list[str]
+    splits: list[str]
+    about: dict[str, Any]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def image(self, index: int) -> np.ndarray:
+        """Returns (height, width, 3), uint8, a view."""
+        height, width = self.sizes[index]
+        start = self.starts[index]
+        return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
+
+    @property
+    def class_names(self) -> list[str]:
+        """One per label."""
+        return self.about["class_names"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of the source's content and the settings."""
+        return self.about["fingerprint"]
+
+
+def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False) -> ImageCache:
+    """Opens the cache for a source, building it where there is none.
+
+    A TFDS source is not looked at again once its cache is there, nor files that are
+    gone since: training then needs neither TensorFlow nor the archive.
+
+    Args:
+      spec: `config.data.source`.
+      min_side: what the shorter side is scaled to, in pixels.
+      folder: where caches are kept; made where it is missing.
+      quiet: without a progress bar.
+
+    Raises:
+      UserError: the source cannot be used, or the folder cannot be written.
+    """
+    # What a spec was found to hold last time, for when its source cannot be asked.
+    settings = f"{spec}\0{min_side}\0{_FORMAT}"
+    alias = folder / "sources" / hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
+    known = folder / alias.read_text().strip() if alias.is_file() else None
+    if known is not None and known.is_dir() and sources.kind(spec) == "tfds":
+        return _open(known)
+    try:
+        source = sources.open_source(spec)
+    except UserError as error:
+        if known is not None and known.is_dir():
+            tqdm.write(f"using the cache {known} made earlier, because now: {error}")
+            return _open(known)
+        raise
+    name = _name(source, min_side)
+    try:
+        if not (folder / name).is_dir():
+            _build(source, min_side, folder, name, quiet)
+        alias.parent.mkdir(parents=True, exist_ok=True)
+        _write_text(alias, name)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the image cache in {folder}: {error.strerror or error}; "
+            "set --cache_dir or BN_VGG_CACHE to a folder with room"
+        ) from error
+    return _open(folder / name)
+
+
+def _name(source: Source, min_side: int) -> str:
+    made_of = f"{source.fingerprint} {min_side} {_FORMAT}"
+    return f"images-{min_side}px-{hashlib.blake2b(made_of.encode(), digest_size=12).hexdigest()}"
+
+
+def _open(folder: Path) -> ImageCache:
+    about = json.loads((folder / "about.json").read_text())
+    with np.load(folder / "index.npz", allow_pickle=False) as index:
+        sizes = index["sizes"].astype(np.int64)
+        lengths = sizes.prod(axis=1) * 3
+        pixels = np.memmap(folder / "images.bin", np.uint8, "r")
+        if pixels.size != lengths.sum():
+            raise UserError(
+                f"{folder}: images.bin has {pixels.size} bytes, not {lengths.sum()}; "
+                "delete that folder and it is made again"
+            )
+        return ImageCache(
+            pixels=pixels,
+            starts=np.cumsum(lengths) - lengths,
+            sizes=sizes,
+            labels=index["labels"],
+            keys=index["keys"].tolist(),
+            splits=index["splits"].tolist(),
+            about=about,
+        )
+
+
+def _build(source: Source, min_side: int, folder: Path, name: str, quiet: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
+    try:
+        kept, sizes, unreadable = _write_images(source, min_side, building / "images.bin", quiet)
+        _check_readable(source, unreadable)
+        records = [source.records[i] for i in kept]
+        np.savez(
+            building / "index.npz",
+            sizes=np.asarray(sizes, np.int32).reshape(-1, 2),
+            labels=np.asarray([record.label for record in records], np.int32),
+            keys=np.asarray([record.key for record in records]),
+            splits=np.asarray([record.split for record in records]),
+        )
+        about = {
+            "source": source.description,
+            "fingerprint": name.rsplit("-", 1)[1],
+            "class_names": list(source.class_names),
+            "min_side": min_side,
+            "images": len(kept),
+            "unreadable": unreadable,
+            "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        _write_text(building / "about.json", json.dumps(about, indent=1))
+        _publish(building, folder / name)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    if unreadable and not quiet:
+        tqdm.write(f"left out {len(unreadable)} unreadable images, see {folder / name}/about.json")
+
+
+def _write_images(source: Source, min_side: int, path: Path, quiet: bool):
+    """Returns the indices of the images written, their sizes, and {key: why not}."""
+    kept, sizes, unreadable = [], [], {}
+    bar = tqdm(
+        total=len(source.records), desc=f"decoding {source.description}", unit=" images",
+        disable=quiet or None, leave=False,
+    )  # fmt: skip
+    with bar, path.open("wb") as file:
+        for index, result in enumerate(_decoded(source, min_side)):
+            bar.update()
+            if isinstance(result, images.UnreadableImage):
+                unreadable[source.records[index].key] = str(result)
+                continue
+            kept.append(index)
+            sizes.append(result.shape[:2])
+            file.write(np.ascontiguousarray(result).data)
+        file.flush()
+        os.fsync(file.fileno())
+    return kept, sizes, unreadable
+
+
+def _decoded(source: Source, min_side: int) -> Iterator[np.ndarray | images.UnreadableImage]:
+    """Yields each record's pixels, in order, decoded in as many threads as there are cores."""
+
+    def read(index: int) -> np.ndarray | images.UnreadableImage:
+        try:
+            return np.asarray(images.scale_shorter_side(source.read(index), min_side))
+        except images.UnreadableImage as error:
+            return error
+
+    ahead = 256  # bounds what is decoded but not yet written
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for first in range(0, len(source.records), ahead):
+            yield from pool.map(read, range(first, min(first + ahead, len(source.records))))
+
+
+def _check_readable(source: Source, unreadable: dict[str, str]) -> None:
+    if len(unreadable) > _MAX_UNREADABLE * len(source.records):
+        key, why = next(iter(unreadable.items()))
+        raise UserError(
+            f"{source.description}: {len(unreadable)} of {len(source.records)} images cannot be "
+            f"read, more than {_MAX_UNREADABLE:.0%}; the first is {key}: {why}"
+        )
+
+
+def _publish(building: Path, final: Path) -> None:
+    # mkdtemp's folders are private; a cache may be shared.
+    building.chmod(0o755)
+    try:
+        building.rename(final)
+    except OSError:
+        if not final.is_dir():  # else another process was first, with the same content
+            raise
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)

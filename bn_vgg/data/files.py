@@ -1,0 +1,372 @@
+"""Images in zip archives and folders on this machine, with or without labels.
+
+Nothing is extracted: members of an archive are read into memory one at a time.
+"""
+
+import glob
+import hashlib
+import itertools
+import os
+import re
+import stat
+import threading
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from PIL import Image
+
+from bn_vgg.data import images
+from bn_vgg.data.images import UnreadableImage
+from bn_vgg.data.source import Record
+from bn_vgg.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+# Of one image file. It bounds what a hostile archive can make a read allocate.
+MAX_BYTES = 256 * 2**20
+
+_ENDINGS = ", ".join(EXTENSIONS)
+_KAGGLE = re.compile(r"(?P<name>[^.]+)\.(?P<rest>[0-9]+\.[^.]+)")
+
+
+class ImageFile(NamedTuple):
+    """An image file in a folder or in a zip archive.
+
+    Attributes:
+      name: path within the folder or archive that was given, with forward slashes; see
+        `list_images` for what happens when two of those hold equal ones.
+      parent: name of the folder that holds the file, empty at an archive's root.
+      size: in bytes, uncompressed.
+      stamp: changes with the content: an archive's CRC-32, a folder's modification time in ns.
+      container: what holds the file; its `path` is absolute, without symbolic links.
+      inner: the container's own name for it.
+    """
+
+    name: str
+    parent: str
+    size: int
+    stamp: int
+    container: "_Folder | _Archive"
+    inner: str
+
+    def read_bytes(self) -> bytes:
+        """Reads the file, from any thread.
+
+        Raises:
+          UnreadableImage: the file is gone, damaged, encrypted or larger than MAX_BYTES.
+        """
+        _check_size(self.size)
+        try:
+            return self.container.read(self.inner)
+        except UnreadableImage:
+            raise
+        except Exception as error:  # a damaged archive makes zipfile raise a dozen types
+            raise UnreadableImage(images.describe(error)) from error
+
+
+def list_images(spec: str) -> list[ImageFile]:
+    """Lists the images that a path, a pattern or several of them with commas between name.
+
+    Each path is a folder, a zip archive or an image file; `~` and the patterns of `glob` (`**`
+    too) are expanded, and a comma that belongs to an existing path is part of it. A pattern
+    passes over files that are neither archives nor images by their extensions. Folders are
+    searched to the bottom; links to folders, hidden files and archives inside are not followed.
+    What is named twice is listed once.
+
+    The order is that of the names, numbers by their value. Where two folders or archives hold
+    equal names, every name starts with the folder's or archive's own, and with as many folders
+    above it as tell them apart.
+
+    Raises:
+      UserError: a path does not exist, cannot be read or holds no image.
+    """
+    found: dict[str, ImageFile] = {}
+    for path in _expand(spec):
+        for file in _list_input(path):
+            found.setdefault(f"{file.container.path}{os.sep}{file.inner}", file)
+    files = list(found.values())
+    if len({file.name for file in files}) < len(files):
+        prefixes = _distinct_ends({file.container.path for file in files})
+        files = [f._replace(name=f"{prefixes[f.container.path]}/{f.name}") for f in files]
+    return sorted(files, key=lambda file: _natural(file.name))
+
+
+class LabelledFiles:
+    """A source of images whose names or folders say what they show.
+
+    Where every file is called `<class>.<number>.<extension>`, as Kaggle has it (`cat.12.jpg`),
+    that is the class; otherwise it is the folder that holds the file, as Microsoft has it
+    (`PetImages/Cat/12.jpg`). Classes are lower case and in alphabetical order. A record's key is
+    `cat/12.jpg` in either layout, in archives as in folders; another file with the same key has
+    `@` and its name added.
+
+    The fingerprint covers keys, sizes and, for archives, the CRC-32 of every image from the
+    archive's directory; for folders the modification times. No image is read for it. It depends
+    neither on where the archives and folders are nor on their order.
+
+    Raises:
+      UserError: as for `list_images`, or no two classes are found.
+    """
+
+    def __init__(self, spec: str):
+        files = list_images(spec)
+        classes, file_names = _classify(files, spec)
+        self.class_names = tuple(sorted(set(classes)))
+        labels = {name: label for label, name in enumerate(self.class_names)}
+        keyed: dict[str, tuple[int, ImageFile]] = {}
+        for file, class_name, file_name in zip(files, classes, file_names, strict=True):
+            key = f"{class_name}/{file_name}"
+            while key in keyed:
+                key = f"{key}@{file.name}"
+            keyed[key] = labels[class_name], file
+        keys = sorted(keyed, key=_natural)
+        self.records: Sequence[Record] = [Record(key, keyed[key][0]) for key in keys]
+        self._files = [keyed[key][1] for key in keys]
+        self.description = spec
+        self.fingerprint = _fingerprint(keys, self._files)
+
+    def read(self, index: int) -> Image.Image:
+        """Decodes the image of `records[index]` as upright RGB.
+
+        Raises:
+          UnreadableImage: the file cannot be read or decoded; the message says why.
+        """
+        return images.decode(self._files[index].read_bytes())
+
+
+class _Folder:
+    def __init__(self, path: str):
+        self.path = os.path.realpath(path)
+
+    def files(self) -> Iterator[ImageFile]:
+        pending = [""]
+        while pending:
+            above = pending.pop()
+            with os.scandir(os.path.join(self.path, above)) as entries:
+                for entry in entries:
+                    inner = os.path.join(above, entry.name)
+                    if _is_hidden(entry.name):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(inner)
+                    elif _is_image(entry.name) and entry.is_file():
+                        yield self.file(inner, entry.stat())
+
+    def file(self, inner: str, status: os.stat_result) -> ImageFile:
+        parent = os.path.basename(os.path.dirname(os.path.join(self.path, inner)))
+        name = _printable(inner.replace(os.sep, "/"))
+        return ImageFile(name, _printable(parent), status.st_size, status.st_mtime_ns, self, inner)
+
+    def zips(self) -> list[str]:
+        return [name for name in os.listdir(self.path) if _is_zip(name)]
+
+    def read(self, inner: str) -> bytes:
+        with open(os.path.join(self.path, inner), "rb") as file:
+            _check_size(os.fstat(file.fileno()).st_size)  # it may have grown since it was listed
+            return file.read()
+
+
+class _Archive:
+    def __init__(self, path: str):
+        self.path = os.path.realpath(path)
+        self._zip = zipfile.ZipFile(self.path)
+        # ZipFile counts its open members without a lock of its own.
+        self._lock = threading.Lock()
+
+    def files(self) -> Iterator[ImageFile]:
+        members = {}  # of two members with one name the later counts, as when extracting
+        for info in self._zip.infolist():
+            # Some programs write backslashes, and some a leading "./".
+            parts = [p for p in info.filename.replace("\\", "/").split("/") if p not in ("", ".")]
+            wanted = parts and _is_image(parts[-1]) and not info.is_dir()
+            if wanted and not any(map(_is_hidden, parts)):
+                members["/".join(parts)] = (parts, info)
+        for name, (parts, info) in members.items():
+            parent = parts[-2] if len(parts) > 1 else ""
+            yield ImageFile(
+                _printable(name), _printable(parent), info.file_size, info.CRC, self, info.filename
+            )
+
+    def zips(self) -> list[str]:
+        return [info.filename for info in self._zip.infolist() if _is_zip(info.filename)]
+
+    def read(self, inner: str) -> bytes:
+        info = self._zip.getinfo(inner)
+        if info.flag_bits & 1:
+            raise UnreadableImage("encrypted: unpack the archive with its password")
+        # zipfile bounds what one step unpacks for these two methods alone.
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UnreadableImage("compressed with neither of the methods stored and deflated")
+        with self._lock, self._zip.open(info) as member:
+            # With a bound zipfile unpacks no more than it; without, up to 2 GiB at once.
+            return member.read(info.file_size + 1)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise UnreadableImage(f"{size:,} bytes: more than {MAX_BYTES:,}")
+
+
+def _expand(spec: str) -> list[str]:
+    paths: list[str] = []
+    parts = spec.split(",")
+    while parts:
+        for count in range(len(parts), 0, -1):  # the longest first: paths may hold commas
+            path = os.path.expanduser(",".join(parts[:count]).strip())
+            if path and os.path.exists(path):
+                paths.append(path)
+                break
+        else:
+            count, path = 1, os.path.expanduser(parts[0].strip())
+            if re.search(r"[*?[]", path):
+                paths += _matches(path)
+            elif path:
+                paths.append(path)  # `_list_input` says what is wrong with it
+        parts = parts[count:]
+    if not paths:
+        raise UserError("no images given: name a zip archive, a folder or a pattern such as *.zip")
+    return paths
+
+
+def _matches(pattern: str) -> list[str]:
+    paths = sorted(glob.glob(pattern, recursive=True))
+    useful = [p for p in paths if os.path.isdir(p) or _is_zip(p) or _is_image(p)]
+    if not useful:
+        what = "no folder, zip archive or image" if paths else "nothing"
+        raise UserError(f"{pattern!r} matches {what}{_where(pattern)}")
+    return useful
+
+
+def _list_input(path: str) -> list[ImageFile]:
+    try:
+        status = os.stat(path)
+        if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path!r} is neither a file nor a folder: give one of these")
+        if stat.S_ISREG(status.st_mode) and _is_image(path):
+            folder = _Folder(os.path.dirname(path))
+            return [folder.file(os.path.basename(path), status)]
+        container: _Folder | _Archive
+        container = _Folder(path) if stat.S_ISDIR(status.st_mode) else _open_archive(path)
+        files = list(container.files())
+    except PermissionError as error:
+        where = error.filename or path
+        raise UserError(f"no permission to read {where!r}: chmod it, or use a copy") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{error.filename or path!r} does not exist{_where(path)}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path!r}: {images.describe(error)}") from error
+    if not files:
+        raise UserError(_why_empty(path, container))
+    return files
+
+
+def _open_archive(path: str) -> _Archive:
+    try:
+        return _Archive(path)
+    except PermissionError:
+        raise
+    except Exception as error:  # zipfile raises a dozen types on a damaged directory
+        kind = "a complete zip archive" if _is_zip(path) else "a folder, zip archive or image"
+        advice = "copy or download it again" if _is_zip(path) else f"images end in {_ENDINGS}"
+        raise UserError(f"{path!r} is not {kind} ({images.describe(error)}): {advice}") from error
+
+
+def _why_empty(path: str, container: "_Folder | _Archive") -> str:
+    zips = container.zips()
+    if not zips:
+        return f"{path!r} holds no images: their names end in {_ENDINGS}"
+    if isinstance(container, _Folder):
+        advice = f"give {os.path.join(path, '*.zip')!r}, or one of them"
+    else:
+        advice = "unzip it once, and give one of those"
+    return f"{path!r} holds no images but zip archives ({_some(zips)}): {advice}"
+
+
+def _classify(files: list[ImageFile], spec: str) -> tuple[list[str], list[str]]:
+    """Returns each file's class and its name in the class's folder."""
+    layouts = "call the files cat.1.jpg, dog.1.jpg, ... or put each class in a folder of its own"
+    names = [file.name.rpartition("/")[2] for file in files]
+    matches = [_KAGGLE.fullmatch(name) for name in names]
+    kaggle = [match for match in matches if match]
+    if len(kaggle) == len(files):
+        classes = [match["name"].lower() for match in kaggle]
+        names = [match["rest"] for match in kaggle]
+    else:
+        if _has_kaggle_folder(files, matches):
+            other = next(f.name for f, match in zip(files, matches, strict=True) if not match)
+            raise UserError(
+                f"{spec!r} mixes images with their class in the name, such as "
+                f"{kaggle[0].string!r}, and others, such as {other!r}: give only one kind"
+            )
+        classes = [file.parent.lower() for file in files]
+        if "" in classes:
+            stray = files[classes.index("")].name
+            raise UserError(f"nothing says what {stray!r} in {spec!r} shows: {layouts}")
+    found = sorted(set(classes))
+    if len(found) < 2:
+        raise UserError(f"{spec!r} holds only one class, {found[0]!r}: {layouts}")
+    return classes, names
+
+
+def _has_kaggle_folder(files: list[ImageFile], matches: Sequence[re.Match[str] | None]) -> bool:
+    """Whether some folder holds two classes or more, told by all its files' names.
+
+    Kaggle's labelled and unlabelled images together have one. Their folders, `train` and
+    `test1`, must not pass for classes.
+    """
+    folders: dict[tuple[str, str], set[str]] = {}
+    for file, match in zip(files, matches, strict=True):
+        folder = file.container.path, file.name.rpartition("/")[0]
+        folders.setdefault(folder, set()).add(match["name"].lower() if match else "")
+    return any(len(classes) > 1 and "" not in classes for classes in folders.values())
+
+
+def _fingerprint(keys: Sequence[str], files: Sequence[ImageFile]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for key, file in zip(keys, files, strict=True):
+        digest.update(f"{key}\0{file.size}\0{file.stamp}\n".encode())
+    return digest.hexdigest()
+
+
+def _distinct_ends(paths: Iterable[str]) -> dict[str, str]:
+    """Returns the last parts of each path, the same number of each, and as few as suffice."""
+    parts = {path: path.split(os.sep) for path in paths}
+    for count in itertools.count(1):
+        ends = {path: "/".join(split[-count:]) for path, split in parts.items()}
+        if len(set(ends.values())) == len(ends):
+            break
+    return {path: _printable(end) for path, end in ends.items()}
+
+
+def _natural(text: str) -> tuple[list, str]:
+    """Returns a sort key by which 2 comes before 10; the text itself decides ties."""
+    parts: list = re.split("([0-9]+)", text.casefold())
+    # By the number of digits, then by the digits: int() refuses more than 4,300 of them.
+    parts[1::2] = [(len(digits), digits) for digits in (p.lstrip("0") for p in parts[1::2])]
+    return parts, text
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
+
+
+def _is_zip(name: str) -> bool:
+    return name.lower().endswith(".zip")
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _printable(name: str) -> str:
+    """Escapes the bytes of a file name that are no UTF-8: printing and hashing would fail."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _where(path: str) -> str:
+    return f"{'' if os.path.isabs(path) else f' in {os.getcwd()!r}'}: check the path"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,51 @@
+"""From the text of `config.data.source` to a source of images."""
+
+import re
+from pathlib import Path
+
+from bn_vgg.data.source import Source
+from bn_vgg.errors import UserError
+
+OTHER_SOURCES = (
+    "config.data.source takes a TFDS name (cats_vs_dogs), a path or glob to zip files or "
+    "folders, several with commas, or cartoons"
+)
+
+
+def kind(spec: str) -> str:
+    """Says what `spec` names: `cartoons`, `files` or `tfds`.
+
+    A bare word is always a name, never a file that happens to be called so: a folder in
+    the working directory is written `./name`.
+
+    Raises:
+      UserError: it is none of these.
+    """
+    if spec == "cartoons":
+        return "cartoons"
+    if re.fullmatch(r"\w+(:[\w.*]+)?", spec):
+        return "tfds"
+    if spec.startswith(("/", ".", "~")) or set(spec) & set("*?[,") or Path(spec).exists():
+        return "files"
+    if re.fullmatch(r"\w+/[\w.-]+(:[\w.*]+)?", spec) and not spec.endswith(".zip"):
+        return "tfds"  # with a builder configuration: imagenet_resized/32x32
+    if spec:
+        raise UserError(f"config.data.source: no file or folder {spec!r}; {OTHER_SOURCES}")
+    raise UserError(f"config.data.source is empty; {OTHER_SOURCES}")
+
+
+def open_source(spec: str) -> Source:
+    """Opens `spec`; imports what that kind of source needs, and only that."""
+    match kind(spec):
+        case "cartoons":
+            from bn_vgg.data.cartoons import Cartoons
+
+            return Cartoons()
+        case "files":
+            from bn_vgg.data.files import LabelledFiles
+
+            return LabelledFiles(spec)
+        case _:
+            from bn_vgg.data.tfds_source import TfdsImages
+
+            return TfdsImages(spec)

@@ -1,0 +1,245 @@
+"""Images of a TensorFlow Datasets (TFDS) set, which TFDS downloads and prepares.
+
+The only module that imports TFDS. It is itself imported only when a cache has to be built from
+a TFDS set: what TFDS brings along, TensorFlow above all, takes seconds to load.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import importlib.util
+import os
+import re
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from PIL import Image
+
+from bn_vgg.data import images
+from bn_vgg.data.source import Record
+from bn_vgg.errors import UserError
+
+# TFDS imports TensorFlow where it first needs it, and TensorFlow then logs what it finds on
+# the machine. The line about oneDNN has no switch of its own, so oneDNN goes with it.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+SPLITS = ("train", "validation", "test")
+
+_OTHERS = "config.data.source also takes a path or glob to zip files or folders, or cartoons"
+_PACKAGES = {"tensorflow": "tensorflow-cpu"}  # pip's name where it is not the module's
+
+
+@contextlib.contextmanager
+def _reported(problem: str, advice: str) -> Iterator[None]:
+    """Turns what TFDS raises, which may be anything, into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        module = (getattr(error, "name", None) or "").partition(".")[0]
+        if isinstance(error, ImportError) and module:
+            advice = f"install it with: pip install {_PACKAGES.get(module, module)}"
+        raise UserError(f"{problem}: {_reason(error)}; {advice}; {_OTHERS}") from error
+
+
+def _reason(error: Exception) -> str:
+    # requests and urllib wrap what happened in errors whose own text is mostly the URL.
+    for inner in (*error.args[:1], getattr(error, "reason", None)):
+        if isinstance(inner, Exception):
+            return _reason(inner)
+    text = images.describe(error)
+    return text if len(text) <= 300 else f"{text[:299]}…"
+
+
+with _reported("cannot import TensorFlow Datasets", "reinstall tensorflow-datasets"):
+    import tensorflow_datasets as tfds
+
+
+class TfdsImages:
+    """A source of the images of a TFDS set, downloaded and prepared where they are not yet.
+
+    The set needs an 8-bit image and a class label at the top level of its features. It is
+    prepared as ArrayRecord, which `tfds.load` cannot read; a set that is there already is read
+    in the format it has.
+
+    The `train`, `validation` and `test` splits are used and become the records' `split`; where
+    only one of them has labels, `split` is empty. Images with a negative label, TFDS's way of
+    saying unknown, are left out. Opening reads all labels but decodes no image.
+
+    A key is `cat/12.jpg`, class and file name as in `LabelledFiles`, where the set tells file
+    names and these keys are unique; otherwise `train/00000012`, TFDS's split and its order,
+    which depends on the version of the set alone.
+
+    The fingerprint covers name, configuration, version, classes and records. It trusts TFDS's
+    rule that other images take another version, because the encoded bytes of some sets
+    (cats_vs_dogs) vary between machines.
+
+    Args:
+      name: as TFDS has it: `cats_vs_dogs`, `cifar10:3.*.*`, `imagenet_resized/32x32`.
+      data_dir: where TFDS keeps its sets; None for `$TFDS_DATA_DIR`, or else
+        `~/tensorflow_datasets`.
+
+    Raises:
+      UserError: there is no such set, it is not for image classification, or it cannot be
+        downloaded, written or read.
+    """
+
+    def __init__(self, name: str, *, data_dir: str | None = None):
+        builder = _builder(name, data_dir)
+        # First of all, lest gigabytes are downloaded in vain.
+        self._image, label = _image_and_label(name, builder.info)
+        _prepare(builder)
+        info = builder.info
+        self._features = tfds.features.FeaturesDict({self._image: info.features[self._image]})
+        advice = f"delete {builder.data_dir} or set TFDS_DATA_DIR to another folder, and run again"
+        with _reported(f"cannot read the TFDS set {info.full_name}", advice):
+            self._examples = {s: _examples(builder, s) for s in SPLITS if s in info.splits}
+            rows = [
+                (split, *row)
+                for split, examples in self._examples.items()
+                for row in _labels(examples, info.features, label)
+            ]
+        if not rows:
+            have = ", ".join(info.splits) or "none"
+            raise UserError(
+                f"the TFDS set {info.full_name} has no labelled images in {', '.join(SPLITS)} "
+                f"(its splits: {have}); choose another set; {_OTHERS}"
+            )
+        self.description = f"TFDS {info.full_name}"
+        self.class_names = tuple(info.features[label].names)
+        keys = [f"{self.class_names[label]}/{file_name}" for _, _, label, file_name in rows]
+        if not all(row[-1] for row in rows) or len(set(keys)) < len(keys):
+            keys = [f"{split}/{position:08d}" for split, position, _, _ in rows]
+        several = len({row[0] for row in rows}) > 1
+        self.records: Sequence[Record] = [
+            Record(key, label, split if several else "")
+            for key, (split, _, label, _) in zip(keys, rows, strict=True)
+        ]
+        self._places = [row[:2] for row in rows]
+        content = info.full_name, self._image, self.class_names, [tuple(r) for r in self.records]
+        self.fingerprint = hashlib.sha256(repr(content).encode()).hexdigest()
+
+    def read(self, index: int) -> Image.Image:
+        """Decodes the image of `records[index]` as upright RGB, from any thread.
+
+        Raises:
+          UnreadableImage: the image cannot be decoded; the message says why.
+        """
+        split, position = self._places[index]
+        example = self._features.deserialize_example_np(
+            self._examples[split][position], decoders={self._image: tfds.decode.SkipDecoding()}
+        )
+        return images.decode(example[self._image])
+
+
+def _builder(name: str, data_dir: str | None) -> Any:
+    with _reported(f"TFDS cannot open {name!r}", "see https://tensorflow.org/datasets/catalog"):
+        try:
+            return tfds.builder(name, data_dir=data_dir)
+        except tfds.core.DatasetNotFoundError as error:
+            known = tfds.list_builders(with_community_datasets=False)
+            base = re.split("[/:]", name)[0].lower()
+            close = difflib.get_close_matches(base, known) + [k for k in known if base in k]
+            guess = f"did you mean {', '.join(dict.fromkeys(close[:5]))}? " if close else ""
+            raise UserError(f"there is no TFDS set {name!r}; {guess}{_OTHERS}") from error
+
+
+def _image_and_label(name: str, info: Any) -> tuple[str, str]:
+    is_dict = isinstance(info.features, tfds.features.FeaturesDict)
+    features = dict(info.features.items()) if is_dict else {"": info.features}
+    for pair in (info.supervised_keys, ("image", "label")):
+        # Supervised keys may be missing, three, or nested.
+        if not pair or len(pair) != 2 or not all(isinstance(key, str) for key in pair):
+            continue
+        image, label = map(features.get, pair)
+        is_image = isinstance(image, tfds.features.Image) and image.np_dtype == "uint8"
+        if is_image and isinstance(label, tfds.features.ClassLabel) and label.num_classes:
+            return pair
+    found = ", ".join(f"{key} ({type(value).__name__})" for key, value in features.items())
+    raise UserError(
+        f"the TFDS set {name!r} is not for image classification, which takes an 8-bit Image and "
+        f"a ClassLabel: its features are {found}; choose another set; {_OTHERS}"
+    )
+
+
+def _prepare(builder: Any) -> None:
+    advice = (
+        f"check the network, and that {builder.data_dir} can be written and has room "
+        "(TFDS_DATA_DIR sets another folder)"
+    )
+    with _reported(f"TFDS cannot download and prepare {builder.info.full_name}", advice):
+        if not builder.data_path.exists():
+            _hide_gpus()
+            with contextlib.suppress(ImportError):
+                from tensorflow_datasets.core.download import downloader
+
+                # Without a network TFDS's 10 retries take 204 seconds, 5 take 12.
+                downloader.MAX_RETRIES = 5
+        # TFDS installs ArrayRecord on Linux only. Elsewhere its default has to do.
+        has_array_record = importlib.util.find_spec("array_record") is not None
+        with contextlib.redirect_stdout(sys.stderr):
+            # Does nothing where the set is there already, in whatever format.
+            builder.download_and_prepare(file_format="array_record" if has_array_record else None)
+
+
+def _hide_gpus() -> None:
+    """Keeps TensorFlow, with which TFDS encodes images, off the GPU memory that JAX needs."""
+    try:
+        import tensorflow as tf  # type: ignore[import-untyped]
+    except ImportError:
+        return  # some sets can do without, and TFDS says so for the others
+    with contextlib.suppress(RuntimeError):  # it is in use already, so this comes too late
+        tf.config.set_visible_devices([], "GPU")
+
+
+def _examples(builder: Any, split: str) -> Sequence[bytes]:
+    """Returns the split's serialized examples, to be read in any order and by several threads."""
+    if builder.info.file_format.value == "tfrecord":
+        return _TfRecords(builder.info.splits[split])
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    return builder.as_data_source(split, deserialize_method=raw)
+
+
+class _TfRecords(Sequence[bytes]):
+    """Random access to TFRecord files, which neither TFDS nor TensorFlow has.
+
+    A record is its length (uint64, little-endian), 4 bytes of checksum, the data, and 4 more
+    bytes of checksum: https://www.tensorflow.org/tutorials/load_data/tfrecord.
+    """
+
+    def __init__(self, split_info: Any):
+        self._places: list[tuple[Any, int, int]] = []
+        for path in split_info.filepaths:
+            with path.open("rb") as file:
+                while len(header := file.read(12)) == 12:
+                    (length,) = struct.unpack("<Q4x", header)
+                    self._places.append((path, file.tell(), length))
+                    file.seek(length + 4, os.SEEK_CUR)
+        if len(self) != split_info.num_examples:
+            raise ValueError(f"{len(self)} of {split_info.num_examples} examples are there")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index):
+        path, start, length = self._places[index]
+        with path.open("rb") as file:  # opened anew: threads would share a file's position
+            file.seek(start)
+            return file.read(length)
+
+
+def _labels(examples: Sequence[bytes], features: Any, label: str) -> Iterator[tuple[int, int, str]]:
+    """Yields position, label and file name ('' where there is none) of labelled examples."""
+    texts = [key for key in features if isinstance(features[key], tfds.features.Text)]
+    # image/filename in cats_vs_dogs, for instance, and file_name in imagenet2012.
+    file_names = [key for key in texts if re.search("file_?name$", key)][:1]
+    wanted = tfds.features.FeaturesDict({key: features[key] for key in (label, *file_names)})
+    for position in range(len(examples)):
+        example = wanted.deserialize_example_np(examples[position])
+        if example[label] >= 0:
+            path = example[file_names[0]].decode(errors="replace") if file_names else ""
+            yield position, int(example[label]), re.split(r"[/\\]", path)[-1]

@@ -1,0 +1,76 @@
+"""One device or several, one host or several: how a step is compiled and fed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import jax_utils
+
+from bn_vgg.errors import UserError
+
+AXIS = "batch"
+
+
+class Devices:
+    """The devices that share each batch: plain `jit` for one, `pmap` for several.
+
+    Attributes:
+      count: devices over all hosts.
+      local: devices of this host.
+      axis_name: what per-device code passes to collectives; None with one device.
+    """
+
+    def __init__(self):
+        self.count = jax.device_count()
+        self.local = jax.local_device_count()
+        self.axis_name = AXIS if self.count > 1 else None
+
+    def compile(self, step: Callable, *, donate_argnums: tuple[int, ...] = ()) -> Callable:
+        """Compiles per-device code; mapped arguments have the devices as leading axis."""
+        if self.axis_name is None:
+            return jax.jit(step, donate_argnums=donate_argnums)
+        return jax.pmap(step, axis_name=self.axis_name, donate_argnums=donate_argnums)
+
+    def replicate(self, tree):
+        """Puts a copy of each array on every local device."""
+        if self.axis_name is None:
+            return jax.device_put(tree, jax.local_devices()[0])
+        return jax_utils.replicate(tree)
+
+    def fetch(self, replicated):
+        """Copies one of the equal replicas to host memory, as NumPy arrays."""
+        if self.axis_name is not None:
+            replicated = jax.tree.map(lambda x: x.addressable_shards[0].data[0], replicated)
+        return jax.device_get(replicated)
+
+    def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Shares out this host's part of a batch, axis 0, over its devices."""
+        if self.axis_name is None:
+            return jax.device_put(batch)
+        return {
+            key: value.reshape(self.local, value.shape[0] // self.local, *value.shape[1:])
+            for key, value in batch.items()
+        }
+
+    def host_rows(self, batch_size: int) -> slice:
+        """The rows of each global batch that this host feeds."""
+        rows = batch_size // self.count * self.local
+        return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+
+
+def check_batch_size(batch_size: int, num_devices: int) -> None:
+    """Raises a UserError naming sizes that fit, where the devices cannot share a batch."""
+    if batch_size % num_devices == 0:
+        return
+    below = batch_size // num_devices * num_devices
+    fitting = [str(size) for size in (below, below + num_devices) if size > 0]
+    raise UserError(
+        f"config.batch_size: {num_devices} devices cannot share {batch_size} examples equally; "
+        f"sizes that fit: {', '.join(fitting)}"
+    )
+
+
+def round_up(batch_size: int, num_devices: int) -> int:
+    """The smallest multiple of `num_devices` that is at least `batch_size`."""
+    return -(-batch_size // num_devices) * num_devices

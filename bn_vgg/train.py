@@ -1,0 +1,372 @@
+"""One run, from wherever it stands to its result.
+
+A run goes on from the first of these that is there:
+
+  1. `result.json` of as many epochs as are asked for: it is finished (`finished_result`);
+  2. the latest checkpoint: training goes on with the epoch after it;
+  3. nothing: training begins from the seed.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from absl import logging
+from clu import parameter_overview
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from bn_vgg import provenance
+from bn_vgg.checkpoint import Checkpoints, Progress
+from bn_vgg.data import batches
+from bn_vgg.data.cache import ImageCache
+from bn_vgg.data.splits import Splits, split
+from bn_vgg.errors import UserError
+from bn_vgg.metrics import EvalMetrics, TrainMetrics
+from bn_vgg.optimizer import rmsprop
+from bn_vgg.parallel import Devices, check_batch_size, round_up
+from bn_vgg.state import TrainState, init_state, num_parameters
+from bn_vgg.steps import make_eval_step, make_train_step
+from bn_vgg.vgg import make_model
+from bn_vgg.workdir import Workdir, flatten
+
+# What a stream of random numbers is for, folded into the seed's key.
+_INIT, _DROPOUT = 0, 1
+# How often the loss is looked at within an epoch. Looking waits for the device.
+_STEPS_BETWEEN_LOOKS = 50
+
+
+class Writer(Protocol):
+    """What of `clu.metric_writers.MetricWriter` is used; without one nothing is written."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...  # noqa: D102
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None: ...  # noqa: D102
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None: ...  # noqa: D102
+
+    def flush(self) -> None: ...  # noqa: D102
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What a command adds to the loop, which runs without any of it.
+
+    Attributes:
+      writer: of scalars and images, such as CLU's for TensorBoard.
+      actions: called with the number of updates done, after each (CLU's periodic actions).
+      say: shows a line to a person.
+    """
+
+    writer: Writer | None = None
+    actions: Sequence[Callable[[int], Any]] = ()
+    say: Callable[[str], None] = logging.info
+
+
+class Data(NamedTuple):
+    """Images and which of them are for what.
+
+    Attributes:
+      cache: the decoded images.
+      splits: indices into it.
+      about: what `data.json` holds.
+    """
+
+    cache: ImageCache
+    splits: Splits
+    about: dict[str, Any]
+
+
+def prepare_data(config: ConfigDict, cache: ImageCache) -> Data:
+    """Splits the images and checks that the configuration fits them.
+
+    Raises:
+      UserError: too few images, or another number of classes than the network's.
+    """
+    if config.model.num_classes != len(cache.class_names):
+        raise UserError(
+            f"config.model.num_classes is {config.model.num_classes}, but {config.data.source} has "
+            f"{len(cache.class_names)} classes; set --config.model.num_classes"
+        )
+    splits = split(
+        cache.keys,
+        cache.splits,
+        valid_examples=config.data.valid_examples,
+        test_examples=config.data.test_examples,
+    )
+    if len(splits.train) < config.batch_size:
+        raise UserError(
+            f"config.batch_size: {len(splits.train)} training images do not fill a batch of "
+            f"{config.batch_size}"
+        )
+    about = {
+        "source": config.data.source,
+        "fingerprint": cache.fingerprint,
+        "class_names": cache.class_names,
+        "examples": {name: len(indices) for name, indices in splits._asdict().items()},
+    }
+    return Data(cache, splits, about)
+
+
+def finished_result(config: ConfigDict, workdir: Workdir) -> dict[str, Any] | None:
+    """Returns the result of a run that has done all its epochs, otherwise None."""
+    if not workdir.exists("result.json"):
+        return None
+    result = workdir.read("result.json")
+    return result if result["config"]["num_epochs"] == config.num_epochs else None
+
+
+def train(config: ConfigDict, workdir: Workdir, data: Data, hooks: Hooks) -> dict[str, Any]:
+    """Trains, evaluates and keeps the best, up to `config.num_epochs`.
+
+    Args:
+      config: of the run; `workdir` was claimed for it.
+      workdir: where it is kept, and resumed from.
+      data: what to train on.
+      hooks: what else to do along the way.
+
+    Returns:
+      What `result.json` holds.
+
+    Raises:
+      UserError: the devices cannot share a batch, a checkpoint cannot be read or
+        written, or a loss was not finite.
+    """
+    devices = Devices()
+    check_batch_size(config.batch_size, devices.count)
+    examples = data.about["examples"]
+    hooks.say(
+        f"{config.name} seed {config.seed} on {devices.count} {jax.default_backend()} device(s): "
+        f"{examples['train']} training, {examples['valid']} validation, "
+        f"{examples['test']} test images"
+    )
+    checkpoints = Checkpoints(workdir.checkpoints)
+    try:
+        return Run(config, workdir, data, devices, checkpoints, hooks).to_the_end()
+    finally:
+        checkpoints.close()
+
+
+class Run:
+    """A run in progress: its compiled steps, its state and what is known of it."""
+
+    def __init__(self, config, workdir, data, devices, checkpoints, hooks):
+        self.config, self.workdir, self.hooks = config, workdir, hooks
+        self.cache, self.splits = data.cache, data.splits
+        self.devices, self.checkpoints = devices, checkpoints
+        self.started = time.monotonic()
+        self.key = jax.random.key(config.seed)
+        model = make_model(**config.model, axis_name=devices.axis_name)
+        optimizer = rmsprop(**config.optimizer)
+        self.train_step = devices.compile(
+            _accumulating(make_train_step(model, optimizer, devices.axis_name)),
+            donate_argnums=(0, 1),
+        )
+        eval_step = make_eval_step(model, devices.axis_name)
+        self.eval_step = devices.compile(
+            lambda metrics, state, batch: metrics.merge(eval_step(state, batch)),
+            donate_argnums=(0,),
+        )
+        crop = config.data.crop_size
+        state = init_state(model, optimizer, jax.random.fold_in(self.key, _INIT), (crop, crop, 3))
+        self.num_parameters = num_parameters(state.params)
+        parameter_overview.log_parameter_overview(state.variables)
+        self.progress, self.lines = Progress(), []
+        self.state = devices.replicate(self._resume(state))
+
+    def _resume(self, state: TrainState) -> TrainState:
+        step = self.checkpoints.latest_step()
+        if step is None:
+            return state
+        self.progress = self.checkpoints.progress(step)
+        # A line may have been written for an epoch whose checkpoint was not.
+        lines = self.workdir.read_metrics()
+        self.lines = [line for line in lines if line["epoch"] <= self.progress.epoch]
+        self.hooks.say(f"resuming after epoch {self.progress.epoch} (step {step})")
+        return self.checkpoints.restore(step, state)
+
+    def to_the_end(self) -> dict[str, Any]:
+        """Trains what epochs are left and writes the result."""
+        seconds_before = self.progress.seconds
+        if self.hooks.writer:
+            self._write_start(self.hooks.writer)
+        for epoch in range(self.progress.epoch, self.config.num_epochs):
+            trained = self._train_epoch(epoch)
+            validated = self.evaluate(self.state, self.splits.valid)
+            error_rate = validated["error_rate"]
+            better = error_rate < self.progress.best_error_rate
+            self.progress = Progress(
+                epoch=epoch + 1,
+                step=(epoch + 1) * self._steps_per_epoch(),
+                valid_error_rate=error_rate,
+                best_epoch=epoch + 1 if better else self.progress.best_epoch,
+                best_error_rate=error_rate if better else self.progress.best_error_rate,
+                seconds=seconds_before + time.monotonic() - self.started,
+            )
+            self._record_epoch(trained, validated)
+            self.checkpoints.save(self.devices.fetch(self.state), self.progress)
+        return self._finish(seconds_before)
+
+    def _steps_per_epoch(self) -> int:
+        return batches.num_train_batches(len(self.splits.train), self.config.batch_size)
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        config, devices = self.config, self.devices
+        step, num_steps = epoch * self._steps_per_epoch(), self._steps_per_epoch()
+        key = jax.random.fold_in(jax.random.fold_in(self.key, _DROPOUT), epoch)
+        key, metrics = devices.replicate((key, TrainMetrics.empty()))
+        epoch_batches = batches.train_batches(
+            self.cache, self.splits.train, seed=config.seed, epoch=epoch,
+            batch_size=config.batch_size, crop_size=config.data.crop_size,
+            rows=devices.host_rows(config.batch_size),
+        )  # fmt: skip
+        started = time.monotonic()
+        # A bar on a terminal, of the first host alone; it vanishes when the epoch is done.
+        bar = tqdm(
+            total=num_steps, desc=f"epoch {epoch + 1}/{config.num_epochs}", unit=" steps",
+            leave=False, disable=None if jax.process_index() == 0 else True,
+        )  # fmt: skip
+        with bar:
+            for batch in batches.prefetch(epoch_batches):
+                self.state, metrics = self.train_step(
+                    self.state, metrics, devices.shard(batch), key
+                )
+                step += 1
+                bar.update()
+                for action in self.hooks.actions:
+                    action(step)
+                if step % _STEPS_BETWEEN_LOOKS == 0:
+                    bar.set_postfix(loss=f"{self._look(metrics)['loss']:.3f}")
+        trained = self._look(metrics)
+        images = num_steps * config.batch_size
+        trained["images_per_second"] = images / (time.monotonic() - started)
+        return trained
+
+    def _look(self, metrics) -> dict[str, float]:
+        """Fetches the means so far.
+
+        Raises:
+          UserError: a loss was not a finite number.
+        """
+        values = {name: value.item() for name, value in self._compute(metrics).items()}
+        first = values.pop("first_non_finite")
+        if first >= 0:
+            kept = self.progress.epoch
+            raise UserError(
+                f"the loss of step {first} is not a finite number; "
+                + (f"the checkpoint of epoch {kept} is kept" if kept else "no epoch was done")
+                + f" in {self.workdir.path}"
+            )
+        return values
+
+    def _compute(self, metrics) -> dict[str, np.ndarray]:
+        return jax.device_get(self.devices.fetch(metrics).compute())
+
+    def evaluate(self, state, examples: np.ndarray) -> dict[str, float]:
+        """Returns `loss` and `error_rate` by the five-window rule over all `examples`."""
+        batch_size = round_up(self.config.eval.batch_size, self.devices.count)
+        metrics = self.devices.replicate(EvalMetrics.empty())
+        eval_batches = batches.eval_batches(
+            self.cache, examples, batch_size=batch_size, crop_size=self.config.data.crop_size,
+            rows=self.devices.host_rows(batch_size),
+        )  # fmt: skip
+        for batch in batches.prefetch(eval_batches):
+            metrics = self.eval_step(metrics, state, self.devices.shard(batch))
+        return {name: value.item() for name, value in self._compute(metrics).items()}
+
+    def _write_start(self, writer: Writer) -> None:
+        hparams = {
+            name: str(value) if isinstance(value, list) else value
+            for name, value in flatten(self.config.to_dict()).items()
+        }
+        writer.write_hparams(hparams)
+        if self.progress.epoch == 0:
+            first = next(
+                batches.train_batches(
+                    self.cache, self.splits.train, seed=self.config.seed, epoch=0,
+                    batch_size=self.config.batch_size, crop_size=self.config.data.crop_size,
+                )
+            )  # fmt: skip
+            writer.write_images(0, {"train/windows": _grid(first["images_NHWC"])[None]})
+        writer.flush()
+
+    def _record_epoch(self, trained: dict[str, float], validated: dict[str, float]) -> None:
+        progress = self.progress
+        scalars = {f"train/{name}": value for name, value in trained.items()}
+        scalars |= {f"valid/{name}": value for name, value in validated.items()}
+        scalars["valid/best_error_rate"] = progress.best_error_rate
+        self.lines.append({"epoch": progress.epoch, "step": progress.step, **scalars})
+        self.workdir.write_metrics(self.lines)
+        if self.hooks.writer:
+            self.hooks.writer.write_scalars(progress.step, scalars)
+            self.hooks.writer.flush()
+        epochs_left = self.config.num_epochs - progress.epoch
+        left = progress.seconds / progress.epoch * epochs_left
+        self.hooks.say(
+            f"epoch {progress.epoch:3}/{self.config.num_epochs}"
+            f"  train error {trained['error_rate']:.3f}  valid error {validated['error_rate']:.3f}"
+            f" (best {progress.best_error_rate:.3f} in epoch {progress.best_epoch})"
+            f"  {trained['images_per_second']:.0f} images/s"
+            + (f"  {format_seconds(left)} left" if epochs_left else "")
+        )
+
+    def _finish(self, seconds_before: float) -> dict[str, Any]:
+        self.checkpoints.wait()
+        best_step = self.progress.best_epoch * self._steps_per_epoch()
+        best = self.checkpoints.restore(best_step, self.devices.fetch(self.state))
+        tested = self.evaluate(self.devices.replicate(best), self.splits.test)
+        result = {
+            "config": self.config.to_dict(),
+            "num_parameters": self.num_parameters,
+            "best_epoch": self.progress.best_epoch,
+            "best_valid_error_rate": self.progress.best_error_rate,
+            "test_error_rate": tested["error_rate"],
+            # The median: an epoch after a start includes the compilation.
+            "images_per_second": statistics.median(
+                line["train/images_per_second"] for line in self.lines
+            ),
+            "wall_seconds": seconds_before + time.monotonic() - self.started,
+            "hardware": provenance.hardware(),
+            "versions": provenance.versions(),
+            "commit": provenance.commit(),
+        }
+        if self.hooks.writer:
+            scalars = {"test/error_rate": tested["error_rate"]}
+            self.hooks.writer.write_scalars(self.progress.step, scalars)
+            self.hooks.writer.flush()
+        self.workdir.write("result.json", result)
+        self.hooks.say(
+            f"best epoch {result['best_epoch']}: valid error "
+            f"{result['best_valid_error_rate']:.4f}, test error {result['test_error_rate']:.4f}"
+            f"  ({format_seconds(result['wall_seconds'])}; {self.workdir.path}/result.json)"
+        )
+        return result
+
+
+def _accumulating(train_step):
+    def step(state, metrics, batch, rng):
+        state, new = train_step(state, batch, rng)
+        return state, metrics.merge(new)
+
+    return step
+
+
+def _grid(images_NHWC: np.ndarray, columns: int = 8) -> np.ndarray:
+    """Lays the first images out in rows of `columns`: one image (H', W', C)."""
+    rows = min(len(images_NHWC) // columns, columns) or 1
+    columns = min(columns, len(images_NHWC))
+    _, height, width, channels = images_NHWC.shape
+    tiles = images_NHWC[: rows * columns].reshape(rows, columns, height, width, channels)
+    return tiles.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
+
+
+def format_seconds(seconds: float) -> str:
+    """Formats a duration as 45s, 12m30s or 3h05m."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+    return f"{minutes // 60}h{minutes % 60:02}m"

@@ -1,0 +1,179 @@
+"""The 8-layer VGG: convolution, normalization, ReLU, dropout, pooling; two dense layers."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bn_vgg.convolution import conv3x3
+from bn_vgg.errors import UserError
+from bn_vgg.normalization import NormFactory, make_norm_factory
+
+# Zeros on each side of a 3x3 convolution's input.
+PADDINGS = {"full": 2, "same": 1}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is a function of the key and of each example's position.
+
+    A mask drawn for the batch as a whole would change with the number of devices that
+    share it. Kept values are scaled by 1 / (1 - rate) in training.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x, positions_N, train: bool):
+        """Drops entries of `x` (N, ...) independently, by the rng stream `dropout`."""
+        if not train or self.rate == 0:
+            return x
+        keys_N = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), positions_N)
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys_N)
+        return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
+
+
+class Conv(nn.Module):
+    """A 3x3 convolution with stride 1, Glorot uniform kernel and an optional bias from 0."""
+
+    features: int
+    padding: str
+    use_bias: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_NHWC):
+        """Convolves (N, H, W, I) to (N, H', W', features), H' as `PADDINGS` says."""
+        shape = (3, 3, x_NHWC.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape, jnp.float32)
+        y = conv3x3(x_NHWC.astype(self.dtype), kernel.astype(self.dtype), PADDINGS[self.padding])
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class Block(nn.Module):
+    """Convolution, normalization, ReLU, dropout."""
+
+    features: int
+    norm: NormFactory
+    padding: str
+    dropout_rate: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_NHWC, positions_N, train: bool):
+        """Maps (N, H, W, I) to (N, H', W', features)."""
+        use_bias = not self.norm.has_shift
+        x = Conv(self.features, self.padding, use_bias, self.dtype, name="conv")(x_NHWC)
+        x = self.norm.make(name="norm")(x, use_running_average=not train)
+        x = nn.relu(x)
+        return Dropout(self.dropout_rate)(x, positions_N, train)
+
+
+class VGG(nn.Module):
+    """Blocks with 2x2 max pooling after every second one, a hidden layer, the output.
+
+    Modules are named so that their paths sort in the network's order.
+
+    Attributes:
+      features: feature maps of each convolution.
+      hidden_units: of the dense hidden layer.
+      num_classes: outputs.
+      norm: makes the normalizer between each convolution and its ReLU.
+      padding: a key of `PADDINGS`.
+      dropout_rate: on every ReLU's output, before the pooling.
+      dtype: of the computation; parameters and logits are float32.
+    """
+
+    features: tuple[int, ...]
+    hidden_units: int
+    num_classes: int
+    norm: NormFactory
+    padding: str
+    dropout_rate: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images_NHWC, *, train: bool, positions_N=None):
+        """Computes logits.
+
+        Args:
+          images_NHWC: intensities from 0 to 1, (N, H, W, C).
+          train: batch statistics and dropout, instead of running statistics.
+          positions_N: each example's position in the epoch, int; the dropout masks
+            depend on it. Needed only in training with dropout.
+
+        Returns:
+          (N, num_classes), float32.
+        """
+        x = images_NHWC.astype(self.dtype)
+        for i, features in enumerate(self.features):
+            block = Block(
+                features, self.norm, self.padding, self.dropout_rate, self.dtype, name=f"block{i}"
+            )
+            x = block(x, positions_N, train)
+            if i % 2 == 1:
+                x = max_pool_2x2(x)
+        x = x.reshape(x.shape[0], -1)
+        glorot = nn.initializers.glorot_uniform()
+        x = nn.Dense(self.hidden_units, dtype=self.dtype, kernel_init=glorot, name="hidden")(x)
+        x = nn.relu(x)
+        x = Dropout(self.dropout_rate)(x, positions_N, train)
+        x = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=glorot, name="output")(x)
+        return x.astype(jnp.float32)
+
+
+def max_pool_2x2(x_NHWC):
+    """Takes the maximum of each 2x2 square; a last odd row or column is dropped.
+
+    By reshape: on a CPU it is faster than `reduce_window`, gradient included.
+    """
+    n, height, width, channels = x_NHWC.shape
+    even = x_NHWC[:, : height // 2 * 2, : width // 2 * 2]
+    return even.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+
+
+def make_model(
+    *,
+    norm: str,
+    norm_decay: float,
+    norm_epsilon: float,
+    per_device_stats: bool,
+    features: tuple[int, ...],
+    hidden_units: int,
+    num_classes: int,
+    padding: str,
+    dropout_rate: float,
+    dtype: str,
+    axis_name: str | None = None,
+) -> VGG:
+    """Builds the network from the fields of `config.model`, see configs/default.py.
+
+    Args:
+      axis_name: of the mapped axis whose devices share a batch; None under plain `jit`.
+
+    Raises:
+      UserError: `norm`, `padding` or `dtype` names nothing there is.
+    """
+    for field, value, known in (("padding", padding, PADDINGS), ("dtype", dtype, DTYPES)):
+        if value not in known:
+            raise UserError(f"config.model.{field}: no {value!r}; there are: {', '.join(known)}")
+    factory = make_norm_factory(
+        norm,
+        decay=norm_decay,
+        epsilon=norm_epsilon,
+        axis_name=None if per_device_stats else axis_name,
+        dtype=DTYPES[dtype],
+    )
+    return VGG(
+        features=tuple(features),
+        hidden_units=hidden_units,
+        num_classes=num_classes,
+        norm=factory,
+        padding=padding,
+        dropout_rate=dropout_rate,
+        dtype=DTYPES[dtype],
+    )

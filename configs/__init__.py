@@ -1,0 +1,1 @@
+"""Configurations: default.py and the nine cells of the grid."""

@@ -1,0 +1,18 @@
+"""No normalization, random cropping (91.9% in a sister post).
+
+The percentages are published validation accuracies, not results of this code.
+
+  python -m bn_vgg.main --config=configs/baseline_crop.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    """The published recipe with `baseline_crop`'s differences; variants are default.py's."""
+    config = default.get_config(variant)
+    default.name_cell(config, "baseline_crop")
+    default.add_cropping(config)
+    return config

@@ -1,0 +1,19 @@
+"""No normalization, random cropping, dropout (94.9% in a sister post).
+
+The percentages are published validation accuracies, not results of this code.
+
+  python -m bn_vgg.main --config=configs/baseline_crop_dropout.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    """The published recipe with `baseline_crop_dropout`'s differences; variants are default.py's."""
+    config = default.get_config(variant)
+    default.name_cell(config, "baseline_crop_dropout")
+    default.add_cropping(config)
+    default.add_dropout(config)
+    return config

@@ -1,0 +1,20 @@
+"""Full batch norm, random cropping, dropout: figure 2 (86.8% by epoch 44).
+
+The percentages are published validation accuracies, not results of this code.
+
+  python -m bn_vgg.main --config=configs/full_crop_dropout.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    """The published recipe with `full_crop_dropout`'s differences; variants are default.py's."""
+    config = default.get_config(variant)
+    default.name_cell(config, "full_crop_dropout")
+    config.model.norm = "full"
+    default.add_cropping(config)
+    default.add_dropout(config)
+    return config
