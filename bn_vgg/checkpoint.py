@@ -20,6 +20,7 @@ class Progress:
       step: updates done.
       valid_error_rate: after that epoch.
       best_epoch: the first epoch with the lowest validation error so far, from 1.
+      best_step: the updates done by then; names its checkpoint.
       best_error_rate: that error.
       seconds: wall time spent on the run so far, over all its processes.
     """
@@ -28,8 +29,21 @@ class Progress:
     step: int = 0
     valid_error_rate: float = float("inf")
     best_epoch: int = 0
+    best_step: int = 0
     best_error_rate: float = float("inf")
     seconds: float = 0.0
+
+    def after_epoch(self, *, step: int, valid_error_rate: float, seconds: float) -> "Progress":
+        """Returns the progress one epoch on; of equal errors the earlier is the best."""
+        epoch = self.epoch + 1
+        better = valid_error_rate < self.best_error_rate
+        best = (epoch, step, valid_error_rate) if better else self.best
+        return Progress(epoch, step, valid_error_rate, *best, seconds)
+
+    @property
+    def best(self) -> tuple[int, int, float]:
+        """Epoch, step and error of the best."""
+        return self.best_epoch, self.best_step, self.best_error_rate
 
 
 class Checkpoints:

@@ -1,9 +1,11 @@
 """What the commands share: flags and errors that end in one line, not a traceback."""
 
+import contextlib
 import logging as std_logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from absl import app, flags, logging
 from etils import epath
@@ -26,7 +28,7 @@ def run(main: Callable[[], int | None]) -> None:
     # Before TensorFlow or XLA are imported, which would chat on standard error.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    logging.set_stderrthreshold(logging.WARNING)
+    logging.get_absl_handler().setLevel(std_logging.WARNING)
     app.run(lambda _: _guarded(main), flags_parser=_parse_flags)
 
 
@@ -51,6 +53,17 @@ def log_to_file(path: epath.Path | None) -> None:
     handler = std_logging.FileHandler(path)
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
     std_logging.getLogger().addHandler(handler)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a path to write to, which takes the place of `path` when all went well."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _guarded(main: Callable[[], int | None]) -> int | None:

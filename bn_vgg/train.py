@@ -197,14 +197,9 @@ class Run:
         for epoch in range(self.progress.epoch, self.config.num_epochs):
             trained = self._train_epoch(epoch)
             validated = self.evaluate(self.state, self.splits.valid)
-            error_rate = validated["error_rate"]
-            better = error_rate < self.progress.best_error_rate
-            self.progress = Progress(
-                epoch=epoch + 1,
+            self.progress = self.progress.after_epoch(
                 step=(epoch + 1) * self._steps_per_epoch(),
-                valid_error_rate=error_rate,
-                best_epoch=epoch + 1 if better else self.progress.best_epoch,
-                best_error_rate=error_rate if better else self.progress.best_error_rate,
+                valid_error_rate=validated["error_rate"],
                 seconds=seconds_before + time.monotonic() - self.started,
             )
             self._record_epoch(trained, validated)
@@ -316,8 +311,9 @@ class Run:
 
     def _finish(self, seconds_before: float) -> dict[str, Any]:
         self.checkpoints.wait()
-        best_step = self.progress.best_epoch * self._steps_per_epoch()
-        best = self.checkpoints.restore(best_step, self.devices.fetch(self.state))
+        best = self.checkpoints.restore(
+            self.progress.best_step, self.devices.fetch(self.state)
+        )
         tested = self.evaluate(self.devices.replicate(best), self.splits.test)
         result = {
             "config": self.config.to_dict(),

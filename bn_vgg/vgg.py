@@ -50,7 +50,7 @@ class Conv(nn.Module):
         y = conv3x3(x_NHWC.astype(self.dtype), kernel.astype(self.dtype), PADDINGS[self.padding])
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = y + bias.astype(self.dtype)
+            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return y
 
 

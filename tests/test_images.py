@@ -197,9 +197,11 @@ def test_orientation_6_of_a_jpeg_turns_it_clockwise():
 
 
 @pytest.mark.filterwarnings("ignore:.*EXIF:UserWarning")
-@pytest.mark.parametrize("exif", [b"Exif\0\0rubbish", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\x01"])
-def test_damaged_exif_does_not_lose_the_image(exif):
-    assert pixels(encode(Image.new("RGB", (8, 8), "white"), "JPEG", exif=exif)).min() == 255
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"rubbish!", b"II*\0", b"MM\0*\0\0\0\x08\xff\xff\0\x01"])
+def test_damaged_exif_does_not_lose_the_image(exif, file_format):
+    white = Image.new("RGB", (8, 8), "white")
+    assert pixels(encode(white, file_format, exif=b"Exif\0\0" + exif)).min() == 255
 
 
 def test_truncated_jpeg_says_so():
@@ -220,6 +222,17 @@ def test_what_is_no_image_is_named():
     assert reason(b"") == "empty file"
     assert reason(b"<html>404</html>") == "not a JPEG, PNG, GIF, BMP, WEBP or TIFF image"
     assert "not a JPEG" in reason(encode(Image.new("RGB", (2, 2)), "PPM"))
+
+
+def test_reasons_are_one_line_and_never_empty(monkeypatch):
+    assert images.describe(ValueError("one\n  two")) == "one two"
+    assert images.describe(MemoryError()) == "MemoryError"
+
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", fail)
+    assert reason(SOUND[0]) == "MemoryError"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -7,7 +7,8 @@ has to look at the animal.
 
 import hashlib
 import math
-from typing import NamedTuple, Sequence, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -18,8 +19,9 @@ from bn_vgg.errors import UserError
 # Raise it with every change that changes a pixel: caches are keyed by the fingerprint.
 VERSION = 1
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 Colour = tuple[int, int, int]
+Point = tuple[float, float] | np.ndarray
 Points = Sequence[tuple[float, float]] | np.ndarray
 
 _COATS = (
@@ -80,7 +82,7 @@ class _Dice(np.random.Generator):
     def between(self, low: float, high: float) -> float:
         return low + (high - low) * self.random()
 
-    def pick(self, options: Sequence[T]) -> T:
+    def pick(self, options: Sequence[_T]) -> _T:
         return options[int(len(options) * self.random())]
 
     def colour(self) -> Colour:
@@ -91,7 +93,9 @@ class _Dice(np.random.Generator):
 class _Pen:
     """Draws in a frame of its own: y points down, lengths are multiples of `unit` pixels."""
 
-    def __init__(self, canvas: Image.Image, origin, unit: float, turn: float = 0, mirror: int = 1):
+    def __init__(
+        self, canvas: Image.Image, origin: Point, unit: float, turn: float = 0, mirror: int = 1
+    ):
         self._draw, self._origin, self._unit = ImageDraw.Draw(canvas), origin, unit
         self._frame = _matrix(unit * mirror, unit, turn)
 
@@ -105,7 +109,10 @@ class _Pen:
         if edge:  # `polygon(..., width=...)` would go through a mask, which takes far longer
             self._draw.line(placed + placed[:2], edge, max(1, round(0.07 * self._unit)))
 
-    def blob(self, x, y, rx, ry, colour: Colour, edge: Colour | None = None, turn=0.0) -> None:
+    def blob(
+        self, x: float, y: float, rx: float, ry: float, colour: Colour,
+        edge: Colour | None = None, turn: float = 0,
+    ) -> None:  # fmt: skip
         self.polygon(_CIRCLE @ _matrix(rx, ry, turn) + (x, y), colour, edge)
 
 
@@ -133,36 +140,32 @@ def _shift(colour: Sequence[float], by: float = 0, times: float = 1) -> Colour:
 def _background(dice: _Dice) -> Image.Image:
     """Paints a canvas of a random size, `_OVERSAMPLING` times that of the image."""
     long, aspect = dice.between(60, 120), 1.7 ** dice.between(-0.95, 1)
-    short = long * min(aspect, 1 / aspect)
-    width, height = (round(side) for side in ((long, short) if aspect > 1 else (short, long)))
+    width, height = round(long * min(1, aspect)), round(long / max(1, aspect))
     size = width * _OVERSAMPLING, height * _OVERSAMPLING
     first, second = dice.colour(), dice.colour()
     canvas = Image.new("RGB", size, first)
     kind = dice.pick(("plain", "gradient", "clouds", "checkers", "stripes", "lawn", "room"))
     tilt = dice.between(-3, 3) if kind == "stripes" else dice.between(-0.1, 0.1)
     pen = _Pen(canvas, np.array(size) / 2, max(size) / 2, tilt)
+    cells = 2 if kind == "gradient" else int(dice.between(4, 14))
     if kind in ("gradient", "clouds"):
-        n = 2 if kind == "gradient" else int(dice.between(4, 14))
-        tiles = np.frombuffer(dice.bytes(3 * n * n), np.uint8).reshape(n, n, 3) // 2
-        tiles = tiles + (np.array(first, np.uint8) // 2)
+        noise = np.frombuffer(dice.bytes(3 * cells**2), np.uint8).reshape(cells, cells, 3)
+        tiles = noise // 2 + np.array(first, np.uint8) // 2
         canvas = Image.fromarray(tiles).resize(size, Image.Resampling.BILINEAR)
     elif kind == "checkers":
-        n = int(dice.between(4, 14))
-        tiles = np.array([first, second], np.uint8)[np.indices((n, n)).sum(axis=0) % 2]
+        tiles = np.array([first, second], np.uint8)[np.indices((cells, cells)).sum(axis=0) % 2]
         canvas = Image.fromarray(tiles).resize(size, Image.Resampling.NEAREST)
     elif kind == "stripes":
-        gap = dice.between(0.12, 0.4)
-        for y in np.arange(-1.5, 1.5, gap):
-            pen.line([(-1.5, y), (1.5, y)], second, gap * 0.5)
+        for y in np.arange(-1.5, 1.5, 2 / cells):
+            pen.line([(-1.5, y), (1.5, y)], second, 1 / cells)
     elif kind in ("lawn", "room"):
         horizon, x, y = dice.between(-0.2, 0.5), dice.between(-1, 0.6), dice.between(-0.8, -0.3)
         pen.polygon([(-2, horizon), (2, horizon), (2, 2), (-2, 2)], second, _shift(second, -30))
         if kind == "room":
             window = [(x, y), (x + 0.5, y), (x + 0.5, y + 0.4), (x, y + 0.4)]
             pen.polygon(window, dice.colour(), edge=dice.colour())
-        for k in range(14 if kind == "lawn" else 0):
-            x, y = dice.between(-1, 1), horizon + dice.between(0.02, 0.05 * k + 0.05)
-            pen.line([(x, y), (x + dice.between(-0.05, 0.05), y - 0.13)], _shift(second, 35), 0.025)
+        else:
+            pen.blob(x, y, dice.between(0.08, 0.3), 0.13, dice.colour())  # a sun or a cloud
     return canvas
 
 
@@ -186,8 +189,7 @@ def _clutter(dice: _Dice, canvas: Image.Image, count: int, largest: float) -> No
             pen.polygon([(-0.6, 0), (0.6, 0), (0.4, 1), (-0.4, 1)], second, edge)
         elif kind == "text":
             for y in (-0.5, 0, 0.5):
-                pen.line([(-1, y), (dice.between(-0.7, -0.1), y)], first, 0.2)
-                pen.line([(0, y), (dice.between(0.3, 1), y)], first, 0.2)
+                pen.line([(-1, y), (dice.between(-0.7, 1), y)], first, 0.2)
         else:
             pen.polygon([(-0.8, 0.8), (dice.between(-0.4, 0.4), -1), (0.8, 0.8)], first, edge)
 
@@ -198,15 +200,11 @@ def _coat(dice: _Dice) -> _Coat:
     )
     if sum(abs(a - b) for a, b in zip(base, second, strict=True)) < 120:
         second = _shift(base, 70) if sum(base) < 380 else _shift(base, times=0.6)
-    return _Coat(
-        base=base,
-        second=second,
-        muzzle=dice.pick((_shift(base, 35), _shift(second, 20))),
-        edge=_shift(base, times=dice.between(0.35, 0.6)),
-        iris=dice.pick(((120, 170, 70), (215, 170, 60), (90, 150, 200), (150, 95, 50))),
-        nose=dice.pick((_PINK, _DARK, (96, 56, 48))),
-        pattern=dice.pick(("plain", "patch", "stripes", "spots", "blaze")),
-    )
+    muzzle, edge = dice.pick((_shift(base, 35), _shift(second, 20))), _shift(base, times=0.5)
+    iris = dice.pick(((120, 170, 70), (215, 170, 60), (90, 150, 200), (150, 95, 50)))
+    nose = dice.pick((_PINK, _DARK, (96, 56, 48)))
+    pattern = dice.pick(("plain", "patch", "stripes", "spots"))
+    return _Coat(base, second, muzzle, edge, iris, nose, pattern)
 
 
 def _fur(dice: _Dice, pen: _Pen, x: float, y: float, rx: float, ry: float, coat: _Coat) -> None:
@@ -227,24 +225,18 @@ def _fur(dice: _Dice, pen: _Pen, x: float, y: float, rx: float, ry: float, coat:
         for k in range(6):
             spot = at(k + dice.between(0, 0.6), dice.between(0.5, 0.75))
             pen.blob(*spot, dice.between(0.1, 0.2), 0.14, coat.second)
-    elif coat.pattern == "blaze":
-        pen.blob(x, y, 0.3 * rx, 0.92 * ry, coat.second)
 
 
-def _eyes(dice: _Dice, pen: _Pen, x: float, y: float, pupil_rx: float, coat: _Coat) -> None:
-    gaze = dice.between(-0.05, 0.05)
+def _eyes(pen: _Pen, x: float, y: float, pupil_rx: float, coat: _Coat) -> None:
     for side in (-x, x):
         pen.blob(side, y, 0.21, 0.22, coat.iris, _DARK)
-        pen.blob(side + gaze, y, pupil_rx, 0.15, _DARK)
+        pen.blob(side, y, pupil_rx, 0.15, _DARK)
         pen.blob(side + 0.07, y - 0.08, 0.055, 0.055, _WHITE)
 
 
 def _cat_head(dice: _Dice, pen: _Pen, coat: _Coat) -> None:
-    ear, tip, lean = (
-        dice.pick((coat.base, coat.second)),
-        dice.between(1.45, 1.75),
-        dice.between(0.7, 1),
-    )
+    ear = dice.pick((coat.base, coat.second))
+    tip, lean = dice.between(1.45, 1.75), dice.between(0.7, 1)
     for side in (-1, 1):
         outer = [(side * 0.98, -0.2), (side * lean, -tip), (side * 0.15, -0.8)]
         inner = [(side * 0.8, -0.5), (side * lean * 0.95, 0.35 - tip), (side * 0.4, -0.75)]
@@ -253,7 +245,7 @@ def _cat_head(dice: _Dice, pen: _Pen, coat: _Coat) -> None:
     _fur(dice, pen, 0, 0, dice.between(0.98, 1.12), dice.between(0.82, 0.95), coat)
     for x in (-0.2, 0.2):
         pen.blob(x, 0.42, 0.27, 0.22, coat.muzzle)
-    _eyes(dice, pen, 0.43, -0.12, 0.065, coat)
+    _eyes(pen, 0.43, -0.12, 0.065, coat)
     pen.polygon([(-0.14, 0.2), (0.14, 0.2), (0, 0.37)], coat.nose)
     pen.line([(-0.28, 0.52), (-0.1, 0.57), (0, 0.4), (0.1, 0.57), (0.28, 0.52)], _DARK, 0.05)
     whisker = _WHITE if sum(coat.base) < 400 else _DARK
@@ -269,11 +261,11 @@ def _dog_head(dice: _Dice, pen: _Pen, coat: _Coat) -> None:
     pen.blob(0, 0.5, dice.between(0.42, 0.55), dice.between(0.5, 0.62), coat.muzzle, coat.edge)
     for side in (-1, 1):
         pen.blob(side * 0.98, length - 0.6, width, length, ear, coat.edge, -side * lean)
-    _eyes(dice, pen, 0.37, -0.24, 0.13, coat)
+    _eyes(pen, 0.37, -0.24, 0.13, coat)
     if dice.random() < 0.5:
         pen.blob(dice.between(-0.1, 0.1), 0.92, 0.17, 0.3, _PINK, _shift(_PINK, -60))
-    pen.line([(0, 0.3), (0, 0.6)], _DARK, 0.05)
-    pen.line([(-0.3, 0.6), (-0.14, 0.7), (0, 0.6), (0.14, 0.7), (0.3, 0.6)], _DARK, 0.05)
+    smile = [(-0.3, 0.6), (-0.14, 0.7), (0, 0.6), (0, 0.3), (0, 0.6), (0.14, 0.7), (0.3, 0.6)]
+    pen.line(smile, _DARK, 0.05)
     pen.blob(0, 0.2, 0.24, 0.17, coat.nose)
 
 
@@ -281,11 +273,11 @@ def _body(dice: _Dice, pen: _Pen, coat: _Coat, is_dog: bool, sits: bool) -> None
     x, y = (0.6, 2.1) if sits else (2.2, 0.9)
     along, sway = np.linspace(0, 1, 8), dice.between(0.35, 0.6)
     if is_dog:  # short, thick and raised
-        tail = np.stack([x + 0.75 * along, y - 1.8 * sway * along**2], axis=1)
+        tail, width = (x + 0.75 * along, y - 1.8 * sway * along**2), 0.3
     else:  # long and thin, in an S
-        tail = np.stack([x + 0.5 * along + sway * np.sin(4.5 * along), y - 1.6 * along], axis=1)
-    pen.line(tail, coat.edge, 0.44 if is_dog else 0.32)
-    pen.line(tail, coat.base, 0.3 if is_dog else 0.18)
+        tail, width = (x + 0.5 * along + sway * np.sin(4.5 * along), y - 1.6 * along), 0.18
+    pen.line(np.stack(tail, axis=1), coat.edge, width + 0.14)
+    pen.line(np.stack(tail, axis=1), coat.base, width)
     if sits:
         _fur(dice, pen, 0, 1.5, 0.8, 0.95, coat)
         for x in (-0.6, 0.6):
@@ -297,28 +289,28 @@ def _body(dice: _Dice, pen: _Pen, coat: _Coat, is_dog: bool, sits: bool) -> None
         for x in (0.4, 0.85, 1.7, 2.1):
             pen.blob(x, 1.75, 0.2, 0.6, coat.base, coat.edge)
         _fur(dice, pen, 1.25, 1.05, 1.2, 0.65, coat)
-    if dice.random() < 0.4:
-        pen.blob(0, 0.95, 0.6, 0.2, dice.colour(), coat.edge)  # a collar
 
 
 def _animal(dice: _Dice, canvas: Image.Image, is_dog: bool) -> None:
-    coat, pose = _coat(dice), dice.pick(("head", "head", "sits", "stands"))
-    mirror, turn = dice.pick((-1, 1)), dice.between(-0.6, 0.6)
-    right, bottom, smallest = {
-        "head": (1.35, 1.05, 0.55), "sits": (1.6, 2.5, 0.75), "stands": (3.0, 2.35, 0.75)
+    coat, pose, mirror = (
+        _coat(dice),
+        dice.pick(("head", "head", "sits", "stands")),
+        dice.pick((-1, 1)),
+    )
+    right, bottom, smallest, most_turned = {
+        "head": (1.35, 1.05, 0.55, 0.6), "sits": (1.6, 2.5, 0.75, 0.3),
+        "stands": (3.0, 2.35, 0.75, 0.3),
     }[pose]  # fmt: skip
-    # Centred on its own outline, so that the place does not tell the classes apart.
-    centre = (right - 1.35) / 2, (bottom - (1.05 if is_dog else 1.65)) / 2
-    extent = dice.between(smallest, 1) * min(canvas.size)
-    unit = extent / max(right + 1.35, bottom + 1.35)
+    size = np.array(canvas.size)
+    extent = dice.between(smallest, 1) * size.min()
+    unit, turn = extent / max(right + 1.35, bottom + 1.35), dice.between(-most_turned, most_turned)
+    # Placed by the middle of its own outline, so that the place does not tell the classes apart.
+    middle = (right - 1.35) / 2, (bottom - (1.05 if is_dog else 1.65)) / 2
+    spare = np.maximum(0.06 * size, (size - 0.9 * extent) / 2)
+    place = size / 2 + spare * (dice.between(-1, 1), dice.between(-1, 1))
+    origin = place - np.array(middle) @ _matrix(unit * mirror, unit, turn)
     if pose != "head":
-        turn *= 0.5
-    # A tenth of the animal may lie outside the image.
-    spare = np.maximum(0.06 * np.array(canvas.size), (np.array(canvas.size) - 0.9 * extent) / 2)
-    middle = np.array(canvas.size) / 2 + spare * (dice.between(-1, 1), dice.between(-1, 1))
-    origin = middle - np.array(centre) @ _matrix(unit * mirror, unit, turn)
-    if pose != "head":
-        _body(dice, _Pen(canvas, origin, unit, turn, mirror), coat, is_dog, pose == "sits")
+        _body(dice, _Pen(canvas, origin, unit, turn, mirror), coat, is_dog, sits=pose == "sits")
         turn += dice.between(-0.3, 0.3)
     (_dog_head if is_dog else _cat_head)(dice, _Pen(canvas, origin, unit, turn, mirror), coat)
 
@@ -326,15 +318,11 @@ def _animal(dice: _Dice, canvas: Image.Image, is_dog: bool) -> None:
 def _light(dice: _Dice, image: Image.Image) -> Image.Image:
     """Applies contrast, a lamp to one side, gain, a colour cast and noise."""
     pixels = np.array(image, np.float32)
-    height, width, _ = pixels.shape
-    gain, contrast = 1.7 ** dice.between(-1.4, 0.8), dice.between(0.4, 1.2)
+    down, across = (np.arange(side, dtype=np.float32) / side - 0.5 for side in pixels.shape[:2])
+    gain, contrast = 1.7 ** dice.between(-1.4, 0.8), dice.between(0.5, 1.2)
     cast = np.array([gain * dice.between(0.8, 1.25) for _ in range(3)], np.float32)
-    across = 1 + dice.between(-0.4, 0.4) * (np.arange(width, dtype=np.float32) / width - 0.5)
-    down = 1 + dice.between(-0.4, 0.4) * (np.arange(height, dtype=np.float32) / height - 0.5)
-    pixels -= 128
-    pixels *= contrast
-    pixels += 128
-    pixels *= (down[:, None] * across)[..., None] * cast
+    across, down = 1 + dice.between(-0.4, 0.4) * across, 1 + dice.between(-0.4, 0.4) * down
+    pixels = ((pixels - 128) * contrast + 128) * ((down[:, None] * across)[..., None] * cast)
     noise = np.frombuffer(dice.bytes(pixels.size), np.int8).reshape(pixels.shape)
-    pixels += noise * np.float32(dice.between(0, 0.2))
+    pixels += noise * np.float32(dice.between(0, 0.16))
     return Image.fromarray(pixels.clip(0, 255, out=pixels).astype(np.uint8))

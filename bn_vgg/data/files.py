@@ -193,8 +193,6 @@ class _Archive:
 
     def read(self, inner: str) -> bytes:
         info = self._zip.getinfo(inner)
-        if info.flag_bits & 1:
-            raise UnreadableImage("encrypted: unpack the archive with its password")
         # zipfile bounds what one step unpacks for these two methods alone.
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UnreadableImage("compressed with neither of the methods stored and deflated")

@@ -62,7 +62,7 @@ def scale_shorter_side(image: Image.Image, side: int) -> Image.Image:
     """Scales an image, up or down, until its shorter side measures `side` pixels.
 
     Bicubic, antialiased when scaling down. The aspect ratio is kept: the longer side is rounded
-    to the nearest pixel. An image that already fits is copied unchanged.
+    to the nearest pixel. An image that already fits is copied.
 
     Raises:
       UnreadableImage: one side is more than MAX_ASPECT_RATIO times the other.
@@ -78,7 +78,7 @@ def scale_shorter_side(image: Image.Image, side: int) -> Image.Image:
     # In whole numbers, halves upwards; never below `side`, because longer >= shorter.
     scaled = (2 * longer * side + shorter) // (2 * shorter)
     size = (side, scaled) if image.width <= image.height else (scaled, side)
-    return image.copy() if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def describe(error: Exception) -> str:

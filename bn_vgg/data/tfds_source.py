@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from bn_vgg.data import images
@@ -40,8 +41,8 @@ def _reported(problem: str, advice: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        module = (getattr(error, "name", None) or "").partition(".")[0]
-        if isinstance(error, ImportError) and module:
+        if isinstance(error, ImportError) and error.name:
+            module = error.name.partition(".")[0]
             advice = f"install it with: pip install {_PACKAGES.get(module, module)}"
         raise UserError(f"{problem}: {_reason(error)}; {advice}; {_OTHERS}") from error
 
@@ -51,7 +52,7 @@ def _reason(error: Exception) -> str:
     for inner in (*error.args[:1], getattr(error, "reason", None)):
         if isinstance(inner, Exception):
             return _reason(inner)
-    text = images.describe(error)
+    text = images.describe(error).rstrip(".")
     return text if len(text) <= 300 else f"{text[:299]}…"
 
 
@@ -91,7 +92,7 @@ class TfdsImages:
     def __init__(self, name: str, *, data_dir: str | None = None):
         builder = _builder(name, data_dir)
         # First of all, lest gigabytes are downloaded in vain.
-        self._image, label = _image_and_label(name, builder.info)
+        self._image, label_key = _image_and_label(name, builder.info)
         _prepare(builder)
         info = builder.info
         self._features = tfds.features.FeaturesDict({self._image: info.features[self._image]})
@@ -101,7 +102,7 @@ class TfdsImages:
             rows = [
                 (split, *row)
                 for split, examples in self._examples.items()
-                for row in _labels(examples, info.features, label)
+                for row in _labels(examples, info.features, label_key)
             ]
         if not rows:
             have = ", ".join(info.splits) or "none"
@@ -110,16 +111,16 @@ class TfdsImages:
                 f"(its splits: {have}); choose another set; {_OTHERS}"
             )
         self.description = f"TFDS {info.full_name}"
-        self.class_names = tuple(info.features[label].names)
+        self.class_names = tuple(info.features[label_key].names)
         keys = [f"{self.class_names[label]}/{file_name}" for _, _, label, file_name in rows]
-        if not all(row[-1] for row in rows) or len(set(keys)) < len(keys):
-            keys = [f"{split}/{position:08d}" for split, position, _, _ in rows]
-        several = len({row[0] for row in rows}) > 1
+        if not all(file_name for *_, file_name in rows) or len(set(keys)) < len(keys):
+            keys = [f"{split}/{position:08d}" for split, position, *_ in rows]
+        several = len({split for split, *_ in rows}) > 1
         self.records: Sequence[Record] = [
             Record(key, label, split if several else "")
             for key, (split, _, label, _) in zip(keys, rows, strict=True)
         ]
-        self._places = [row[:2] for row in rows]
+        self._places = [(split, position) for split, position, *_ in rows]
         content = info.full_name, self._image, self.class_names, [tuple(r) for r in self.records]
         self.fingerprint = hashlib.sha256(repr(content).encode()).hexdigest()
 
@@ -156,7 +157,7 @@ def _image_and_label(name: str, info: Any) -> tuple[str, str]:
         if not pair or len(pair) != 2 or not all(isinstance(key, str) for key in pair):
             continue
         image, label = map(features.get, pair)
-        is_image = isinstance(image, tfds.features.Image) and image.np_dtype == "uint8"
+        is_image = isinstance(image, tfds.features.Image) and image.np_dtype == np.uint8
         if is_image and isinstance(label, tfds.features.ClassLabel) and label.num_classes:
             return pair
     found = ", ".join(f"{key} ({type(value).__name__})" for key, value in features.items())
@@ -177,7 +178,7 @@ def _prepare(builder: Any) -> None:
             with contextlib.suppress(ImportError):
                 from tensorflow_datasets.core.download import downloader
 
-                # Without a network TFDS's 10 retries take 204 seconds, 5 take 12.
+                # Without a network TFDS's 10 retries take 204 seconds, 5 take 6.
                 downloader.MAX_RETRIES = 5
         # TFDS installs ArrayRecord on Linux only. Elsewhere its default has to do.
         has_array_record = importlib.util.find_spec("array_record") is not None

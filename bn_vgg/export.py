@@ -1,0 +1,62 @@
+"""Writes a run's weights as plain arrays.
+
+python -m bn_vgg.export --workdir=DIR --output=weights.npz
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from flax import traverse_util
+
+from bn_vgg import command, trained
+from bn_vgg.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.", required=True)
+_WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint.")
+
+
+def main() -> None:
+    """Runs the command."""
+    command.log_to_file(None)
+    output = Path(_OUTPUT.value)
+    if output.suffix != ".npz":
+        raise UserError(f"--output: {output} does not end in .npz")
+    run = trained.load(_WORKDIR.value, _WHICH.value)
+    arrays = named_arrays(run.state)
+    about = {
+        "config": run.config,
+        "class_names": run.class_names,
+        "checkpoint": _WHICH.value,
+        "step": run.step,
+    }
+    try:
+        with command.replacing(output) as partial:
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)
+        with command.replacing(output.with_suffix(".json")) as partial:
+            partial.write_text(json.dumps(about, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    print(f"{output}: {len(arrays)} arrays of step {run.step}; {output.with_suffix('.json')}")
+
+
+def named_arrays(state) -> dict[str, np.ndarray]:
+    """Returns `params/…` and `batch_stats/…`, each in the network's order."""
+    flat = {}
+    for collection in ("params", "batch_stats"):
+        named = traverse_util.flatten_dict(getattr(state, collection), sep="/")
+        for name in sorted(named, key=_natural):
+            flat[f"{collection}/{name}"] = np.asarray(named[name])
+    return flat
+
+
+def _natural(name: str) -> list:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,82 @@
+"""The convolution against a loop in float64, and its fast gradients against XLA's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bn_vgg import convolution
+from bn_vgg.convolution import conv3x3
+
+
+def reference(x, kernel, padding):
+    """Cross-correlation by definition, float64."""
+    x = np.pad(x.astype(np.float64), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    n, height, width, _ = x.shape
+    y = np.zeros((n, height - 2, width - 2, kernel.shape[-1]))
+    for a in range(3):
+        for b in range(3):
+            window = x[:, a : a + height - 2, b : b + width - 2]
+            y += np.einsum("nhwi,io->nhwo", window, kernel[a, b].astype(np.float64))
+    return y
+
+
+def reference_gradients(x, kernel, padding, grad):
+    """Of sum(y * grad), by definition, float64."""
+    x64 = np.pad(x.astype(np.float64), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height, width = grad.shape[1:3]
+    grad_x, grad_kernel = np.zeros_like(x64), np.zeros(kernel.shape)
+    for a in range(3):
+        for b in range(3):
+            window = x64[:, a : a + height, b : b + width]
+            grad_kernel[a, b] = np.einsum("nhwi,nhwo->io", window, grad)
+            grad_x[:, a : a + height, b : b + width] += np.einsum(
+                "nhwo,io->nhwi", grad, kernel[a, b]
+            )
+    inner = slice(padding, -padding)
+    return grad_x[:, inner, inner], grad_kernel
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    n=st.integers(1, 3),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    channels=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    padding=st.sampled_from([1, 2]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_forward_and_gradients_equal_float64(n, height, width, channels, padding, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, height, width, channels[0])).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, *channels)).astype(np.float32)
+    y, pullback = jax.vjp(lambda x, kernel: conv3x3(x, kernel, padding), x, kernel)
+    expected = reference(x, kernel, padding)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    grad = rng.normal(size=expected.shape).astype(np.float32)
+    grad_x, grad_kernel = pullback(jnp.asarray(grad))
+    expected_x, expected_kernel = reference_gradients(x, kernel, padding, grad)
+    np.testing.assert_allclose(grad_x, expected_x, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(grad_kernel, expected_kernel, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("padding", [1, 2])
+def test_cpu_gradients_equal_xlas(padding, dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 13, 11, 20)), dtype)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 20, 50)), dtype)
+    grad = jnp.asarray(rng.normal(size=(4, 11 + 2 * padding, 9 + 2 * padding, 50)), dtype)
+    ours = (
+        convolution._cpu_input_gradient(padding, kernel, grad),
+        convolution._cpu_kernel_gradient(padding, x, grad),
+    )
+    xlas = convolution._xla_gradients(padding, x, kernel, grad)
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2  # bfloat16 keeps 8 bits
+    for our, xla in zip(ours, xlas, strict=True):
+        assert our.dtype == xla.dtype == dtype
+        scale = float(jnp.abs(xla.astype(jnp.float32)).max())
+        difference = jnp.abs(our.astype(jnp.float32) - xla.astype(jnp.float32)).max()
+        assert difference <= tolerance * scale

@@ -1,0 +1,354 @@
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import requests
+import tensorflow_datasets as tfds
+from PIL import Image
+from urllib3.connection import HTTPSConnection
+from urllib3.exceptions import MaxRetryError, NameResolutionError
+
+from bn_vgg.data import tfds_source
+from bn_vgg.data.images import UnreadableImage
+from bn_vgg.data.source import Record
+from bn_vgg.data.tfds_source import TfdsImages
+from bn_vgg.errors import UserError
+
+# Of different sizes, so that a mix-up shows. Grey values, because the images are of one colour.
+GREYS = {"Cat/0.png": 10, "Cat/1.png": 50, "Dog/0.png": 90, "Dog/1.png": 130, "Dog/2.png": 170}
+
+
+def png(grey, mode="RGB", **size):
+    file = io.BytesIO()
+    Image.new("RGB", (size.get("width", 8), 6), (grey,) * 3).convert(mode).save(file, "PNG")
+    return file.getvalue()
+
+
+class _Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("1.0.0")
+    FEATURES: tfds.features.FeaturesDict
+    SUPERVISED: tuple | None = ("image", "label")
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self, features=self.FEATURES, supervised_keys=self.SUPERVISED
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield from ()
+
+
+class TinyPets(_Tiny):
+    """As cats_vs_dogs: one split, file names."""
+
+    FEATURES = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(),
+            "image/filename": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+        }
+    )
+
+    def _generate_examples(self):
+        for name, grey in GREYS.items():
+            yield (
+                name,
+                {
+                    "image": io.BytesIO(png(grey, "L" if grey == 50 else "RGB", width=grey)),
+                    "image/filename": f"PetImages/{name}",
+                    "label": name[:3].lower(),
+                },
+            )
+
+
+class TinySplits(_Tiny):
+    """Two splits, one more that is to be ignored, an unknown label, other feature names."""
+
+    FEATURES = tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "photo": tfds.features.Image(shape=(None, None, 1)),
+            "kind": tfds.features.ClassLabel(num_classes=3),
+        }
+    )
+    SUPERVISED = ("photo", "kind")
+
+    def _split_generators(self, dl_manager):
+        return {
+            split: self._generate_examples(split) for split in ("train", "test", "unsupervised")
+        }
+
+    def _generate_examples(self, split):
+        for label in (-1, 0, 1, 2):
+            # An array, as cifar10 has it: TFDS encodes it.
+            photo = np.full((4, 5, 1), 40 * (label + 1) + len(split), np.uint8)
+            yield label, {"id": f"{split}{label}", "photo": photo, "kind": label}
+
+
+class TinyBroken(_Tiny):
+    """Holds what is no image."""
+
+    FEATURES = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(),
+            "label": tfds.features.ClassLabel(names=["a", "b"]),
+        }
+    )
+    SUPERVISED = None
+
+    def _generate_examples(self):
+        yield 0, {"image": io.BytesIO(b"rubbish"), "label": "a"}
+
+
+class TinyTexts(_Tiny):
+    FEATURES = tfds.features.FeaturesDict(
+        {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["a", "b"])}
+    )
+    SUPERVISED = ("text", "label")
+
+
+class TinyDepths(_Tiny):
+    """Its images are floating-point numbers in the disguise of RGBA."""
+
+    FEATURES = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 1), dtype=np.float32),
+            "label": tfds.features.ClassLabel(names=["a", "b"]),
+        }
+    )
+
+
+class TinyUnlabelled(_Tiny):
+    FEATURES = TinyBroken.FEATURES
+
+    def _generate_examples(self):
+        yield 0, {"image": io.BytesIO(png(0)), "label": -1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where TFDS keeps the sets that the tests share."""
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="module")
+def pets(folder):
+    return TfdsImages("tiny_pets", data_dir=folder)
+
+
+def failure(name, data_dir):
+    """Returns the message of the UserError, which must be one line."""
+    with pytest.raises(UserError) as info:
+        TfdsImages(name, data_dir=str(data_dir))
+    message = str(info.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def read_all(source):
+    return [np.asarray(source.read(index)) for index in range(len(source.records))]
+
+
+def test_one_split(pets):
+    assert pets.description == "TFDS tiny_pets/1.0.0"
+    assert pets.class_names == ("cat", "dog")
+    assert {record.key: (record.label, record.split) for record in pets.records} == {
+        "cat/0.png": (0, ""),
+        "cat/1.png": (0, ""),
+        "dog/0.png": (1, ""),
+        "dog/1.png": (1, ""),
+        "dog/2.png": (1, ""),
+    }
+    for record, pixels in zip(pets.records, read_all(pets), strict=True):
+        grey = GREYS[record.key.capitalize()]
+        np.testing.assert_array_equal(pixels, np.full((6, grey, 3), grey, np.uint8), record.key)
+
+
+def test_splits(folder):
+    source = TfdsImages("tiny_splits", data_dir=folder)
+    assert source.class_names == ("0", "1", "2")
+    assert len({record.key for record in source.records}) == len(source.records)
+    assert sorted((split, label) for _, label, split in source.records) == [
+        *(("test", label) for label in range(3)),
+        *(("train", label) for label in range(3)),
+    ]
+    for (key, label, split), pixels in zip(source.records, read_all(source), strict=True):
+        assert key.startswith(f"{split}/0000000")
+        np.testing.assert_array_equal(
+            pixels, np.full((4, 5, 3), 40 * (label + 1) + len(split), np.uint8)
+        )
+
+
+def test_equal_file_names_are_no_keys(tmp_path, monkeypatch):
+    monkeypatch.setitem(GREYS, "Dog/copy/2.png", 210)
+    source = TfdsImages("tiny_pets", data_dir=str(tmp_path))
+    assert [record.key for record in source.records] == [f"train/{i:08d}" for i in range(6)]
+
+
+def test_any_thread_in_any_order(pets, folder):
+    expected = read_all(pets)
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(len(expected)), 40))
+    source = TfdsImages("tiny_pets", data_dir=folder)  # its files are not open yet
+    with ThreadPoolExecutor(8) as threads:
+        for index, image in zip(order, threads.map(source.read, order), strict=True):
+            np.testing.assert_array_equal(np.asarray(image), expected[index])
+
+
+def test_set_prepared_by_others_as_tfrecord(pets, tmp_path):
+    builder = tfds.builder("tiny_pets", data_dir=str(tmp_path))
+    builder.download_and_prepare(
+        file_format="tfrecord",
+        download_config=tfds.download.DownloadConfig(num_shards=2),
+    )
+    files = sorted(builder.data_path.glob("*.tfrecord*"))
+    assert len(files) == 2
+
+    source = TfdsImages("tiny_pets", data_dir=str(tmp_path))
+    assert source.records == pets.records
+    assert source.fingerprint == pets.fingerprint
+    with ThreadPoolExecutor(8) as threads:
+        pixels = list(threads.map(source.read, range(len(source.records))))
+    for mine, theirs in zip(pixels, read_all(pets), strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), theirs)
+
+    files[1].write_bytes(files[1].read_bytes()[:-100])  # the last record lacks its end
+    message = failure("tiny_pets", tmp_path)
+    assert f"delete {builder.data_dir}" in message
+    files[1].write_bytes(b"")
+    assert "of 5 examples are there" in failure("tiny_pets", tmp_path)
+
+
+def test_opens_again_without_preparing(pets, folder, monkeypatch):
+    def generate(self):
+        raise AssertionError("prepared again")
+
+    monkeypatch.setattr(TinyPets, "_generate_examples", generate)
+    again = TfdsImages("tiny_pets", data_dir=folder)
+    assert again.records == pets.records
+    assert again.fingerprint == pets.fingerprint
+    by_version = TfdsImages("tiny_pets:1.*.*", data_dir=folder)
+    assert by_version.fingerprint == pets.fingerprint
+
+
+def test_fingerprint_changes_with_version_and_records(pets, tmp_path, monkeypatch):
+    monkeypatch.setattr(TinyPets, "VERSION", tfds.core.Version("1.0.2"))
+    version = TfdsImages("tiny_pets", data_dir=str(tmp_path / "version"))
+    assert version.records == pets.records
+    monkeypatch.setitem(GREYS, "Dog/3.png", 210)
+    more = TfdsImages("tiny_pets", data_dir=str(tmp_path / "more"))
+    assert len({pets.fingerprint, version.fingerprint, more.fingerprint}) == 3
+
+
+def test_mocked_cifar10(tmp_path):
+    version = str(tfds.builder("cifar10", data_dir=str(tmp_path)).version)
+    metadata = tmp_path / "cifar10" / version
+    metadata.mkdir(parents=True)
+    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    splits = [
+        {"name": name, "shardLengths": ["4"], "filepathTemplate": template}
+        for name in ("test", "train")
+    ]
+    info = {"name": "cifar10", "version": version, "fileFormat": "array_record", "splits": splits}
+    (metadata / "dataset_info.json").write_text(json.dumps(info))
+    # TFDS learns the names from the download: the builder has none before.
+    names = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    (metadata / "label.labels.txt").write_text("\n".join(names))
+    policy = tfds.testing.MockPolicy.USE_FILES
+    with tfds.testing.mock_data(num_examples=4, policy=policy, data_dir=str(tmp_path)):
+        source = TfdsImages("cifar10")
+        assert source.class_names == names
+        assert [split for _, _, split in source.records] == ["train"] * 4 + ["test"] * 4
+        assert all(0 <= record.label < 10 for record in source.records)
+        assert source.read(5).size == (32, 32)
+
+
+def test_unreadable_image(folder):
+    source = TfdsImages("tiny_broken", data_dir=folder)
+    assert source.records == [Record("train/00000000", 0)]
+    with pytest.raises(UnreadableImage):
+        source.read(0)
+
+
+def test_unknown_name(tmp_path):
+    message = failure("cats_vs_dog", tmp_path)
+    assert "'cats_vs_dog'" in message
+    assert "did you mean cats_vs_dogs" in message
+    assert "zip files or folders" in message
+    assert "cartoons" in message
+    assert "stanford_dogs" in failure("dogs", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tiny_pets:9.9.9", "tiny_pets/large", "no such:name:", "a:b"])
+def test_wrong_version_configuration_or_spelling(name, tmp_path):
+    assert repr(name) in failure(name, tmp_path)
+
+
+def test_not_for_image_classification(tmp_path):
+    message = failure("tiny_texts", tmp_path)
+    assert "not for image classification" in message
+    assert "text (Text), label (ClassLabel)" in message
+    assert "not for image classification" in failure("tiny_depths", tmp_path)
+    assert list(tmp_path.iterdir()) == []  # nothing was prepared for that
+
+
+def test_no_labels(tmp_path):
+    assert "no labelled images" in failure("tiny_unlabelled", tmp_path)
+
+
+def test_no_network(tmp_path, monkeypatch):
+    def get(session, url, **_):
+        # What requests raised in this place on a machine without a network.
+        host = "download.microsoft.com"
+        error = OSError(-2, "Name or service not known")
+        reason = NameResolutionError(host, HTTPSConnection(host), error)
+        raise requests.ConnectionError(MaxRetryError(None, url, reason))
+
+    monkeypatch.setattr(requests.Session, "get", get)
+    # A set of TFDS's own, because those alone need importlib_resources, which TFDS 4.9.10
+    # forgets to require (https://github.com/tensorflow/datasets/issues/11212).
+    message = failure("cats_vs_dogs", tmp_path)
+    assert "cats_vs_dogs/4" in message
+    assert "Failed to resolve 'download.microsoft.com'" in message
+    assert "check the network" in message
+    assert "zip files or folders" in message
+    assert "cartoons" in message
+    assert len(message) < 600
+    # TFDS must still have the knob that `_prepare` turns, or it retries for minutes.
+    assert tfds.core.download.downloader.MAX_RETRIES == 5
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ModuleNotFoundError("No module", name="tensorflow.io"), "pip install tensorflow-cpu;"),
+        (ModuleNotFoundError("No module", name="scipy"), "pip install scipy;"),
+        (OSError("Not enough disk space.\nNeeded: 1 GiB"), "has room"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_whatever_stops_the_preparation(error, expected, tmp_path, monkeypatch):
+    def generate(self):
+        raise error
+
+    monkeypatch.setattr(TinyPets, "_generate_examples", generate)
+    assert expected in failure("tiny_pets", tmp_path)
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    assert str(file) in failure("tiny_pets", file / "tfds")
+
+
+def test_keeps_standard_output_clean(tmp_path, capfd):
+    TfdsImages("tiny_broken", data_dir=str(tmp_path))
+    assert capfd.readouterr().out == ""
+
+
+def test_long_reasons_are_cut():
+    assert len(tfds_source._reason(ValueError("word " * 1000))) == 300

@@ -1,0 +1,142 @@
+"""The network: sizes, parameters, dropout by position, precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bn_vgg.errors import UserError
+from bn_vgg.state import num_parameters
+from bn_vgg.vgg import Dropout, make_model, max_pool_2x2
+from configs import default
+
+
+def model(**changes):
+    return make_model(**(default.get_config().model.to_dict() | changes))
+
+
+def init(model, side):
+    return model.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), train=False)
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"), [("none", 3152482), ("mean_only", 3152482), ("full", 3152822)]
+)
+def test_parameter_counts_at_128(norm, expected):
+    """The numbers are RECIPE.md's."""
+    variables = jax.eval_shape(lambda: init(model(norm=norm), 128))
+    assert num_parameters(variables["params"]) == expected
+
+
+def test_spatial_sizes_follow_the_recipe():
+    """130, 132 -> 66; 68, 70 -> 35; 37, 39 -> 19; 21, 23 -> 11: 6,050 features."""
+    network = model()
+    _, intermediates = jax.eval_shape(
+        lambda: network.apply(
+            init(network, 128),
+            jnp.zeros((1, 128, 128, 3)),
+            train=False,
+            capture_intermediates=True,
+            mutable=["intermediates"],
+        )
+    )
+    captured = intermediates["intermediates"]
+    sides = [captured[f"block{i}"]["__call__"][0].shape[1:3] for i in range(8)]
+    assert sides == [(s, s) for s in (130, 132, 68, 70, 37, 39, 21, 23)]
+    hidden = jax.eval_shape(lambda: init(network, 128))["params"]["hidden"]["kernel"]
+    assert hidden.shape == (6050, 500)
+
+
+def test_same_padding_keeps_sizes():
+    variables = jax.eval_shape(lambda: init(model(padding="same"), 128))
+    assert variables["params"]["hidden"]["kernel"].shape == (8 * 8 * 50, 500)
+
+
+def test_initialization_is_glorot_uniform_with_zero_biases():
+    params = init(model(), 48)["params"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if path[-1].key == "bias":
+            assert not leaf.any()
+            continue
+        area = np.prod(leaf.shape[:-2])
+        half_width = np.sqrt(6 / (area * (leaf.shape[-2] + leaf.shape[-1])))
+        assert np.abs(leaf).max() <= half_width
+        # Uniform of half-width w has deviation w / sqrt(3); the smallest kernel has 540 entries.
+        assert np.std(leaf) == pytest.approx(half_width / np.sqrt(3), rel=0.1)
+
+
+def test_max_pool_drops_a_last_odd_row_and_column():
+    x = jnp.arange(15.0).reshape(1, 5, 3, 1)
+    np.testing.assert_array_equal(max_pool_2x2(x)[0, :, :, 0], [[4], [10]])
+
+
+@pytest.mark.parametrize("norm", ["none", "mean_only", "full"])
+def test_bfloat16_computes_in_it_and_keeps_float32(norm):
+    network = model(norm=norm, dtype="bfloat16")
+    variables = jax.eval_shape(lambda: init(network, 32))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    logits, captured = jax.eval_shape(
+        lambda variables: network.apply(
+            variables,
+            jnp.ones((2, 32, 32, 3)),
+            train=False,
+            capture_intermediates=True,
+            mutable=["intermediates"],
+        ),
+        variables,
+    )
+    assert logits.dtype == jnp.float32
+    blocks = [value for name, value in captured["intermediates"].items() if "block" in name]
+    assert len(blocks) == 8
+    assert all(block["__call__"][0].dtype == jnp.bfloat16 for block in blocks)
+
+
+class TestDropout:
+    def apply(self, x, positions, rate=0.5, train=True, seed=0):
+        return Dropout(rate).apply(
+            {}, x, jnp.asarray(positions), train, rngs={"dropout": jax.random.key(seed)}
+        )
+
+    def test_a_mask_depends_on_key_and_position_alone(self):
+        x = jnp.ones((4, 3, 5, 2))
+        whole = self.apply(x, [7, 1, 7, 3])
+        np.testing.assert_array_equal(whole[0], whole[2])
+        assert (whole[0] != whole[1]).any()
+        np.testing.assert_array_equal(self.apply(x[:1], [1])[0], whole[1])
+        assert (self.apply(x, [7, 1, 7, 3], seed=1) != whole).any()
+
+    def test_kept_values_are_scaled_and_the_rate_is_met(self):
+        y = self.apply(jnp.full((50, 40, 25), 3.0), np.arange(50), rate=0.2)
+        assert set(np.unique(y)) == {np.float32(0), np.float32(3 / 0.8)}
+        # 50,000 draws: a standard deviation of 0.0018.
+        assert np.mean(y == 0) == pytest.approx(0.2, abs=0.008)
+
+    def test_evaluation_and_rate_0_change_nothing(self):
+        x = jnp.ones((2, 3))
+        np.testing.assert_array_equal(self.apply(x, [0, 1], train=False), x)
+        np.testing.assert_array_equal(Dropout(0.0).apply({}, x, None, True), x)
+
+    def test_it_sits_on_every_relu_before_the_pooling(self):
+        """Eight convolutional and one dense: as many masks as the recipe says."""
+        network = model(dropout_rate=0.5, norm="full")
+        variables = jax.eval_shape(lambda: init(network, 32))
+        jaxpr = str(
+            jax.make_jaxpr(
+                lambda variables: network.apply(
+                    variables,
+                    jnp.ones((2, 32, 32, 3)),
+                    train=True,
+                    positions_N=jnp.arange(2),
+                    rngs={"dropout": jax.random.key(0)},
+                    mutable=["batch_stats"],
+                )
+            )(variables)
+        )
+        # A mask is the only thing in the network that is drawn with these bits.
+        assert jaxpr.count("random_bits") == 9
+
+
+@pytest.mark.parametrize(("field", "known"), [("padding", "full, same"), ("dtype", "float32")])
+def test_unknown_choices_list_the_known_ones(field, known):
+    with pytest.raises(UserError, match=f"config.model.{field}: no 'x'; there are: {known}"):
+        model(**{field: "x"})
