@@ -94,9 +94,7 @@ class Checkpoints:
 
     def progress(self, step: int) -> Progress:
         """Reads what is known about the checkpoint at `step`."""
-        item = self._manager.restore(
-            step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
-        )
+        item = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
         return Progress(**item.progress)
 
     def restore(self, step: int, like: Any) -> Any:

@@ -34,9 +34,8 @@ def main() -> None:
         "step": run.step,
     }
     try:
-        with command.replacing(output) as partial:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
+        with command.replacing(output) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
         with command.replacing(output.with_suffix(".json")) as partial:
             partial.write_text(json.dumps(about, indent=2) + "\n")
     except OSError as error:

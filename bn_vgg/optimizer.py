@@ -27,8 +27,6 @@ def scale_by_floored_rms(decay: float, epsilon: float) -> optax.GradientTransfor
     return optax.GradientTransformation(init, update)
 
 
-def rmsprop(
-    *, learning_rate: float, decay: float, epsilon: float
-) -> optax.GradientTransformation:
+def rmsprop(*, learning_rate: float, decay: float, epsilon: float) -> optax.GradientTransformation:
     """The recipe's optimizer; the arguments are the fields of `config.optimizer`."""
     return optax.chain(scale_by_floored_rms(decay, epsilon), optax.scale(-learning_rate))

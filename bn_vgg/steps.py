@@ -58,7 +58,7 @@ def make_train_step(
         metrics = TrainMetrics.single_from_model_output(
             loss=loss,
             error_rate=error_rate,
-            gradient_norm=optax.global_norm(gradients),
+            gradient_norm=optax.tree.norm(gradients),
             step=new_state.step,
         )
         return new_state, metrics

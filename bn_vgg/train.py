@@ -311,9 +311,7 @@ class Run:
 
     def _finish(self, seconds_before: float) -> dict[str, Any]:
         self.checkpoints.wait()
-        best = self.checkpoints.restore(
-            self.progress.best_step, self.devices.fetch(self.state)
-        )
+        best = self.checkpoints.restore(self.progress.best_step, self.devices.fetch(self.state))
         tested = self.evaluate(self.devices.replicate(best), self.splits.test)
         result = {
             "config": self.config.to_dict(),

@@ -1,9 +1,9 @@
 """What a run keeps in its folder besides checkpoints: config, data, metrics, result.
 
-  config.json     the configuration, nested, as run;
-  data.json       the data's fingerprint, classes and numbers of examples;
-  metrics.jsonl   a line per epoch;
-  result.json     written when the run is finished.
+config.json     the configuration, nested, as run;
+data.json       the data's fingerprint, classes and numbers of examples;
+metrics.jsonl   a line per epoch;
+result.json     written when the run is finished.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Full batch norm, no augmentation. Not in the seed; it completes the grid.
 
-  python -m bn_vgg.main --config=configs/full.py
+python -m bn_vgg.main --config=configs/full.py
 """
 
 from ml_collections import ConfigDict
@@ -9,7 +9,7 @@ from configs import default
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """The published recipe with `full`'s differences; variants are default.py's."""
+    """Returns the published recipe with this cell's differences."""
     config = default.get_config(variant)
     default.name_cell(config, "full")
     config.model.norm = "full"

@@ -11,7 +11,7 @@ from configs import default
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """The published recipe with `full_crop`'s differences; variants are default.py's."""
+    """Returns the published recipe with this cell's differences."""
     config = default.get_config(variant)
     default.name_cell(config, "full_crop")
     config.model.norm = "full"

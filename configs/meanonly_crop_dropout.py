@@ -1,6 +1,6 @@
 """Mean-only batch norm, random cropping, dropout: figure 2.
 
-  python -m bn_vgg.main --config=configs/meanonly_crop_dropout.py
+python -m bn_vgg.main --config=configs/meanonly_crop_dropout.py
 """
 
 from ml_collections import ConfigDict
@@ -9,7 +9,7 @@ from configs import default
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """The published recipe with `meanonly_crop_dropout`'s differences; variants are default.py's."""
+    """Returns the published recipe with this cell's differences."""
     config = default.get_config(variant)
     default.name_cell(config, "meanonly_crop_dropout")
     config.model.norm = "mean_only"

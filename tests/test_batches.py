@@ -60,9 +60,7 @@ def test_hosts_together_feed_what_one_feeds(sizes, hosts, each, training):
             return batches.train_batches(
                 cache, examples, seed=3, epoch=1, batch_size=batch_size, crop_size=5, rows=rows
             )
-        return batches.eval_batches(
-            cache, examples, batch_size=batch_size, crop_size=5, rows=rows
-        )
+        return batches.eval_batches(cache, examples, batch_size=batch_size, crop_size=5, rows=rows)
 
     whole = list(feed(slice(None)))
     shares = [list(feed(slice(h * each, (h + 1) * each))) for h in range(hosts)]

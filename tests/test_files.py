@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bn_vgg.data import files
-from bn_vgg.data.files import LabelledFiles, list_images
+from bn_vgg.data.files import list_images
 from bn_vgg.data.images import UnreadableImage
+from bn_vgg.data.labelled_files import LabelledFiles
 from bn_vgg.errors import UserError
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -93,25 +94,25 @@ def test_order_is_natural_and_not_the_file_systems(tmp_path, write):
 
 @given(st.lists(st.integers(0, 10**30), unique=True))
 def test_numbers_sort_by_value(numbers):
-    texts = sorted((f"cat.{number}.jpg" for number in numbers), key=files._natural)
+    texts = sorted((f"cat.{number}.jpg" for number in numbers), key=files.natural_key)
     assert texts == [f"cat.{number}.jpg" for number in sorted(numbers)]
 
 
 @given(st.lists(st.text(alphabet="aB1²٣0./é", max_size=8), unique=True), st.randoms())
 def test_natural_order_is_total(texts, rng):
     shuffled = rng.sample(texts, len(texts))
-    assert sorted(texts, key=files._natural) == sorted(shuffled, key=files._natural)
+    assert sorted(texts, key=files.natural_key) == sorted(shuffled, key=files._natural)
 
 
 def test_ties_are_decided_by_the_text():
     tied = ["a.01", "A.1", "a.1"]  # equal but for case and zeros
     for order in itertools.permutations(tied):
-        assert sorted(order, key=files._natural) == ["A.1", "a.01", "a.1"]
+        assert sorted(order, key=files.natural_key) == ["A.1", "a.01", "a.1"]
 
 
 def test_a_number_of_any_length_sorts():
     huge = "9" * 5000  # int() refuses more than 4,300 digits
-    assert sorted([huge, "10", "9"], key=files._natural) == ["9", "10", huge]
+    assert sorted([huge, "10", "9"], key=files.natural_key) == ["9", "10", huge]
 
 
 @pytest.mark.parametrize("write", [write_folder, write_zip])

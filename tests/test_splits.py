@@ -38,6 +38,12 @@ def test_a_missing_file_moves_only_the_boundaries():
     assert [fewer[i] for i in shuffled(fewer)] == order
 
 
+def test_copies_of_an_image_stay_together():
+    keys = [copy for key in names(50) for copy in (key, f"{key}@other.zip/{key}")]
+    ordered = [keys[i] for i in shuffled(keys)]
+    assert all(b == f"{a}@other.zip/{a}" for a, b in zip(ordered[::2], ordered[1::2], strict=True))
+
+
 def test_classes_are_mixed():
     """Of 1,000 held out of 20,000, half are dogs: a deviation of 15, so 5 of them."""
     keys = names(10_000)

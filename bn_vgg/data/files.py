@@ -1,10 +1,9 @@
-"""Images in zip archives and folders on this machine, with or without labels.
+"""Image files in zip archives and folders on this machine.
 
 Nothing is extracted: members of an archive are read into memory one at a time.
 """
 
 import glob
-import hashlib
 import itertools
 import os
 import re
@@ -14,11 +13,8 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from PIL import Image
-
 from bn_vgg.data import images
 from bn_vgg.data.images import UnreadableImage
-from bn_vgg.data.source import Record
 from bn_vgg.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -27,7 +23,6 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 MAX_BYTES = 256 * 2**20
 
 _ENDINGS = ", ".join(EXTENSIONS)
-_KAGGLE = re.compile(r"(?P<name>[^.]+)\.(?P<rest>[0-9]+\.[^.]+)")
 
 
 class ImageFile(NamedTuple):
@@ -89,50 +84,7 @@ def list_images(spec: str) -> list[ImageFile]:
     if len({file.name for file in files}) < len(files):
         prefixes = _distinct_ends({file.container.path for file in files})
         files = [f._replace(name=f"{prefixes[f.container.path]}/{f.name}") for f in files]
-    return sorted(files, key=lambda file: _natural(file.name))
-
-
-class LabelledFiles:
-    """A source of images whose names or folders say what they show.
-
-    Where every file is called `<class>.<number>.<extension>`, as Kaggle has it (`cat.12.jpg`),
-    that is the class; otherwise it is the folder that holds the file, as Microsoft has it
-    (`PetImages/Cat/12.jpg`). Classes are lower case and in alphabetical order. A record's key is
-    `cat/12.jpg` in either layout, in archives as in folders; another file with the same key has
-    `@` and its name added.
-
-    The fingerprint covers keys, sizes and, for archives, the CRC-32 of every image from the
-    archive's directory; for folders the modification times. No image is read for it. It depends
-    neither on where the archives and folders are nor on their order.
-
-    Raises:
-      UserError: as for `list_images`, or no two classes are found.
-    """
-
-    def __init__(self, spec: str):
-        files = list_images(spec)
-        classes, file_names = _classify(files, spec)
-        self.class_names = tuple(sorted(set(classes)))
-        labels = {name: label for label, name in enumerate(self.class_names)}
-        keyed: dict[str, tuple[int, ImageFile]] = {}
-        for file, class_name, file_name in zip(files, classes, file_names, strict=True):
-            key = f"{class_name}/{file_name}"
-            while key in keyed:
-                key = f"{key}@{file.name}"
-            keyed[key] = labels[class_name], file
-        keys = sorted(keyed, key=_natural)
-        self.records: Sequence[Record] = [Record(key, keyed[key][0]) for key in keys]
-        self._files = [keyed[key][1] for key in keys]
-        self.description = spec
-        self.fingerprint = _fingerprint(keys, self._files)
-
-    def read(self, index: int) -> Image.Image:
-        """Decodes the image of `records[index]` as upright RGB.
-
-        Raises:
-          UnreadableImage: the file cannot be read or decoded; the message says why.
-        """
-        return images.decode(self._files[index].read_bytes())
+    return sorted(files, key=lambda file: natural_key(file.name))
 
 
 class _Folder:
@@ -281,52 +233,6 @@ def _why_empty(path: str, container: "_Folder | _Archive") -> str:
     return f"{path!r} holds no images but zip archives ({_some(zips)}): {advice}"
 
 
-def _classify(files: list[ImageFile], spec: str) -> tuple[list[str], list[str]]:
-    """Returns each file's class and its name in the class's folder."""
-    layouts = "call the files cat.1.jpg, dog.1.jpg, ... or put each class in a folder of its own"
-    names = [file.name.rpartition("/")[2] for file in files]
-    matches = [_KAGGLE.fullmatch(name) for name in names]
-    kaggle = [match for match in matches if match]
-    if len(kaggle) == len(files):
-        classes = [match["name"].lower() for match in kaggle]
-        names = [match["rest"] for match in kaggle]
-    else:
-        if _has_kaggle_folder(files, matches):
-            other = next(f.name for f, match in zip(files, matches, strict=True) if not match)
-            raise UserError(
-                f"{spec!r} mixes images with their class in the name, such as "
-                f"{kaggle[0].string!r}, and others, such as {other!r}: give only one kind"
-            )
-        classes = [file.parent.lower() for file in files]
-        if "" in classes:
-            stray = files[classes.index("")].name
-            raise UserError(f"nothing says what {stray!r} in {spec!r} shows: {layouts}")
-    found = sorted(set(classes))
-    if len(found) < 2:
-        raise UserError(f"{spec!r} holds only one class, {found[0]!r}: {layouts}")
-    return classes, names
-
-
-def _has_kaggle_folder(files: list[ImageFile], matches: Sequence[re.Match[str] | None]) -> bool:
-    """Whether some folder holds two classes or more, told by all its files' names.
-
-    Kaggle's labelled and unlabelled images together have one. Their folders, `train` and
-    `test1`, must not pass for classes.
-    """
-    folders: dict[tuple[str, str], set[str]] = {}
-    for file, match in zip(files, matches, strict=True):
-        folder = file.container.path, file.name.rpartition("/")[0]
-        folders.setdefault(folder, set()).add(match["name"].lower() if match else "")
-    return any(len(classes) > 1 and "" not in classes for classes in folders.values())
-
-
-def _fingerprint(keys: Sequence[str], files: Sequence[ImageFile]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for key, file in zip(keys, files, strict=True):
-        digest.update(f"{key}\0{file.size}\0{file.stamp}\n".encode())
-    return digest.hexdigest()
-
-
 def _distinct_ends(paths: Iterable[str]) -> dict[str, str]:
     """Returns the last parts of each path, the same number of each, and as few as suffice."""
     parts = {path: path.split(os.sep) for path in paths}
@@ -337,7 +243,7 @@ def _distinct_ends(paths: Iterable[str]) -> dict[str, str]:
     return {path: _printable(end) for path, end in ends.items()}
 
 
-def _natural(text: str) -> tuple[list, str]:
+def natural_key(text: str) -> tuple[list, str]:
     """Returns a sort key by which 2 comes before 10; the text itself decides ties."""
     parts: list = re.split("([0-9]+)", text.casefold())
     # By the number of digits, then by the digits: int() refuses more than 4,300 of them.

@@ -1,6 +1,7 @@
 """What every source of labelled images offers, wherever its images come from."""
 
-from typing import NamedTuple, Protocol, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from PIL import Image
 
@@ -9,8 +10,9 @@ class Record(NamedTuple):
     """One labelled image, before it is read.
 
     Attributes:
-      key: unique within the source and stable between runs and machines; it
-        alone decides which split the image lands in.
+      key: unique within the source and stable between runs and machines; what
+        stands before an `@` alone decides which split the image lands in, so that
+        copies of one image (`cat/1.jpg` and `cat/1.jpg@…`) land in the same.
       label: index into the source's `class_names`.
       split: `train`, `validation` or `test` where the publisher of the data
         assigned one, otherwise empty.

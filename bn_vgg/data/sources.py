@@ -42,10 +42,10 @@ def open_source(spec: str) -> Source:
 
             return Cartoons()
         case "files":
-            from bn_vgg.data.files import LabelledFiles
+            from bn_vgg.data.labelled_files import LabelledFiles
 
             return LabelledFiles(spec)
         case _:
-            from bn_vgg.data.tfds_source import TfdsImages
+            from bn_vgg.data.tfds_source import TfdsImages  # needs TFDS
 
             return TfdsImages(spec)

@@ -26,8 +26,13 @@ def shuffled(keys: Sequence[str]) -> np.ndarray:
     Returns:
       Indices into `keys`, int64.
     """
-    digests = [hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys]
-    return np.asarray(sorted(range(len(keys)), key=digests.__getitem__), np.int64)
+
+    def place(index: int) -> tuple[bytes, str]:
+        # Copies of one image differ only after the `@`, and stay together.
+        image = keys[index].partition("@")[0]
+        return hashlib.blake2b(image.encode(), digest_size=16).digest(), keys[index]
+
+    return np.asarray(sorted(range(len(keys)), key=place), np.int64)
 
 
 def split(

@@ -7,7 +7,6 @@ a TFDS set: what TFDS brings along, TensorFlow above all, takes seconds to load.
 import contextlib
 import difflib
 import hashlib
-import importlib.util
 import os
 import re
 import struct
@@ -21,11 +20,6 @@ from PIL import Image
 from bn_vgg.data import images
 from bn_vgg.data.source import Record
 from bn_vgg.errors import UserError
-
-# TFDS imports TensorFlow where it first needs it, and TensorFlow then logs what it finds on
-# the machine. The line about oneDNN has no switch of its own, so oneDNN goes with it.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 SPLITS = ("train", "validation", "test")
 
@@ -64,8 +58,8 @@ class TfdsImages:
     """A source of the images of a TFDS set, downloaded and prepared where they are not yet.
 
     The set needs an 8-bit image and a class label at the top level of its features. It is
-    prepared as ArrayRecord, which `tfds.load` cannot read; a set that is there already is read
-    in the format it has.
+    prepared in TFDS's default format, so that other programs can use it too; a set that is
+    there already is read in the format it has.
 
     The `train`, `validation` and `test` splits are used and become the records' `split`; where
     only one of them has labels, `split` is empty. Images with a negative label, TFDS's way of
@@ -180,11 +174,9 @@ def _prepare(builder: Any) -> None:
 
                 # Without a network TFDS's 10 retries take 204 seconds, 5 take 6.
                 downloader.MAX_RETRIES = 5
-        # TFDS installs ArrayRecord on Linux only. Elsewhere its default has to do.
-        has_array_record = importlib.util.find_spec("array_record") is not None
         with contextlib.redirect_stdout(sys.stderr):
             # Does nothing where the set is there already, in whatever format.
-            builder.download_and_prepare(file_format="array_record" if has_array_record else None)
+            builder.download_and_prepare()
 
 
 def _hide_gpus() -> None:

@@ -1,0 +1,154 @@
+"""The steps: masks, windows and metrics; and that they lower for every platform."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from bn_vgg.metrics import EvalMetrics, TrainMetrics
+from bn_vgg.normalization import NORMALIZERS
+from bn_vgg.optimizer import rmsprop
+from bn_vgg.state import init_state
+from bn_vgg.steps import make_eval_step, make_predict_step, make_train_step
+from bn_vgg.vgg import DTYPES, make_model
+from configs import default
+
+SIDE = 16
+
+
+def build(norm="mean_only", dtype="float32", dropout_rate=0.0, features=(4, 4, 6, 6)):
+    settings = default.get_config().model.to_dict() | {
+        "norm": norm, "dtype": dtype, "dropout_rate": dropout_rate, "features": features,
+        "hidden_units": 8,
+    }  # fmt: skip
+    model = make_model(**settings)
+    optimizer = rmsprop(**default.get_config().optimizer)
+    state = init_state(model, optimizer, jax.random.key(0), (SIDE, SIDE, 3))
+    return model, optimizer, state
+
+
+def apply(model, state, images):
+    logits = jax.jit(lambda variables, x: model.apply(variables, x / jnp.float32(255), train=False))
+    return logits(state.variables, images)
+
+
+def train_batch(count=6):
+    rng = np.random.default_rng(0)
+    return {
+        "images_NHWC": rng.integers(0, 256, (count, SIDE, SIDE, 3), np.uint8),
+        "labels_N": rng.integers(0, 2, count, np.int32),
+        "positions_N": np.arange(count, dtype=np.int32),
+    }
+
+
+def eval_batch(count=6, num_windows=5, masked=0):
+    rng = np.random.default_rng(1)
+    mask = np.ones(count, np.float32)
+    mask[count - masked :] = 0
+    return {
+        "windows_NWHWC": rng.integers(0, 256, (count, num_windows, SIDE, SIDE, 3), np.uint8),
+        "labels_N": rng.integers(0, 2, count, np.int32),
+        "mask_N": mask,
+    }
+
+
+@pytest.mark.parametrize("norm", NORMALIZERS)
+def test_a_train_step_learns_its_batch(norm):
+    model, optimizer, state = build(norm)
+    step = jax.jit(make_train_step(model, optimizer))
+    losses = []
+    for _ in range(40):
+        state, metrics = step(state, train_batch(), jax.random.key(0))
+        losses.append(float(metrics.compute()["loss"]))
+    assert int(state.step) == 40
+    assert np.mean(losses[-5:]) < 0.7 * losses[0]
+
+
+def test_dropout_rng_matters_only_with_dropout():
+    for rate, expected in ((0.0, False), (0.5, True)):
+        model, optimizer, state = build(dropout_rate=rate)
+        step = jax.jit(make_train_step(model, optimizer))
+        first, second = (
+            step(state, train_batch(), jax.random.key(key))[1].compute()["loss"] for key in (0, 1)
+        )
+        assert (first != second) == expected
+
+
+def test_train_metrics_are_the_batchs_own():
+    model, optimizer, state = build("none")
+    batch = train_batch()
+    _, metrics = jax.jit(make_train_step(model, optimizer))(state, batch, jax.random.key(0))
+    logits = apply(model, state, batch["images_NHWC"])
+    expected = np.mean(np.argmax(logits, -1) != batch["labels_N"])
+    values = metrics.compute()
+    assert float(values["error_rate"]) == pytest.approx(expected)
+    log_p = jax.nn.log_softmax(logits)[np.arange(6), batch["labels_N"]]
+    assert float(values["loss"]) == pytest.approx(-float(log_p.mean()), rel=1e-5)
+    assert int(values["first_non_finite"]) == -1
+
+
+def test_the_first_non_finite_loss_is_remembered():
+    model, optimizer, state = build("none")
+    step = jax.jit(make_train_step(model, optimizer))
+    broken = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
+    metrics = TrainMetrics.empty()
+    for number, at in ((4, state), (5, broken), (6, broken), (7, state)):
+        at = at.replace(step=jnp.asarray(number - 1))
+        metrics = metrics.merge(step(at, train_batch(), jax.random.key(0))[1])
+    assert int(metrics.compute()["first_non_finite"]) == 5
+
+
+def test_prediction_is_the_mean_of_the_windows_softmax():
+    model, _, state = build()
+    windows = eval_batch()["windows_NWHWC"]
+    found = jax.jit(make_predict_step(model))(state, windows)
+    each = [jax.nn.softmax(apply(model, state, windows[:, w])) for w in range(5)]
+    np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-5, atol=1e-7)
+
+
+def test_padding_does_not_count():
+    model, _, state = build()
+    step = jax.jit(make_eval_step(model))
+    full = eval_batch(count=6, masked=2)
+    short = {key: value[:4] for key, value in full.items()}
+    with_padding = EvalMetrics.empty().merge(step(state, full)).compute()
+    without = EvalMetrics.empty().merge(step(state, short)).compute()
+    for name, value in without.items():
+        assert float(with_padding[name]) == pytest.approx(float(value), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", NORMALIZERS)
+def test_steps_lower_for_cpu_cuda_and_tpu(norm, dtype):
+    """The published network and batch; lowering needs none of these devices."""
+    settings = default.get_config().model.to_dict() | {
+        "norm": norm, "dtype": dtype, "dropout_rate": 0.5,
+    }  # fmt: skip
+    model = make_model(**settings)
+    optimizer = rmsprop(**default.get_config().optimizer)
+    state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), (128, 128, 3)))
+
+    def of(*shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    batch = {
+        "images_NHWC": of(100, 128, 128, 3, dtype=np.uint8),
+        "labels_N": of(100, dtype=np.int32),
+        "positions_N": of(100, dtype=np.int32),
+    }
+    evaluated = {
+        "windows_NWHWC": of(100, 5, 128, 128, 3, dtype=np.uint8),
+        "labels_N": of(100, dtype=np.int32),
+        "mask_N": of(100, dtype=np.float32),
+    }
+    train_step = make_train_step(model, optimizer)
+    platforms = ("cpu", "cuda", "tpu")
+    trained = export.export(
+        jax.jit(lambda state, batch, seed: train_step(state, batch, jax.random.key(seed))),
+        platforms=platforms,
+    )(state, batch, of(dtype=np.int32))
+    assert trained.platforms == platforms
+    assert "stablehlo.convolution" in trained.mlir_module()
+    lowered = export.export(jax.jit(make_eval_step(model)), platforms=platforms)(state, evaluated)
+    assert lowered.platforms == platforms
