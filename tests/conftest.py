@@ -21,6 +21,13 @@ SHARED = ROOT.parent / "shared"
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """The tests build the same tiny networks many times: each is compiled once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 @pytest.fixture(scope="session")
 def cartoon_folder(tmp_path_factory):
     """72 drawings in Kaggle's layout, 36 of each class."""

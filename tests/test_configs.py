@@ -36,7 +36,7 @@ def test_a_cell_holds_only_its_difference(cell, variant):
     parts = cell.split("_")
     expected = {"model.norm": NORM_OF[parts[0]]}
     if "crop" in parts:
-        expected["data.min_side"] = 150 if variant == "full" else 56
+        expected["data.min_side"] = {"full": 150, "small": 56, "demo": 36}[variant]
     if "dropout" in parts:
         expected["model.dropout_rate"] = 0.5
     expected["name"] = cell if variant == "full" else f"{cell}-{variant}"

@@ -1,0 +1,247 @@
+"""The loop: resuming bit for bit, refusing what does not fit, stopping on a loss of NaN."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from bn_vgg import train as loop
+from bn_vgg.errors import UserError
+from bn_vgg.trained import load
+from bn_vgg.workdir import Workdir, flatten
+
+TIMES = ("train/images_per_second",)
+
+
+class Recorder:
+    """Stands in for CLU's writer."""
+
+    def __init__(self):
+        self.scalars, self.images, self.hparams = [], {}, None
+
+    def write_scalars(self, step, scalars):
+        self.scalars.append((step, dict(scalars)))
+
+    def write_images(self, step, images):
+        self.images |= images
+
+    def write_hparams(self, hparams):
+        self.hparams = hparams
+
+    def flush(self):
+        pass
+
+
+def run(config, cache, path, **hooks):
+    """What the command does, without flags."""
+    data = loop.prepare_data(config, cache)
+    workdir = Workdir(str(path))
+    workdir.claim(config.to_dict(), data.about)
+    finished = loop.finished_result(config, workdir)
+    if finished:
+        return finished
+    return loop.train(config, workdir, data, loop.Hooks(**hooks))
+
+
+def epochs_of(config, count):
+    changed = config.copy_and_resolve_references()
+    changed.num_epochs = count
+    return changed
+
+
+def lines(path):
+    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
+
+
+def same(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("norm", ["mean_only", "full", "none"])
+def test_interrupted_after_any_epoch_equals_uninterrupted(norm, tiny_config, open_cache, tmp_path):
+    """With dropout and cropping, bit for bit; killed in the middle of the next epoch."""
+    tiny_config.model.norm = norm
+    tiny_config.model.dropout_rate = 0.3
+    tiny_config.num_epochs = 3
+    cache = open_cache(tiny_config)
+    expected = run(tiny_config, cache, tmp_path / "whole")
+    steps_per_epoch = (72 - 13 - 11) // 8
+
+    for epochs_done in (0, 1, 2):
+        path = tmp_path / f"killed{epochs_done}"
+
+        def kill(step, at=epochs_done * steps_per_epoch + 2):
+            if step == at:
+                raise Killed
+
+        with pytest.raises(Killed):
+            run(tiny_config, cache, path, actions=[kill])
+        said = []
+        result = run(tiny_config, cache, path, say=said.append)
+        resumed = [line for line in said if "resuming after epoch" in line]
+        assert resumed == (
+            [f"resuming after epoch {epochs_done} (step {epochs_done * steps_per_epoch})"]
+            if epochs_done
+            else []
+        )
+        for key in ("best_epoch", "best_valid_error_rate", "test_error_rate"):
+            assert result[key] == expected[key]
+        assert lines(path) == lines(tmp_path / "whole")
+        for which in ("best", "latest"):
+            same(load(str(path), which).state, load(str(tmp_path / "whole"), which).state)
+    assert int(load(str(tmp_path / "whole"), "latest").state.step) == 3 * steps_per_epoch
+
+
+def test_the_seed_decides(tiny_config, open_cache, tmp_path):
+    tiny_config.num_epochs = 1
+    cache = open_cache(tiny_config)
+    run(tiny_config, cache, tmp_path / "a")
+    run(tiny_config, cache, tmp_path / "b")
+    same(load(str(tmp_path / "a")).state, load(str(tmp_path / "b")).state)
+    tiny_config.seed = 1
+    run(tiny_config, cache, tmp_path / "c")
+    kernels = [
+        load(str(tmp_path / name)).state.params["output"]["kernel"] for name in ("a", "c")
+    ]
+    assert (kernels[0] != kernels[1]).all()
+
+
+def test_a_finished_run_says_so_and_more_epochs_go_on(tiny_config, open_cache, tmp_path):
+    cache = open_cache(tiny_config)
+    first = run(tiny_config, cache, tmp_path / "run")
+    again = run(tiny_config, cache, tmp_path / "run")
+    assert flatten(again) == flatten(first)
+    more = epochs_of(tiny_config, 3)
+    run(more, cache, tmp_path / "run")
+    run(more, cache, tmp_path / "at_once")
+    assert lines(tmp_path / "run") == lines(tmp_path / "at_once")
+    same(
+        load(str(tmp_path / "run"), "latest").state, load(str(tmp_path / "at_once"), "latest").state
+    )
+    with pytest.raises(UserError, match="num_epochs was 3 and is 2"):
+        run(tiny_config, cache, tmp_path / "run")
+
+
+def test_another_configs_workdir_is_refused_and_left_alone(tiny_config, open_cache, tmp_path):
+    cache = open_cache(tiny_config)
+    Workdir(str(tmp_path)).claim(
+        tiny_config.to_dict(), loop.prepare_data(tiny_config, cache).about
+    )
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    tiny_config.model.norm = "full"
+    tiny_config.optimizer.learning_rate = 1e-3
+    with pytest.raises(UserError) as raised:
+        run(tiny_config, cache, tmp_path)
+    assert "model.norm was mean_only and is full" in str(raised.value)
+    assert "optimizer.learning_rate was 0.0003 and is 0.001" in str(raised.value)
+    assert "seed" not in str(raised.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_other_data_under_the_same_name_is_refused(tiny_config, open_cache, tmp_path):
+    cache = open_cache(tiny_config)
+    about = loop.prepare_data(tiny_config, cache).about
+    workdir = Workdir(str(tmp_path))
+    workdir.claim(tiny_config.to_dict(), about)
+    with pytest.raises(UserError, match="has changed since"):
+        workdir.claim(tiny_config.to_dict(), about | {"fingerprint": "other"})
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, open_cache, tmp_path):
+    """At a rate of 1e30 the second step's loss overflows, but not the first's."""
+    cache = open_cache(tiny_config)
+    tiny_config.num_epochs = 1
+    run(tiny_config, cache, tmp_path)
+    before = load(str(tmp_path), "latest")
+    config_path = tmp_path / "config.json"
+    more = epochs_of(tiny_config, 2)
+    more.optimizer.learning_rate = 1e30
+    config_path.write_text(json.dumps(more.to_dict()))
+    with pytest.raises(UserError, match=r"loss of step (7|8) is not a finite .* epoch 1 is kept"):
+        run(more, cache, tmp_path)
+    after = load(str(tmp_path), "latest")
+    assert after.step == before.step == 6
+    same(after.state, before.state)
+
+
+def test_what_a_run_writes(tiny_config, open_cache, tmp_path):
+    cache, recorder, said = open_cache(tiny_config), Recorder(), []
+    result = run(tiny_config, cache, tmp_path, writer=recorder, say=said.append)
+    assert flatten(result) == flatten(json.loads((tmp_path / "result.json").read_text()))
+    assert set(result) == {
+        "config", "num_parameters", "best_epoch", "best_valid_error_rate", "test_error_rate",
+        "images_per_second", "wall_seconds", "hardware", "versions", "commit",
+    }  # fmt: skip
+    assert result["config"]["model"]["norm"] == "mean_only"
+    epochs = [
+        json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    names = {
+        "train/loss", "train/error_rate", "train/gradient_norm", "train/images_per_second",
+        "valid/loss", "valid/error_rate", "valid/best_error_rate",
+    }  # fmt: skip
+    assert [(line["epoch"], line["step"]) for line in epochs] == [(1, 6), (2, 12)]
+    assert all(set(line) == names | {"epoch", "step"} for line in epochs)
+    assert [(step, set(s)) for step, s in recorder.scalars] == [
+        (6, names), (12, names), (12, {"test/error_rate"}),
+    ]  # fmt: skip
+    best = min(line["valid/error_rate"] for line in epochs)
+    assert result["best_valid_error_rate"] == best == epochs[-1]["valid/best_error_rate"]
+    assert epochs[result["best_epoch"] - 1]["valid/error_rate"] == best
+    # 8 windows of 16 pixels in a row.
+    assert recorder.images["train/windows"].shape == (1, 16, 8 * 16, 3)
+    assert recorder.hparams["model.norm"] == "mean_only"
+    assert sum(line.startswith("epoch ") for line in said) == 2
+
+
+def test_the_test_error_is_the_best_checkpoints(tiny_config, open_cache, tmp_path):
+    """Computed again here, from the checkpoint, one image at a time."""
+    cache = open_cache(tiny_config)
+    result = run(tiny_config, cache, tmp_path)
+    trained = load(str(tmp_path))
+    assert trained.step == result["best_epoch"] * 6
+    data, errors = loop.prepare_data(tiny_config, cache), []
+    from bn_vgg.data.batches import five_windows
+    from bn_vgg.steps import make_predict_step
+
+    step = jax.jit(make_predict_step(trained.model))
+    for index in data.splits.test:
+        probabilities = step(trained.state, five_windows(cache.image(index), 16)[None])
+        errors.append(int(np.argmax(probabilities)) != cache.labels[index])
+    assert len(errors) == 11
+    assert result["test_error_rate"] == pytest.approx(np.mean(errors))
+
+
+def test_two_checkpoints_are_kept(tiny_config, open_cache, tmp_path):
+    tiny_config.num_epochs = 4
+    result = run(tiny_config, open_cache(tiny_config), tmp_path)
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
+    assert kept == {24, 6 * result["best_epoch"]}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.num_classes", 3, "config.model.num_classes is 3, but .* has 2 classes"),
+        ("batch_size", 49, "48 training images do not fill a batch of 49"),
+        ("data.test_examples", 60, "72 images cannot leave any for training"),
+    ],
+)
+def test_what_does_not_fit_the_data(field, value, message, tiny_config, open_cache):
+    cache = open_cache(tiny_config)
+    tiny_config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        loop.prepare_data(tiny_config, cache)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.4, "4s"), (61, "1m01s"), (3599.6, "1h00m"), (11100, "3h05m")]
+)
+def test_format_seconds(seconds, text):
+    assert loop.format_seconds(seconds) == text
