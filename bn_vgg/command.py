@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict
@@ -42,6 +43,16 @@ def checked_config(config: ConfigDict | None) -> ConfigDict:
         raise UserError("--config is missing: name a file in configs/")
     check_config(flatten(config.to_dict()))
     return config
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keeps what XLA compiles in `folder`/xla, so that a second start is quick.
+
+    JAX_COMPILATION_CACHE_DIR, where it is set, has the last word.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def log_to_file(path: epath.Path | None) -> None:

@@ -37,6 +37,7 @@ def main() -> None:
     is_first = jax.process_index() == 0
     say = print if is_first else logging.info
     folder = Path(_CACHE_DIR.value) if _CACHE_DIR.value else image_cache.default_folder()
+    command.keep_compiled(folder)
     images = image_cache.open_or_build(
         config.data.source, min_side=config.data.min_side, folder=folder, quiet=not is_first
     )

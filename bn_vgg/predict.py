@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from bn_vgg import command, trained
 from bn_vgg.data import batches, files, images
+from bn_vgg.data.cache import default_folder
 from bn_vgg.errors import UserError
 from bn_vgg.steps import make_predict_step
 
@@ -44,6 +45,7 @@ class Prediction(NamedTuple):
 def main() -> int:
     """Runs the command."""
     command.log_to_file(None)
+    command.keep_compiled(default_folder())
     run = trained.load(_WORKDIR.value)
     found = files.list_images(_IMAGES.value)
     if _FORMAT.value == "kaggle":

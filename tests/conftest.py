@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 # Before JAX is imported: these tests are about the CPU's numbers, wherever they run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -10,9 +12,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import pytest
 
+from bn_vgg import command
 from bn_vgg.data import cache as image_cache
 from bn_vgg.data.cartoons import Cartoons
-from configs import default
+from tests.tiny_config import get_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -22,10 +25,28 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
+def compilation_cache(cache_folder):
     """The tests build the same tiny networks many times: each is compiled once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    command.keep_compiled(cache_folder)
+
+
+@pytest.fixture
+def run_command(cache_folder):
+    """Runs `python -m bn_vgg.NAME …` from the checkout, as a person would."""
+
+    def run(name, *arguments, status=0, **environment):
+        done = subprocess.run(
+            [sys.executable, "-m", f"bn_vgg.{name}", *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | {"BN_VGG_CACHE": str(cache_folder)} | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -41,20 +62,9 @@ def cartoon_folder(tmp_path_factory):
 
 @pytest.fixture
 def tiny_config(cartoon_folder):
-    """Two epochs of a network that compiles in seconds, on `cartoon_folder`."""
-    config = default.get_config("demo")
-    config.name = "tiny"
-    config.num_epochs = 2
-    config.batch_size = 8
+    """Two epochs of six steps on `cartoon_folder`."""
+    config = get_config()
     config.data.source = str(cartoon_folder)
-    config.data.min_side = 18
-    config.data.crop_size = 16
-    config.data.valid_examples = 13
-    config.data.test_examples = 11
-    config.model.norm = "mean_only"
-    config.model.features = (4, 4, 6, 6)
-    config.model.hidden_units = 8
-    config.eval.batch_size = 8
     return config
 
 
