@@ -3,6 +3,7 @@
 import contextlib
 import logging as std_logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from bn_vgg.config_checks import check_config
 from bn_vgg.errors import UserError
@@ -33,16 +34,16 @@ def run(main: Callable[[], int | None]) -> None:
     app.run(lambda _: _guarded(main), flags_parser=_parse_flags)
 
 
-def checked_config(config: ConfigDict | None) -> ConfigDict:
+def checked_config(flag: flags.FlagHolder) -> ConfigDict:
     """Returns the value of a `--config` flag.
 
     Raises:
-      UserError: it is missing, or one of its values means nothing.
+      UserError: it is missing, names no file, or one of its values means nothing.
     """
-    if config is None:
-        raise UserError("--config is missing: name a file in configs/")
-    check_config(flatten(config.to_dict()))
-    return config
+    if flag.value is None:
+        raise UserError(f"--config is missing; {_configs()}")
+    check_config(flatten(flag.value.to_dict()))
+    return flag.value
 
 
 def keep_compiled(folder: Path) -> None:
@@ -88,12 +89,51 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
+        _check_config_argument(argv)
         rest = flags.FLAGS(argv)
-    except flags.Error as error:
+    except (UserError, flags.Error) as error:
         sys.exit(_fail(str(error).replace("\n", " "), EXIT_USER_ERROR))
     if len(rest) > 1:
         sys.exit(_fail(f"unexpected argument {rest[1]!r}; see --help", EXIT_USER_ERROR))
     return rest
+
+
+def _check_config_argument(argv: list[str]) -> None:
+    """Loads the configuration once, without overrides: ml_collections' errors are pages.
+
+    Raises:
+      UserError: the file is missing or fails, or an override names no field of it.
+    """
+    argument = _config_argument(argv)
+    if not argument:
+        return
+    path = argument.partition(":")[0]
+    if not Path(path).is_file():
+        raise UserError(f"--config: no file {path}; {_configs()}")
+    alone = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[argument])
+    try:
+        alone([argv[0], f"--config={argument}"])
+        fields = flatten(alone.config.to_dict())
+    except Exception as error:  # whatever the file's own code raises
+        raise UserError(f"--config={argument}: {str(error).strip().splitlines()[-1]}") from error
+    for given in argv:
+        override = re.match(r"--?config\.([\w.]+)", given)
+        if override and not any(f"{field}.".startswith(f"{override[1]}.") for field in fields):
+            raise UserError(f"no field config.{override[1]}; there are: {', '.join(fields)}")
+
+
+def _configs() -> str:
+    return f"there are: {', '.join(sorted(map(str, Path('configs').glob('[!_]*.py'))))}"
+
+
+def _config_argument(argv: list[str]) -> str:
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if argument.lstrip("-") == "config":
+            return following
+        if argument.lstrip("-").startswith("config="):
+            return argument.partition("=")[2]
+    return ""
 
 
 def _fail(message: str, status: int) -> int:

@@ -27,10 +27,13 @@ def _one_of(names) -> _Check:
     return lambda x: x in names, f"one of {', '.join(names)}"
 
 
-_SEED = _between(0, 2**63)
+def _are_sizes(value) -> bool:
+    return len(value) > 0 and all(isinstance(size, int) and size > 0 for size in value)
+
+
 _CHECKS: dict[str, _Check] = {
     "name": (lambda x: bool(x) and "/" not in x, "a name without slashes"),
-    "seed": _SEED,
+    "seed": _between(0, 2**63),
     "num_epochs": _between(1, 10**6),
     "batch_size": _at_least(1),
     "data.min_side": _between(1, 4097),
@@ -40,7 +43,7 @@ _CHECKS: dict[str, _Check] = {
     "model.norm": _one_of(NORMALIZERS),
     "model.norm_decay": _between(0, 1),
     "model.norm_epsilon": _positive(),
-    "model.features": (lambda x: len(x) > 0 and all(f > 0 for f in x), "positive integers"),
+    "model.features": (_are_sizes, "positive integers"),
     "model.hidden_units": _at_least(1),
     "model.num_classes": _at_least(2),
     "model.padding": _one_of(PADDINGS),

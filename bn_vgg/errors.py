@@ -8,3 +8,7 @@ class UserError(Exception):
     Commands print it as `error: …` and exit with status 2; everything else that
     is raised is a bug and keeps its traceback.
     """
+
+
+class NotThereError(UserError):
+    """A file or folder that was named does not exist."""

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict, config_flags
 
 from bn_vgg import command, distributed, train
 from bn_vgg.data import cache as image_cache
+from bn_vgg.data.prepared import prepare
+from bn_vgg.hooks import Hooks
 from bn_vgg.workdir import Workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -32,7 +34,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, f
 
 def main() -> None:
     """Runs the command."""
-    config = command.checked_config(_CONFIG.value)
+    config = command.checked_config(_CONFIG)
     distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     is_first = jax.process_index() == 0
     say = print if is_first else logging.info
@@ -41,7 +43,14 @@ def main() -> None:
     images = image_cache.open_or_build(
         config.data.source, min_side=config.data.min_side, folder=folder, quiet=not is_first
     )
-    data = train.prepare_data(config, images)
+    data = prepare(
+        images,
+        source=config.data.source,
+        valid_examples=config.data.valid_examples,
+        test_examples=config.data.test_examples,
+        num_classes=config.model.num_classes,
+        batch_size=config.batch_size,
+    )
     path = _WORKDIR.value or f"runs/{config.name}/seed{config.seed}"
     workdir = Workdir(path, writes=is_first)
     workdir.claim(config.to_dict(), data.about)
@@ -53,9 +62,9 @@ def main() -> None:
     train.train(config, workdir, data, hooks)
 
 
-def _make_hooks(config: ConfigDict, workdir: Workdir, is_first: bool, say) -> train.Hooks:
+def _make_hooks(config: ConfigDict, workdir: Workdir, is_first: bool, say) -> Hooks:
     if not _TENSORBOARD.value:
-        return train.Hooks(say=say)
+        return Hooks(say=say)
     # Here and not above: they import TensorFlow, which costs seconds.
     from clu import metric_writers, periodic_actions
 
@@ -68,7 +77,7 @@ def _make_hooks(config: ConfigDict, workdir: Workdir, is_first: bool, say) -> tr
         if _PROFILE.value:
             profile = periodic_actions.Profile(logdir=workdir.path, every_secs=None)
             actions.append(profile)
-    return train.Hooks(writer=writer, actions=actions, say=say)
+    return Hooks(writer=writer, actions=actions, say=say)
 
 
 if __name__ == "__main__":

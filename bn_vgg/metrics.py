@@ -45,9 +45,9 @@ class FirstNonFinite(metrics.Metric):
 class TrainMetrics(metrics.Collection):
     """Means over training examples; the network's output in training, dropout included."""
 
-    loss: metrics.Average.from_output("loss")
-    error_rate: metrics.Average.from_output("error_rate")
-    gradient_norm: metrics.Average.from_output("gradient_norm")
+    loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
+    error_rate: metrics.Average.from_output("error_rate")  # type: ignore[valid-type]
+    gradient_norm: metrics.Average.from_output("gradient_norm")  # type: ignore[valid-type]
     first_non_finite: FirstNonFinite
 
 
@@ -55,5 +55,5 @@ class TrainMetrics(metrics.Collection):
 class EvalMetrics(metrics.Collection):
     """Means over evaluated examples; each counts once, padding not at all (`mask`)."""
 
-    loss: metrics.Average.from_output("loss")
-    error_rate: metrics.Average.from_output("error_rate")
+    loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
+    error_rate: metrics.Average.from_output("error_rate")  # type: ignore[valid-type]

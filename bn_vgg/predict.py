@@ -55,14 +55,16 @@ def main() -> int:
     output = Path(_OUTPUT.value)
     unreadable = 0
     try:
-        with command.replacing(output) as partial:
-            with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                rows = csv.writer(file, lineterminator="\n")
-                rows.writerow(_header(run.class_names))
-                bar = tqdm(predict(run, found), total=len(found), unit=" images", disable=None)
-                for prediction in bar:
-                    unreadable += prediction.probabilities is None
-                    rows.writerow(_row(prediction, run.class_names))
+        with (
+            command.replacing(output) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(_header(run.class_names))
+            bar = tqdm(predict(run, found), total=len(found), unit=" images", disable=None)
+            for prediction in bar:
+                unreadable += prediction.probabilities is None
+                rows.writerow(_row(prediction, run.class_names))
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from error
     print(f"{output}: {len(found) - unreadable} images, best checkpoint of step {run.step}")

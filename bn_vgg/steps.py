@@ -4,6 +4,8 @@ They are written for one device. With `axis_name` they run mapped over several, 
 with its share of the batch, and agree on gradients, statistics and metrics.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -100,7 +102,7 @@ def make_predict_step(model: nn.Module):
     def predict_step(state: TrainState, windows_NWHWC):
         num_examples, num_windows = windows_NWHWC.shape[:2]
         images = windows_NWHWC.reshape(-1, *windows_NWHWC.shape[2:])
-        logits = model.apply(state.variables, to_intensities(images), train=False)
+        logits: Any = model.apply(state.variables, to_intensities(images), train=False)
         probabilities = jax.nn.softmax(logits)
         return probabilities.reshape(num_examples, num_windows, -1).mean(axis=1)
 

@@ -7,15 +7,12 @@ A run goes on from the first of these that is there:
   3. nothing: training begins from the seed.
 """
 
-import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from clu import parameter_overview
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -23,9 +20,9 @@ from tqdm import tqdm
 from bn_vgg import provenance
 from bn_vgg.checkpoint import Checkpoints, Progress
 from bn_vgg.data import batches
-from bn_vgg.data.cache import ImageCache
-from bn_vgg.data.splits import Splits, split
+from bn_vgg.data.prepared import PreparedData
 from bn_vgg.errors import UserError
+from bn_vgg.hooks import Hooks, epoch_line, format_seconds
 from bn_vgg.metrics import EvalMetrics, TrainMetrics
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.parallel import Devices, check_batch_size, round_up
@@ -40,78 +37,6 @@ _INIT, _DROPOUT = 0, 1
 _STEPS_BETWEEN_LOOKS = 50
 
 
-class Writer(Protocol):
-    """What of `clu.metric_writers.MetricWriter` is used; without one nothing is written."""
-
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...  # noqa: D102
-
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None: ...  # noqa: D102
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None: ...  # noqa: D102
-
-    def flush(self) -> None: ...  # noqa: D102
-
-
-@dataclasses.dataclass(frozen=True)
-class Hooks:
-    """What a command adds to the loop, which runs without any of it.
-
-    Attributes:
-      writer: of scalars and images, such as CLU's for TensorBoard.
-      actions: called with the number of updates done, after each (CLU's periodic actions).
-      say: shows a line to a person.
-    """
-
-    writer: Writer | None = None
-    actions: Sequence[Callable[[int], Any]] = ()
-    say: Callable[[str], None] = logging.info
-
-
-class Data(NamedTuple):
-    """Images and which of them are for what.
-
-    Attributes:
-      cache: the decoded images.
-      splits: indices into it.
-      about: what `data.json` holds.
-    """
-
-    cache: ImageCache
-    splits: Splits
-    about: dict[str, Any]
-
-
-def prepare_data(config: ConfigDict, cache: ImageCache) -> Data:
-    """Splits the images and checks that the configuration fits them.
-
-    Raises:
-      UserError: too few images, or another number of classes than the network's.
-    """
-    if config.model.num_classes != len(cache.class_names):
-        raise UserError(
-            f"config.model.num_classes is {config.model.num_classes}, but {config.data.source} has "
-            f"{len(cache.class_names)} classes; set --config.model.num_classes"
-        )
-    splits = split(
-        cache.keys,
-        cache.splits,
-        valid_examples=config.data.valid_examples,
-        test_examples=config.data.test_examples,
-    )
-    if len(splits.train) < config.batch_size:
-        raise UserError(
-            f"config.batch_size: {len(splits.train)} training images do not fill a batch of "
-            f"{config.batch_size}"
-        )
-    about = {
-        "source": config.data.source,
-        "fingerprint": cache.fingerprint,
-        "class_names": cache.class_names,
-        "examples": {name: len(indices) for name, indices in splits._asdict().items()},
-    }
-    return Data(cache, splits, about)
-
-
 def finished_result(config: ConfigDict, workdir: Workdir) -> dict[str, Any] | None:
     """Returns the result of a run that has done all its epochs, otherwise None."""
     if not workdir.exists("result.json"):
@@ -120,7 +45,7 @@ def finished_result(config: ConfigDict, workdir: Workdir) -> dict[str, Any] | No
     return result if result["config"]["num_epochs"] == config.num_epochs else None
 
 
-def train(config: ConfigDict, workdir: Workdir, data: Data, hooks: Hooks) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: Workdir, data: PreparedData, hooks: Hooks) -> dict[str, Any]:
     """Trains, evaluates and keeps the best, up to `config.num_epochs`.
 
     Args:
@@ -192,8 +117,7 @@ class Run:
     def to_the_end(self) -> dict[str, Any]:
         """Trains what epochs are left and writes the result."""
         seconds_before = self.progress.seconds
-        if self.hooks.writer:
-            self._write_start(self.hooks.writer)
+        self._write_start()
         for epoch in range(self.progress.epoch, self.config.num_epochs):
             trained = self._train_epoch(epoch)
             validated = self.evaluate(self.state, self.splits.valid)
@@ -273,21 +197,17 @@ class Run:
             metrics = self.eval_step(metrics, state, self.devices.shard(batch))
         return {name: value.item() for name, value in self._compute(metrics).items()}
 
-    def _write_start(self, writer: Writer) -> None:
-        hparams = {
-            name: str(value) if isinstance(value, list) else value
-            for name, value in flatten(self.config.to_dict()).items()
-        }
-        writer.write_hparams(hparams)
-        if self.progress.epoch == 0:
-            first = next(
-                batches.train_batches(
-                    self.cache, self.splits.train, seed=self.config.seed, epoch=0,
-                    batch_size=self.config.batch_size, crop_size=self.config.data.crop_size,
-                )
-            )  # fmt: skip
-            writer.write_images(0, {"train/windows": _grid(first["images_NHWC"])[None]})
-        writer.flush()
+    def _write_start(self) -> None:
+        first_batch = batches.train_batches(
+            self.cache,
+            self.splits.train,
+            seed=self.config.seed,
+            epoch=0,
+            batch_size=self.config.batch_size,
+            crop_size=self.config.data.crop_size,
+        )
+        images = next(first_batch)["images_NHWC"] if self.progress.epoch == 0 else None
+        self.hooks.write_start(flatten(self.config.to_dict()), images)
 
     def _record_epoch(self, trained: dict[str, float], validated: dict[str, float]) -> None:
         progress = self.progress
@@ -296,18 +216,8 @@ class Run:
         scalars["valid/best_error_rate"] = progress.best_error_rate
         self.lines.append({"epoch": progress.epoch, "step": progress.step, **scalars})
         self.workdir.write_metrics(self.lines)
-        if self.hooks.writer:
-            self.hooks.writer.write_scalars(progress.step, scalars)
-            self.hooks.writer.flush()
-        epochs_left = self.config.num_epochs - progress.epoch
-        left = progress.seconds / progress.epoch * epochs_left
-        self.hooks.say(
-            f"epoch {progress.epoch:3}/{self.config.num_epochs}"
-            f"  train error {trained['error_rate']:.3f}  valid error {validated['error_rate']:.3f}"
-            f" (best {progress.best_error_rate:.3f} in epoch {progress.best_epoch})"
-            f"  {trained['images_per_second']:.0f} images/s"
-            + (f"  {format_seconds(left)} left" if epochs_left else "")
-        )
+        self.hooks.write_scalars(progress.step, scalars)
+        self.hooks.say(epoch_line(progress, self.config.num_epochs, scalars))
 
     def _finish(self, seconds_before: float) -> dict[str, Any]:
         self.checkpoints.wait()
@@ -328,10 +238,7 @@ class Run:
             "versions": provenance.versions(),
             "commit": provenance.commit(),
         }
-        if self.hooks.writer:
-            scalars = {"test/error_rate": tested["error_rate"]}
-            self.hooks.writer.write_scalars(self.progress.step, scalars)
-            self.hooks.writer.flush()
+        self.hooks.write_scalars(self.progress.step, {"test/error_rate": tested["error_rate"]})
         self.workdir.write("result.json", result)
         self.hooks.say(
             f"best epoch {result['best_epoch']}: valid error "
@@ -347,20 +254,3 @@ def _accumulating(train_step):
         return state, metrics.merge(new)
 
     return step
-
-
-def _grid(images_NHWC: np.ndarray, columns: int = 8) -> np.ndarray:
-    """Lays the first images out in rows of `columns`: one image (H', W', C)."""
-    rows = min(len(images_NHWC) // columns, columns) or 1
-    columns = min(columns, len(images_NHWC))
-    _, height, width, channels = images_NHWC.shape
-    tiles = images_NHWC[: rows * columns].reshape(rows, columns, height, width, channels)
-    return tiles.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
-
-
-def format_seconds(seconds: float) -> str:
-    """Formats a duration as 45s, 12m30s or 3h05m."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
-    return f"{minutes // 60}h{minutes % 60:02}m"

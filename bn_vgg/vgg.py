@@ -150,10 +150,9 @@ def make_model(
     dtype: str,
     axis_name: str | None = None,
 ) -> VGG:
-    """Builds the network from the fields of `config.model`, see configs/default.py.
+    """Builds the network from the fields of `config.model`, which configs/default.py explains.
 
-    Args:
-      axis_name: of the mapped axis whose devices share a batch; None under plain `jit`.
+    `axis_name` is that of the mapped axis whose devices share a batch, None under plain `jit`.
 
     Raises:
       UserError: `norm`, `padding` or `dtype` names nothing there is.

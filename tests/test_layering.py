@@ -18,9 +18,9 @@ data.cartoons data.files data.tfds_source
 data.labelled_files
 data.sources
 data.cache data.splits data.windows
-data.batches
+data.batches data.prepared
 optimizer metrics parallel provenance distributed checkpoint workdir
-state
+state hooks
 steps
 config_checks
 command

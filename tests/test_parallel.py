@@ -117,6 +117,6 @@ def test_sizes_that_fit():
     check_batch_size(100, 4)
     with pytest.raises(UserError, match="sizes that fit: 96, 104"):
         check_batch_size(100, 8)
-    with pytest.raises(UserError, match="sizes that fit: 8$"):
+    with pytest.raises(UserError, match=r"sizes that fit: 8$"):
         check_batch_size(5, 8)
     assert [round_up(size, 4) for size in (1, 4, 5)] == [4, 4, 8]

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from bn_vgg import train as loop
+from bn_vgg.data.prepared import prepare
 from bn_vgg.errors import UserError
+from bn_vgg.hooks import Hooks, format_seconds
 from bn_vgg.trained import load
 from bn_vgg.workdir import Workdir, flatten
 
@@ -33,15 +35,26 @@ class Recorder:
         pass
 
 
+def prepared(config, cache):
+    return prepare(
+        cache,
+        source=config.data.source,
+        valid_examples=config.data.valid_examples,
+        test_examples=config.data.test_examples,
+        num_classes=config.model.num_classes,
+        batch_size=config.batch_size,
+    )
+
+
 def run(config, cache, path, **hooks):
     """What the command does, without flags."""
-    data = loop.prepare_data(config, cache)
+    data = prepared(config, cache)
     workdir = Workdir(str(path))
     workdir.claim(config.to_dict(), data.about)
     finished = loop.finished_result(config, workdir)
     if finished:
         return finished
-    return loop.train(config, workdir, data, loop.Hooks(**hooks))
+    return loop.train(config, workdir, data, Hooks(**hooks))
 
 
 def epochs_of(config, count):
@@ -59,7 +72,7 @@ def same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -78,9 +91,9 @@ def test_interrupted_after_any_epoch_equals_uninterrupted(norm, tiny_config, ope
 
         def kill(step, at=epochs_done * steps_per_epoch + 2):
             if step == at:
-                raise Killed
+                raise KilledError
 
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run(tiny_config, cache, path, actions=[kill])
         said = []
         result = run(tiny_config, cache, path, say=said.append)
@@ -106,9 +119,7 @@ def test_the_seed_decides(tiny_config, open_cache, tmp_path):
     same(load(str(tmp_path / "a")).state, load(str(tmp_path / "b")).state)
     tiny_config.seed = 1
     run(tiny_config, cache, tmp_path / "c")
-    kernels = [
-        load(str(tmp_path / name)).state.params["output"]["kernel"] for name in ("a", "c")
-    ]
+    kernels = [load(str(tmp_path / name)).state.params["output"]["kernel"] for name in ("a", "c")]
     assert (kernels[0] != kernels[1]).all()
 
 
@@ -130,9 +141,7 @@ def test_a_finished_run_says_so_and_more_epochs_go_on(tiny_config, open_cache, t
 
 def test_another_configs_workdir_is_refused_and_left_alone(tiny_config, open_cache, tmp_path):
     cache = open_cache(tiny_config)
-    Workdir(str(tmp_path)).claim(
-        tiny_config.to_dict(), loop.prepare_data(tiny_config, cache).about
-    )
+    Workdir(str(tmp_path)).claim(tiny_config.to_dict(), prepared(tiny_config, cache).about)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     tiny_config.model.norm = "full"
     tiny_config.optimizer.learning_rate = 1e-3
@@ -146,7 +155,7 @@ def test_another_configs_workdir_is_refused_and_left_alone(tiny_config, open_cac
 
 def test_other_data_under_the_same_name_is_refused(tiny_config, open_cache, tmp_path):
     cache = open_cache(tiny_config)
-    about = loop.prepare_data(tiny_config, cache).about
+    about = prepared(tiny_config, cache).about
     workdir = Workdir(str(tmp_path))
     workdir.claim(tiny_config.to_dict(), about)
     with pytest.raises(UserError, match="has changed since"):
@@ -179,9 +188,7 @@ def test_what_a_run_writes(tiny_config, open_cache, tmp_path):
         "images_per_second", "wall_seconds", "hardware", "versions", "commit",
     }  # fmt: skip
     assert result["config"]["model"]["norm"] == "mean_only"
-    epochs = [
-        json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
-    ]
+    epochs = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     names = {
         "train/loss", "train/error_rate", "train/gradient_norm", "train/images_per_second",
         "valid/loss", "valid/error_rate", "valid/best_error_rate",
@@ -206,7 +213,7 @@ def test_the_test_error_is_the_best_checkpoints(tiny_config, open_cache, tmp_pat
     result = run(tiny_config, cache, tmp_path)
     trained = load(str(tmp_path))
     assert trained.step == result["best_epoch"] * 6
-    data, errors = loop.prepare_data(tiny_config, cache), []
+    data, errors = prepared(tiny_config, cache), []
     from bn_vgg.data.batches import five_windows
     from bn_vgg.steps import make_predict_step
 
@@ -237,11 +244,11 @@ def test_what_does_not_fit_the_data(field, value, message, tiny_config, open_cac
     cache = open_cache(tiny_config)
     tiny_config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
-        loop.prepare_data(tiny_config, cache)
+        prepared(tiny_config, cache)
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(4.4, "4s"), (61, "1m01s"), (3599.6, "1h00m"), (11100, "3h05m")]
 )
 def test_format_seconds(seconds, text):
-    assert loop.format_seconds(seconds) == text
+    assert format_seconds(seconds) == text

@@ -88,7 +88,8 @@ def eval_batches(
 
 def five_windows(image_HWC: np.ndarray, crop_size: int) -> np.ndarray:
     """Returns (5, crop, crop, C): the four corners and the centre."""
-    corners = windows.five_corners(*image_HWC.shape[:2], crop_size)
+    height, width, _ = image_HWC.shape
+    corners = windows.five_corners(height, width, crop_size)
     return np.stack([windows.cut(image_HWC, corner, crop_size) for corner in corners])
 
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from bn_vgg.data import images, sources
 from bn_vgg.data.source import Source
-from bn_vgg.errors import UserError
+from bn_vgg.errors import NotThereError, UserError
 
 # Part of every cache's name: raise it when the same source and settings give other bytes.
 _FORMAT = 1
@@ -103,15 +104,17 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
     settings = f"{spec}\0{min_side}\0{_FORMAT}"
     alias = folder / "sources" / hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
     known = folder / alias.read_text().strip() if alias.is_file() else None
-    if known is not None and known.is_dir() and sources.kind(spec) == "tfds":
-        return _open(known)
+    if known is not None and not known.is_dir():
+        known = None
     try:
-        source = sources.open_source(spec)
-    except UserError as error:
-        if known is not None and known.is_dir():
-            tqdm.write(f"using the cache {known} made earlier, because now: {error}")
+        if known is not None and sources.kind(spec) == "tfds":
             return _open(known)
-        raise
+        source = sources.open_source(spec)
+    except NotThereError as error:
+        if known is None:
+            raise
+        tqdm.write(f"{error}; using the cache made from it earlier, {known}", file=sys.stderr)
+        return _open(known)
     name = _name(source, min_side)
     try:
         if not (folder / name).is_dir():
@@ -181,7 +184,10 @@ def _build(source: Source, min_side: int, folder: Path, name: str, quiet: bool) 
     finally:
         shutil.rmtree(building, ignore_errors=True)
     if unreadable and not quiet:
-        tqdm.write(f"left out {len(unreadable)} unreadable images, see {folder / name}/about.json")
+        tqdm.write(
+            f"left out {len(unreadable)} unreadable images, see {folder / name}/about.json",
+            file=sys.stderr,
+        )
 
 
 def _write_images(source: Source, min_side: int, path: Path, quiet: bool):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from bn_vgg.data import images
 from bn_vgg.data.images import UnreadableImage
-from bn_vgg.errors import UserError
+from bn_vgg.errors import NotThereError, UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -184,7 +184,7 @@ def _matches(pattern: str) -> list[str]:
     useful = [p for p in paths if os.path.isdir(p) or _is_zip(p) or _is_image(p)]
     if not useful:
         what = "no folder, zip archive or image" if paths else "nothing"
-        raise UserError(f"{pattern!r} matches {what}{_where(pattern)}")
+        raise NotThereError(f"{pattern!r} matches {what}{_where(pattern)}")
     return useful
 
 
@@ -203,7 +203,8 @@ def _list_input(path: str) -> list[ImageFile]:
         where = error.filename or path
         raise UserError(f"no permission to read {where!r}: chmod it, or use a copy") from error
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{error.filename or path!r} does not exist{_where(path)}") from error
+        where = error.filename or path
+        raise NotThereError(f"{where!r} does not exist{_where(path)}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path!r}: {images.describe(error)}") from error
     if not files:

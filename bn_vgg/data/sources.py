@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from bn_vgg.data.source import Source
-from bn_vgg.errors import UserError
+from bn_vgg.errors import NotThereError, UserError
 
 OTHER_SOURCES = (
     "config.data.source takes a TFDS name (cats_vs_dogs), a path or glob to zip files or "
@@ -21,6 +21,8 @@ def kind(spec: str) -> str:
     Raises:
       UserError: it is none of these.
     """
+    if not spec:
+        raise UserError(f"config.data.source is empty; {OTHER_SOURCES}")
     if spec == "cartoons":
         return "cartoons"
     if re.fullmatch(r"\w+(:[\w.*]+)?", spec):
@@ -29,9 +31,7 @@ def kind(spec: str) -> str:
         return "files"
     if re.fullmatch(r"\w+/[\w.-]+(:[\w.*]+)?", spec) and not spec.endswith(".zip"):
         return "tfds"  # with a builder configuration: imagenet_resized/32x32
-    if spec:
-        raise UserError(f"config.data.source: no file or folder {spec!r}; {OTHER_SOURCES}")
-    raise UserError(f"config.data.source is empty; {OTHER_SOURCES}")
+    raise NotThereError(f"config.data.source: no file or folder {spec!r}; {OTHER_SOURCES}")
 
 
 def open_source(spec: str) -> Source:
