@@ -35,7 +35,7 @@ def main() -> None:
     }
     try:
         with command.replacing(output) as partial, partial.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
         with command.replacing(output.with_suffix(".json")) as partial:
             partial.write_text(json.dumps(about, indent=2) + "\n")
     except OSError as error:
