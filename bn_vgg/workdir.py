@@ -7,6 +7,7 @@ result.json     written when the run is finished.
 """
 
 import json
+import os
 from typing import Any
 
 from etils import epath
@@ -24,7 +25,9 @@ class Workdir:
     @property
     def checkpoints(self) -> epath.Path:
         """Where the checkpoints are; Orbax wants it absolute."""
-        return (self.path / "checkpoints").resolve()
+        folder = self.path / "checkpoints"
+        # epath would resolve gs:// as if it were a local folder.
+        return folder if "://" in str(folder) else epath.Path(os.path.abspath(folder))
 
     def claim(self, config: dict[str, Any], data: dict[str, Any]) -> None:
         """Takes the folder for a run of `config` on `data`, or goes on with one.

@@ -1,0 +1,72 @@
+"""The files of a run: whole or absent, and none of another run's."""
+
+import pytest
+
+from bn_vgg.errors import UserError
+from bn_vgg.workdir import Workdir, flatten
+
+DATA = {"source": "s", "fingerprint": "f"}
+
+
+def test_flatten():
+    assert flatten({"a": {"b": (1, 2), "c": {"d": None}}, "e": "x"}) == {
+        "a.b": [1, 2], "a.c.d": None, "e": "x",
+    }  # fmt: skip
+
+
+def test_a_tuple_read_back_as_a_list_is_the_same_config(tmp_path):
+    workdir = Workdir(str(tmp_path))
+    config = {"num_epochs": 1, "model": {"features": (1, 2)}}
+    workdir.claim(config, DATA)
+    workdir.claim(config, DATA)
+
+
+def test_all_differing_fields_are_named_also_new_and_missing_ones(tmp_path):
+    workdir = Workdir(str(tmp_path))
+    workdir.claim({"num_epochs": 2, "seed": 0, "old": 1}, DATA)
+    with pytest.raises(UserError) as raised:
+        workdir.claim({"num_epochs": 3, "seed": 1, "new": 2}, DATA)
+    message = str(raised.value)
+    assert "seed was 0 and is 1" in message
+    assert "old was 1 and is (not there)" in message
+    assert "new was (not there) and is 2" in message
+    assert "num_epochs was" not in message
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    workdir = Workdir(str(tmp_path))
+    workdir.write("result.json", {"a": 1})
+    with pytest.raises(TypeError):
+        workdir.write("result.json", {"a": object()})
+    assert workdir.read("result.json") == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_metrics_are_read_as_written_and_none_where_nothing_was(tmp_path):
+    workdir = Workdir(str(tmp_path))
+    assert workdir.read_metrics() == []
+    workdir.write_metrics([{"epoch": 1}, {"epoch": 2}])
+    assert workdir.read_metrics() == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+    workdir = Workdir(str(tmp_path))
+    with pytest.raises(UserError, match="holds no run: there is no result.json"):
+        workdir.read("result.json")
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(UserError, match="result.json is damaged"):
+        workdir.read("result.json")
+
+
+def test_other_hosts_write_nothing(tmp_path):
+    workdir = Workdir(str(tmp_path), writes=False)
+    workdir.claim({"num_epochs": 1}, DATA)
+    workdir.write_metrics([{"epoch": 1}])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_buckets_stay_buckets():
+    workdir = Workdir("gs://bucket/runs/a")
+    assert str(workdir.path) == "gs://bucket/runs/a"
+    assert str(workdir.checkpoints) == "gs://bucket/runs/a/checkpoints"
+    assert Workdir("runs/a").checkpoints.is_absolute()
