@@ -3,7 +3,9 @@
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -45,6 +47,13 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
+
+
+def command() -> str:
+    """The command line of this process, to be run again from the checkout."""
+    module = Path(sys.argv[0])
+    package = module.parent.name
+    return shlex.join(["python", "-m", f"{package}.{module.stem}", *sys.argv[1:]])
 
 
 def _processor() -> str:

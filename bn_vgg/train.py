@@ -237,6 +237,7 @@ class Run:
             "hardware": provenance.hardware(),
             "versions": provenance.versions(),
             "commit": provenance.commit(),
+            "command": provenance.command(),
         }
         self.hooks.write_scalars(self.progress.step, {"test/error_rate": tested["error_rate"]})
         self.workdir.write("result.json", result)

@@ -41,6 +41,16 @@ class TestMain:
         assert data["class_names"] == ["cat", "dog"]
         assert data["examples"] == {"train": 48, "valid": 13, "test": 11}
 
+    def test_the_result_says_how_it_was_got(self, trained_run, cartoon_folder):
+        result = json.loads((trained_run / "result.json").read_text())
+        assert result["command"] == (
+            f"python -m bn_vgg.main {TINY} --config.data.source={cartoon_folder} "
+            f"--workdir={trained_run}"
+        )
+        assert result["commit"] is None or len(result["commit"].removesuffix("-dirty")) == 40
+        assert result["hardware"]["platform"] == "cpu"
+        assert result["versions"]["jax"]
+
     def test_tensorboard_reads_its_scalars_images_and_hparams(self, trained_run):
         from tensorboard.backend.event_processing import event_accumulator
 

@@ -186,6 +186,7 @@ def test_what_a_run_writes(tiny_config, open_cache, tmp_path):
     assert set(result) == {
         "config", "num_parameters", "best_epoch", "best_valid_error_rate", "test_error_rate",
         "images_per_second", "wall_seconds", "hardware", "versions", "commit",
+        "command",
     }  # fmt: skip
     assert result["config"]["model"]["norm"] == "mean_only"
     epochs = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
