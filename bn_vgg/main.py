@@ -4,10 +4,11 @@ from pathlib import Path
 
 import jax
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from bn_vgg import command, distributed, train
 from bn_vgg.data import cache as image_cache
+from bn_vgg.data.batches import num_train_batches
 from bn_vgg.data.prepared import prepare
 from bn_vgg.hooks import Hooks
 from bn_vgg.workdir import Workdir
@@ -58,26 +59,20 @@ def main() -> None:
         say(f"this run is finished: see {workdir.path}/result.json")
         return
     command.log_to_file(workdir.path / "log.txt" if is_first else None)
-    hooks = _make_hooks(config, workdir, is_first, say)
+    hooks = Hooks(say=say)
+    if _TENSORBOARD.value:
+        from bn_vgg import tensorboard  # imports TensorFlow, which costs seconds
+
+        steps_per_epoch = num_train_batches(len(data.splits.train), config.batch_size)
+        hooks = tensorboard.make_hooks(
+            say,
+            workdir.path,
+            path.removeprefix("runs/"),
+            is_first=is_first,
+            num_steps=steps_per_epoch * config.num_epochs,
+            profile=_PROFILE.value,
+        )
     train.train(config, workdir, data, hooks)
-
-
-def _make_hooks(config: ConfigDict, workdir: Workdir, is_first: bool, say) -> Hooks:
-    if not _TENSORBOARD.value:
-        return Hooks(say=say)
-    # Here and not above: they import TensorFlow, which costs seconds.
-    from clu import metric_writers, periodic_actions
-
-    writer = metric_writers.create_default_writer(
-        workdir.path, just_logging=not is_first, asynchronous=False
-    )
-    actions = []
-    if is_first:
-        actions.append(periodic_actions.ReportProgress(every_secs=30.0))
-        if _PROFILE.value:
-            profile = periodic_actions.Profile(logdir=workdir.path, every_secs=None)
-            actions.append(profile)
-    return Hooks(writer=writer, actions=actions, say=say)
 
 
 if __name__ == "__main__":

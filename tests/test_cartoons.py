@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bn_vgg.data import cartoons
+from bn_vgg.data import cartoon_animals, cartoons
 from bn_vgg.data.cartoons import Cartoons
 from bn_vgg.data.source import Source
 from bn_vgg.errors import UserError
@@ -170,17 +170,17 @@ def drawn_share(draw_head, places) -> float:
     """The share of `places`, in the head's frame, on which one of 50 heads leaves paint."""
     painted = []
     for seed in range(50):
-        dice = cartoons._Dice(np.random.Philox(key=seed))
+        dice = cartoon_animals.Dice(np.random.Philox(key=seed))
         canvas = Image.new("RGB", (160, 160), (1, 2, 3))
-        draw_head(dice, cartoons._Pen(canvas, (80, 80), 40), cartoons._coat(dice))
+        draw_head(dice, cartoon_animals.Pen(canvas, (80, 80), 40), cartoon_animals._coat(dice))
         painted += [canvas.getpixel((80 + 40 * x, 80 + 40 * y)) != (1, 2, 3) for x, y in places]
     return float(np.mean(painted))
 
 
 def test_the_label_decides_which_head_is_drawn(monkeypatch):
     heads = []
-    monkeypatch.setattr(cartoons, "_cat_head", lambda *_: heads.append("cat"))
-    monkeypatch.setattr(cartoons, "_dog_head", lambda *_: heads.append("dog"))
+    monkeypatch.setattr(cartoon_animals, "_cat_head", lambda *_: heads.append("cat"))
+    monkeypatch.setattr(cartoon_animals, "_dog_head", lambda *_: heads.append("dog"))
     source = Cartoons(num_images=6)
     for i in range(6):
         source.read(i)
@@ -189,7 +189,7 @@ def test_the_label_decides_which_head_is_drawn(monkeypatch):
 
 def test_cats_have_ears_on_top_and_dogs_at_the_sides():
     on_top, at_the_sides = [(-0.75, -1.15), (0.75, -1.15)], [(-1.18, 0.0), (1.18, 0.0)]
-    assert drawn_share(cartoons._cat_head, on_top) > 0.9
-    assert drawn_share(cartoons._dog_head, on_top) == 0
-    assert drawn_share(cartoons._dog_head, at_the_sides) > 0.9
-    assert drawn_share(cartoons._cat_head, at_the_sides) == 0
+    assert drawn_share(cartoon_animals._cat_head, on_top) > 0.9
+    assert drawn_share(cartoon_animals._dog_head, on_top) == 0
+    assert drawn_share(cartoon_animals._dog_head, at_the_sides) > 0.9
+    assert drawn_share(cartoon_animals._cat_head, at_the_sides) == 0

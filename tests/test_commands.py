@@ -69,7 +69,9 @@ class TestMain:
         lines = [json.loads(x) for x in (trained_run / "metrics.jsonl").read_text().splitlines()]
         expected = [(line["step"], line["valid/error_rate"]) for line in lines]
         assert written == [(step, pytest.approx(value)) for step, value in expected]
-        assert any("hparams" in tag for tag in events.Tags()["tensors"])
+        hparams = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        assert b"mean_only" in hparams
+        assert str(trained_run).encode() in hparams  # names the row in the table of runs
 
     def test_again_says_that_it_is_finished(self, trained_run, run_command, cartoon_folder):
         done = run_command(

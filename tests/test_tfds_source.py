@@ -10,8 +10,10 @@ from PIL import Image
 from urllib3.connection import HTTPSConnection
 from urllib3.exceptions import MaxRetryError, NameResolutionError
 
-from bn_vgg.data import tfds_source
+from bn_vgg.data import sources, tfds_source
+from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.images import UnreadableImage
+from bn_vgg.data.prepared import prepare
 from bn_vgg.data.source import Record
 from bn_vgg.data.tfds_source import TfdsImages
 from bn_vgg.errors import UserError
@@ -182,6 +184,22 @@ def test_splits(folder):
         np.testing.assert_array_equal(
             pixels, np.full((4, 5, 3), 40 * (label + 1) + len(split), np.uint8)
         )
+
+
+def test_published_splits_reach_the_run(folder, tmp_path, monkeypatch):
+    """From TFDS through the cache, by the name alone, to what is trained on."""
+    monkeypatch.setattr(sources, "open_source", lambda name: TfdsImages(name, data_dir=folder))
+    cache = open_or_build("tiny_splits", min_side=8, folder=tmp_path, quiet=True)
+    data = prepare(
+        cache, source="tiny_splits", valid_examples=1, test_examples=99, num_classes=3,
+        batch_size=2,
+    )  # fmt: skip
+    assert data.about["examples"] == {"train": 2, "valid": 1, "test": 3}
+    assert data.about["class_names"] == ["0", "1", "2"]
+    assert {cache.splits[i] for i in data.splits.test} == {"test"}
+    greys = {40 * (label + 1) + len("test") for label in range(3)}
+    assert {int(cache.image(i)[0, 0, 0]) for i in data.splits.test} == greys
+    assert cache.image(0).shape == (8, 10, 3)
 
 
 def test_equal_file_names_are_no_keys(tmp_path, monkeypatch):

@@ -51,10 +51,10 @@ def test_metrics_are_read_as_written_and_none_where_nothing_was(tmp_path):
 
 def test_damaged_and_missing_files_are_named(tmp_path):
     workdir = Workdir(str(tmp_path))
-    with pytest.raises(UserError, match="holds no run: there is no result.json"):
+    with pytest.raises(UserError, match=r"holds no run: there is no result.json"):
         workdir.read("result.json")
     (tmp_path / "result.json").write_text("{")
-    with pytest.raises(UserError, match="result.json is damaged"):
+    with pytest.raises(UserError, match=r"result.json is damaged"):
         workdir.read("result.json")
 
 

@@ -1,0 +1,86 @@
+"""TensorBoard by CLU, whose writers import TensorFlow: imported only where it is asked for."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from clu import metric_writers, periodic_actions
+from etils import epath
+from tensorboard.plugins.hparams import api as hp
+from tensorboard.plugins.hparams import summary_v2
+
+from bn_vgg.hooks import Hooks
+
+# The columns that TensorBoard's table of runs shows unasked. It takes them from whichever
+# run it reads first, so they are the same in all.
+_HPARAM_COLUMNS = ("name", "model.norm", "seed")
+_METRIC_COLUMNS = (
+    "valid/best_error_rate",
+    "test/error_rate",
+    "train/error_rate",
+    "train/images_per_second",
+)
+
+
+class Writer:
+    """CLU's default writer, of files in `folder` and of the log, with a readable table of runs.
+
+    Attributes:
+      run: names the run in that table; unique to its folder.
+    """
+
+    def __init__(self, folder: epath.Path, run: str, *, just_logging: bool):
+        self._writer = metric_writers.create_default_writer(
+            folder, just_logging=just_logging, asynchronous=False
+        )
+        self.run = run
+        self.write_scalars = self._writer.write_scalars
+        self.write_images = self._writer.write_images
+        self.flush = self._writer.flush
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Writes the configuration, and which of it the table shows.
+
+        CLU's own method names a run by a digest, and TensorBoard then shows the first few
+        columns of the alphabet.
+        """
+        columns = summary_v2.hparams_config_pb(
+            hparams=[hp.HParam(name) for name in _HPARAM_COLUMNS],
+            metrics=[hp.Metric(tag) for tag in _METRIC_COLUMNS],
+        )
+        for summary in (columns, summary_v2.hparams_pb(dict(hparams), trial_id=self.run)):
+            (value,) = summary.value
+            nothing = np.zeros(0, np.float32)
+            self._writer.write_summaries(0, {value.tag: nothing}, {value.tag: value.metadata})
+
+
+def make_hooks(
+    say: Callable[[str], None],
+    folder: epath.Path,
+    run: str,
+    *,
+    is_first: bool,
+    num_steps: int,
+    profile: bool,
+) -> Hooks:
+    """Returns the hooks of a run that TensorBoard can show.
+
+    Args:
+      say: shows a line to a person.
+      folder: the run's.
+      run: its name in TensorBoard's table.
+      is_first: whether this is the first host: the others only log.
+      num_steps: of the whole run, for the time left that is logged twice a minute.
+      profile: whether to trace a few steps.
+    """
+    actions: list[Callable[[int], Any]] = []
+    if is_first:
+        actions.append(periodic_actions.ReportProgress(num_train_steps=num_steps, every_secs=30))
+        if profile:
+            tracing = periodic_actions.Profile(logdir=folder, every_secs=None)
+            # It starts at its tenth step; a resumed run's first is a later one.
+            calls = itertools.count(1)
+            actions.append(lambda step: tracing(next(calls)))
+    writer = Writer(folder, run, just_logging=not is_first)
+    return Hooks(writer=writer, actions=actions, say=say)
