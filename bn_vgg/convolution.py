@@ -28,6 +28,27 @@ def conv3x3(x_NHWC, kernel_33IO, padding: int):
     return _conv(x_NHWC, kernel_33IO, padding)
 
 
+def mean_of_full_conv(x_NHWC, kernel_33IO):
+    """Computes the mean over batch and positions of a 'full' convolution, without doing it.
+
+    With padding 2 every pixel meets every tap of the kernel exactly once, so
+
+      mean(conv(x, W)) = (mean(x) @ W.sum(taps)) * (H * W) / ((H + 2) * (W + 2)).
+
+    Args:
+      x_NHWC: images, (N, H, W, I).
+      kernel_33IO: (3, 3, I, O).
+
+    Returns:
+      (O,), float32.
+    """
+    _, height, width, _ = x_NHWC.shape
+    mean_I = x_NHWC.astype(jnp.float32).mean(axis=(0, 1, 2))
+    taps_IO = kernel_33IO.astype(jnp.float32).sum(axis=(0, 1))
+    share = height * width / ((height + 2) * (width + 2))
+    return jnp.dot(mean_I, taps_IO, precision=lax.Precision.HIGHEST) * share
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x, kernel, padding):
     return _plain(x, kernel, padding)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -52,13 +53,18 @@ class MeanOnlyBatchNorm(nn.Module):
     dtype: Any = None
 
     has_shift: ClassVar[bool] = True
+    takes_mean: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(self, x, use_running_average: bool):
+    def __call__(
+        self, x, use_running_average: bool, mean_of_x: Callable[[], jax.Array] | None = None
+    ):
         """Normalizes `x` of shape (..., C).
 
         In training (`use_running_average` False) subtracts the batch's own mean and,
-        where `batch_stats` is mutable, moves the running mean towards it.
+        where `batch_stats` is mutable, moves the running mean towards it. `mean_of_x`,
+        where it is given, computes that mean, (C,) and float32, without a pass over `x`:
+        the whole layer is then no more than a bias.
         """
         channels = x.shape[-1]
         running = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
@@ -66,7 +72,7 @@ class MeanOnlyBatchNorm(nn.Module):
         if use_running_average:
             mean = running.value
         else:
-            mean = jnp.mean(x.astype(jnp.float32), axis=tuple(range(x.ndim - 1)))
+            mean = mean_of_x() if mean_of_x else mean_over_batch(x)
             # While initializing there is no mapped axis, and no batch to learn from.
             if not self.is_initializing():
                 if self.axis_name is not None:
@@ -75,6 +81,11 @@ class MeanOnlyBatchNorm(nn.Module):
         dtype = self.dtype or x.dtype
         shift = (bias - mean).reshape((1,) * (x.ndim - 1) + (channels,))
         return (x.astype(jnp.float32) + shift).astype(dtype)
+
+
+def mean_over_batch(x):
+    """Computes the mean of `x` (..., C) for each channel, (C,), float32."""
+    return jnp.mean(x.astype(jnp.float32), axis=tuple(range(x.ndim - 1)))
 
 
 class FullBatchNorm(nn.BatchNorm):
@@ -101,10 +112,12 @@ class NormFactory:
     Attributes:
       make: takes a module's `name`, returns the module.
       has_shift: whether the normalizer takes the place of the convolution's bias.
+      takes_mean: whether it is called with `mean_of_x`, see `MeanOnlyBatchNorm`.
     """
 
     make: Callable[..., nn.Module]
     has_shift: bool
+    takes_mean: bool = False
 
 
 def make_norm_factory(
@@ -131,4 +144,5 @@ def make_norm_factory(
     return NormFactory(
         make=lambda name: module(name=name, **bound),
         has_shift=module.has_shift,  # type: ignore[attr-defined]
+        takes_mean=getattr(module, "takes_mean", False),
     )

@@ -1,12 +1,13 @@
 """The 8-layer VGG: convolution, normalization, ReLU, dropout, pooling; two dense layers."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bn_vgg.convolution import conv3x3
+from bn_vgg.convolution import conv3x3, mean_of_full_conv
 from bn_vgg.errors import UserError
 from bn_vgg.normalization import NormFactory, make_norm_factory
 
@@ -53,6 +54,19 @@ class Conv(nn.Module):
             y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return y
 
+    def mean_of_result(self, x_NHWC):
+        """Computes the mean of `self(x_NHWC)` for each channel, (features,), from the input.
+
+        Only where `knows_mean`. Float32; differentiable like the result's own mean.
+        """
+        kernel = self.get_variable("params", "kernel").astype(self.dtype)
+        return mean_of_full_conv(x_NHWC.astype(self.dtype), kernel)
+
+    @property
+    def knows_mean(self) -> bool:
+        """Whether the mean of the result is cheaper to have from the input."""
+        return self.padding == "full" and not self.use_bias
+
 
 class Block(nn.Module):
     """Convolution, normalization, ReLU, dropout."""
@@ -67,8 +81,12 @@ class Block(nn.Module):
     def __call__(self, x_NHWC, positions_N, train: bool):
         """Maps (N, H, W, I) to (N, H', W', features)."""
         use_bias = not self.norm.has_shift
-        x = Conv(self.features, self.padding, use_bias, self.dtype, name="conv")(x_NHWC)
-        x = self.norm.make(name="norm")(x, use_running_average=not train)
+        conv = Conv(self.features, self.padding, use_bias, self.dtype, name="conv")
+        x = conv(x_NHWC)
+        known = {}
+        if self.norm.takes_mean and conv.knows_mean:
+            known["mean_of_x"] = partial(conv.mean_of_result, x_NHWC)
+        x = self.norm.make(name="norm")(x, use_running_average=not train, **known)
         x = nn.relu(x)
         return Dropout(self.dropout_rate)(x, positions_N, train)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bn_vgg import convolution
-from bn_vgg.convolution import conv3x3
+from bn_vgg.convolution import conv3x3, mean_of_full_conv
 
 
 def reference(x, kernel, padding):
@@ -80,3 +80,23 @@ def test_cpu_gradients_equal_xlas(padding, dtype):
         scale = float(jnp.abs(xla.astype(jnp.float32)).max())
         difference = jnp.abs(our.astype(jnp.float32) - xla.astype(jnp.float32)).max()
         assert difference <= tolerance * scale
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (9, 4), (12, 12)])
+def test_the_mean_known_beforehand_is_the_means_of_the_result(height, width):
+    rng = np.random.default_rng(0)
+    x = rng.normal(0.5, 1, size=(3, height, width, 4)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 4, 6)).astype(np.float32)
+    weights = rng.normal(size=6).astype(np.float32)
+
+    def gradients(mean):
+        return jax.grad(lambda x, kernel: jnp.dot(mean(x, kernel), weights), argnums=(0, 1))(
+            x, kernel
+        )
+
+    expected = reference(x, kernel, 2).mean((0, 1, 2))
+    np.testing.assert_allclose(mean_of_full_conv(x, kernel), expected, rtol=1e-5, atol=1e-6)
+    known = gradients(mean_of_full_conv)
+    taken = gradients(lambda x, kernel: conv3x3(x, kernel, 2).mean((0, 1, 2)))
+    for a, b in zip(known, taken, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

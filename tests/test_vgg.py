@@ -1,5 +1,7 @@
 """The network: sizes, parameters, dropout by position, precision."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +91,50 @@ def test_bfloat16_computes_in_it_and_keeps_float32(norm):
     blocks = [value for name, value in captured["intermediates"].items() if "block" in name]
     assert len(blocks) == 8
     assert all(block["__call__"][0].dtype == jnp.bfloat16 for block in blocks)
+
+
+class TestMeanOnlyAsABias:
+    """The convolution knows its mean beforehand; taking it from the result is the reference."""
+
+    def outcome(self, takes_mean, axis_name=None, padding="full"):
+        """Loss, gradients and statistics of a training pass over 6 images, 2 a device."""
+        network = model(
+            norm="mean_only", features=(4, 4, 6, 6), hidden_units=8, padding=padding,
+            axis_name=axis_name,
+        )  # fmt: skip
+        network = network.clone(norm=dataclasses.replace(network.norm, takes_mean=takes_mean))
+        rng = np.random.default_rng(0)
+        images = jnp.asarray(rng.uniform(size=(6, 13, 13, 3)), jnp.float32)
+        targets = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)
+        variables = jax.jit(lambda: init(network, 13))()
+
+        def loss(params, images, targets):
+            logits, updated = network.apply(
+                {"params": params, "batch_stats": variables["batch_stats"]},
+                images, train=True, mutable=["batch_stats"],
+            )  # fmt: skip
+            return jnp.mean((logits - targets) ** 2), updated
+
+        step = jax.value_and_grad(loss, has_aux=True)
+        if axis_name is None:
+            return jax.jit(step)(variables["params"], images, targets)
+        shares = [x.reshape(3, 2, *x.shape[1:]) for x in (images, targets)]
+        spread = jax.vmap(step, (None, 0, 0), axis_name=axis_name)
+        mean = jax.jit(lambda *args: jax.tree.map(lambda x: x.mean(0), spread(*args)))
+        return mean(variables["params"], *shares)
+
+    @pytest.mark.parametrize("axis_name", [None, "batch"])
+    def test_equals_the_plain_path(self, axis_name):
+        plain, fused = (self.outcome(takes_mean, axis_name) for takes_mean in (False, True))
+
+        def close(a, b):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(np.abs(a).max(), 1e-3))
+
+        jax.tree.map(close, plain, fused)
+
+    def test_same_padding_takes_the_plain_path(self):
+        plain, fused = (self.outcome(takes_mean, padding="same") for takes_mean in (False, True))
+        jax.tree.map(np.testing.assert_array_equal, plain, fused)
 
 
 class TestDropout:
