@@ -56,6 +56,12 @@ def keep_compiled(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def say(line: str) -> None:
+    """Shows a line to a person, at once, and keeps it in the log."""
+    print(line, flush=True)
+    logging.info("%s", line)
+
+
 def log_to_file(path: epath.Path | None) -> None:
     """Sends what the libraries log to a file, and only warnings to the terminal."""
     logging.set_verbosity(logging.INFO)
@@ -63,6 +69,10 @@ def log_to_file(path: epath.Path | None) -> None:
     if path is None or "://" in str(path):
         return
     handler = std_logging.FileHandler(path)
+    # Orbax logs dozens of lines a checkpoint: its warnings are enough.
+    handler.addFilter(
+        lambda record: record.levelno > std_logging.INFO or "orbax" not in record.pathname
+    )
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
     std_logging.getLogger().addHandler(handler)
 

@@ -51,16 +51,17 @@ def mean_of_full_conv(x_NHWC, kernel_33IO):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x, kernel, padding):
-    return _plain(x, kernel, padding)
+    return plain_conv(x, kernel, padding)
 
 
-def _plain(x, kernel, padding):
+def plain_conv(x, kernel, padding):
+    """Is `conv3x3` with XLA's own gradients on every backend."""
     pads = ((padding, padding), (padding, padding))
     return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=_LAYOUT)
 
 
 def _conv_forward(x, kernel, padding):
-    return _plain(x, kernel, padding), (x, kernel)
+    return plain_conv(x, kernel, padding), (x, kernel)
 
 
 def _conv_backward(padding, residuals, grad):
@@ -88,7 +89,7 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _xla_gradients(padding, x, kernel, grad):
-    _, pullback = jax.vjp(partial(_plain, padding=padding), x, kernel)
+    _, pullback = jax.vjp(partial(plain_conv, padding=padding), x, kernel)
     return pullback(grad)
 
 
@@ -100,8 +101,8 @@ def _cpu_input_gradient(padding, kernel, grad):
     """
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     if padding == 1:
-        return _plain(grad, turned, 1)
-    return _plain(grad, turned, 1)[:, 1:-1, 1:-1, :]
+        return plain_conv(grad, turned, 1)
+    return plain_conv(grad, turned, 1)[:, 1:-1, 1:-1, :]
 
 
 def _cpu_kernel_gradient(padding, x, grad):

@@ -38,7 +38,7 @@ def main() -> None:
     config = command.checked_config(_CONFIG)
     distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     is_first = jax.process_index() == 0
-    say = print if is_first else logging.info
+    say = command.say if is_first else logging.info
     folder = Path(_CACHE_DIR.value) if _CACHE_DIR.value else image_cache.default_folder()
     command.keep_compiled(folder)
     images = image_cache.open_or_build(

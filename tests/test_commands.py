@@ -125,9 +125,12 @@ class TestMain:
         )  # fmt: skip
         assert f"cannot write the working directory {tmp_path}/file/run: " in error_of(done)
 
-    def test_it_trains_from_the_cache_when_the_archive_is_gone(
+    def test_it_trains_from_the_cache_without_archive_or_tensorflow(
         self, run_command, cartoon_folder, tmp_path
     ):
+        """The second time the archive is gone, and importing these packages fails."""
+        for package in ("tensorflow", "tensorflow_datasets", "tensorboard"):
+            (tmp_path / f"{package}.py").write_text("raise ImportError('not here')")
         archive = tmp_path / "pets.zip"
         with zipfile.ZipFile(archive, "w") as file:
             for path in cartoon_folder.iterdir():
@@ -135,7 +138,7 @@ class TestMain:
         arguments = ("main", TINY, f"--config.data.source={archive}", "--notensorboard")
         run_command(*arguments, f"--workdir={tmp_path / 'a'}")
         archive.unlink()
-        done = run_command(*arguments, f"--workdir={tmp_path / 'b'}")
+        done = run_command(*arguments, f"--workdir={tmp_path / 'b'}", PYTHONPATH=str(tmp_path))
         assert f"'{archive}' does not exist" in done.stderr
         assert "using the cache" in done.stderr
         results = [json.loads((tmp_path / name / "result.json").read_text()) for name in "ab"]

@@ -53,15 +53,18 @@ def eval_batch(count=6, num_windows=5, masked=0):
     }
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("norm", NORMALIZERS)
-def test_a_train_step_learns_its_batch(norm):
-    model, optimizer, state = build(norm)
+def test_a_train_step_learns_its_batch_and_keeps_float32(norm, dtype):
+    model, optimizer, state = build(norm, dtype)
     step = jax.jit(make_train_step(model, optimizer))
     losses = []
     for _ in range(40):
         state, metrics = step(state, train_batch(), jax.random.key(0))
         losses.append(float(metrics.compute()["loss"]))
     assert int(state.step) == 40
+    kept = jax.tree.leaves((state.params, state.batch_stats, state.opt_state, metrics.compute()))
+    assert {leaf.dtype for leaf in kept} <= {np.dtype(np.float32), np.dtype(np.int32)}
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
 
 

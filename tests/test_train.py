@@ -226,6 +226,24 @@ def test_the_test_error_is_the_best_checkpoints(tiny_config, open_cache, tmp_pat
     assert result["test_error_rate"] == pytest.approx(np.mean(errors))
 
 
+def test_nothing_is_compiled_after_the_first_epoch(tiny_config, open_cache, tmp_path):
+    tiny_config.num_epochs = 4
+    compilations, seen = [], {}
+
+    def count(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compilations.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    jax.clear_caches()
+    run(
+        tiny_config, open_cache(tiny_config), tmp_path,
+        actions=[lambda step: seen.update({step: len(compilations)})],
+    )  # fmt: skip
+    # The first epoch's evaluation is done before the second one's first step, the seventh.
+    assert 0 < seen[1] < seen[7] == seen[24]
+
+
 def test_two_checkpoints_are_kept(tiny_config, open_cache, tmp_path):
     tiny_config.num_epochs = 4
     result = run(tiny_config, open_cache(tiny_config), tmp_path)

@@ -1,0 +1,68 @@
+"""The README says what is so: its commands, links and numbers."""
+
+import json
+import re
+import statistics
+
+import pytest
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "experiments" / "results"
+
+
+def test_the_first_screen_has_exactly_two_commands():
+    first_screen = README.split("Everything below assumes")[0]
+    assert first_screen.count("\n") < 40
+    commands = re.findall(r"```sh\n(.*?)```", first_screen, re.DOTALL)
+    assert len(commands) == 2
+    assert all(command.count("\n") == 1 for command in commands)
+    assert "-m bn_vgg.main --config=configs/meanonly_crop.py:demo" in commands[0]
+    assert "-m pytest" in commands[1]
+
+
+def test_ci_runs_the_test_command_as_printed():
+    """It searches for the line by this pattern, which must find that one and no other."""
+    pattern = re.search(r"grep -m1 -E '(.*?)' README", (ROOT / ".ci" / "run").read_text())[1]
+    assert len(re.findall(pattern, README, re.MULTILINE)) == 1
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    local = [target for target in targets if not target.startswith("https://")]
+    assert len(local) > 10
+    assert [target for target in local if not (ROOT / target).exists()] == []
+
+
+def test_every_config_it_names_is_there():
+    named = set(re.findall(r"configs/(\w+)\.py", README))
+    assert named
+    assert [name for name in named if not (ROOT / "configs" / f"{name}.py").exists()] == []
+
+
+def percent(values):
+    mean = f"{100 * statistics.mean(values):.1f}%"
+    if len(values) == 1:
+        return mean
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean} ± {100 * error:.1f}"
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in RESULTS.glob("*_runs")))
+def test_numbers_are_those_of_recorded_runs(folder):
+    """A row is a configuration; means and standard errors over its recorded seeds."""
+    names = sorted(path.name for path in (RESULTS / folder).iterdir() if path.is_dir())
+    assert names
+    for name in names:
+        results = [
+            json.loads(path.read_text())
+            for path in sorted((RESULTS / folder / name).glob("seed*/result.json"))
+        ]
+        assert all(result["command"] and result["commit"] for result in results)
+        assert not any(result["commit"].endswith("-dirty") for result in results)
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[1] == str(len(results))
+        assert cells[2] == percent([result["best_valid_error_rate"] for result in results])
+        assert cells[3] == percent([result["test_error_rate"] for result in results])
