@@ -5,13 +5,29 @@ pass. On a CPU they are therefore computed here, as matrix products and a forwar
 convolution; elsewhere they are XLA's own. Which one is decided where the code is lowered.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@cache
+def cpu_compiler_options() -> dict[str, str] | None:
+    """Options for `jax.jit` that make these convolutions faster on a CPU, or None.
+
+    jaxlib 0.10 fuses convolutions into YNNPACK kernels that are two to six times slower
+    than its ordinary ones. The option that prevents it calls itself experimental, so it
+    is asked for: where it is unknown, compiling with it is an error.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
 
 
 def conv3x3(x_NHWC, kernel_33IO, padding: int):
@@ -96,42 +112,67 @@ def _xla_gradients(padding, x, kernel, grad):
 def _cpu_input_gradient(padding, kernel, grad):
     """A forward convolution of the output's gradient with the turned kernel.
 
-    Convolutions without padding meet a slow path of jaxlib 0.10; padding by one and
-    cutting the rim off again avoids it.
+    jaxlib 0.10 hands convolutions without any padding to a path that is up to six times
+    slower; one more row of zeros, cut off again, avoids it.
     """
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     if padding == 1:
         return plain_conv(grad, turned, 1)
-    return plain_conv(grad, turned, 1)[:, 1:-1, 1:-1, :]
+    rows_and_columns = ((0, 1), (0, 0))
+    return lax.conv_general_dilated(
+        grad, turned, (1, 1), rows_and_columns, dimension_numbers=_LAYOUT
+    )[:, :-1]
 
 
 def _cpu_kernel_gradient(padding, x, grad):
-    """Sum over examples of x^T (I, HW) times the unrolled gradient (HW, 9 O).
+    """The sum over a few examples at a time of matrix products.
 
-    Every input pixel meets the tap (a, b) in the output pixel that lies (padding - a,
-    padding - b) further on, so each tap is a shifted slice of the gradient.
+    Each product has unrolled windows of one side as its longer operand. Measured on two
+    cores: for the three channels of an image it is best to unroll the input, for more the
+    gradient; and small images are best taken together, as long as the unrolled windows of
+    some 4,096 pixels stay in the processor's cache.
     """
-    _, height, width, in_channels = x.shape
-    out_channels = grad.shape[-1]
-    if padding == 1:  # the shifts then reach one pixel over the rim
-        grad = jnp.pad(grad, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    count, height, width, in_channels = x.shape
+    product = _unroll_input if in_channels < 8 else _unroll_gradient
+    most = max(1, min(10, 4096 // (height * width)))
+    together = max(n for n in range(1, most + 1) if count % n == 0)
 
-    def add_example(total, example):
-        x_HWI, grad_HWO = example
-        taps = [
-            grad_HWO[2 - a : 2 - a + height, 2 - b : 2 - b + width]
-            for a in range(3)
-            for b in range(3)
-        ]
-        unrolled = jnp.stack(taps, axis=2).reshape(height * width, 9 * out_channels)
-        product = jnp.dot(
-            x_HWI.reshape(height * width, in_channels).T,
-            unrolled,
-            preferred_element_type=jnp.float32,
-        )
-        return total + product, None
+    def add_examples(total, examples):
+        return total + product(padding, *examples), None
 
-    total = jnp.zeros((in_channels, 9 * out_channels), jnp.float32)
-    total, _ = lax.scan(add_example, total, (x, grad))
-    kernel = total.reshape(in_channels, 3, 3, out_channels).transpose(1, 2, 0, 3)
-    return kernel.astype(x.dtype)
+    split = [array.reshape(-1, together, *array.shape[1:]) for array in (x, grad)]
+    total = jnp.zeros((3, 3, in_channels, grad.shape[-1]), jnp.float32)
+    total, _ = lax.scan(add_examples, total, tuple(split))
+    return total.astype(x.dtype)
+
+
+def _unroll_input(padding, x_NHWI, grad_NHWO):
+    """(9 I, P) times (P, O): each output pixel's window of the input against its gradient."""
+    _, height, width, out_channels = grad_NHWO.shape
+    x = _pad(x_NHWI, padding)
+    taps = [x[:, a : a + height, b : b + width] for a in range(3) for b in range(3)]
+    unrolled = jnp.concatenate(taps, axis=3)
+    return _product(unrolled, grad_NHWO).reshape(3, 3, -1, out_channels)
+
+
+def _unroll_gradient(padding, x_NHWI, grad_NHWO):
+    """(I, P) times (P, 3 O), for each row of taps: every pixel against what it reaches.
+
+    Pixel (h, w) meets tap (a, b) in the output (h + padding - a, w + padding - b). Only
+    columns are unrolled; rows are slices.
+    """
+    _, height, width, in_channels = x_NHWI.shape
+    grad = _pad(grad_NHWO, 2 - padding)  # the rim that a 'same' convolution lacks
+    columns = jnp.concatenate([grad[:, :, 2 - b : 2 - b + width] for b in range(3)], axis=3)
+    rows = [_product(x_NHWI, columns[:, 2 - a : 2 - a + height]) for a in range(3)]
+    return jnp.stack(rows).reshape(3, in_channels, 3, -1).transpose(0, 2, 1, 3)
+
+
+def _pad(x_NHWC, rim: int):
+    return jnp.pad(x_NHWC, ((0, 0), (rim, rim), (rim, rim), (0, 0)))
+
+
+def _product(left_NHWA, right_NHWB):
+    """The sum over all pixels of the products of their channels: (A, B), float32."""
+    left, right = (array.reshape(-1, array.shape[-1]) for array in (left_NHWA, right_NHWB))
+    return jnp.dot(left.T, right, preferred_element_type=jnp.float32)

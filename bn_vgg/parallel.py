@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax import jax_utils
 
+from bn_vgg.convolution import cpu_compiler_options
 from bn_vgg.errors import UserError
 
 AXIS = "batch"
@@ -29,7 +30,8 @@ class Devices:
     def compile(self, step: Callable, *, donate_argnums: tuple[int, ...] = ()) -> Callable:
         """Compiles per-device code; mapped arguments have the devices as leading axis."""
         if self.axis_name is None:
-            return jax.jit(step, donate_argnums=donate_argnums)
+            options = cpu_compiler_options() if jax.default_backend() == "cpu" else None
+            return jax.jit(step, donate_argnums=donate_argnums, compiler_options=options)
         return jax.pmap(step, axis_name=self.axis_name, donate_argnums=donate_argnums)
 
     def replicate(self, tree):

@@ -28,6 +28,7 @@ from bn_vgg.convolution import plain_conv
 from bn_vgg.errors import UserError
 from bn_vgg.normalization import NORMALIZERS
 from bn_vgg.optimizer import rmsprop
+from bn_vgg.parallel import Devices
 from bn_vgg.state import init_state
 from bn_vgg.steps import make_train_step
 from bn_vgg.vgg import DTYPES, PADDINGS, make_model
@@ -145,7 +146,7 @@ def make_step(
         "positions_N": np.arange(len(labels), dtype=np.int32),
     }
     batch, key = jax.device_put((batch, jax.random.key(1)))
-    compiled = jax.jit(make_train_step(network, updates), donate_argnums=0)
+    compiled = Devices().compile(make_train_step(network, updates), donate_argnums=(0,))
 
     def step() -> None:
         nonlocal state

@@ -64,11 +64,21 @@ def test_forward_and_gradients_equal_float64(n, height, width, channels, padding
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("padding", [1, 2])
-def test_cpu_gradients_equal_xlas(padding, dtype):
+@pytest.mark.parametrize(
+    ("count", "side", "channels"),
+    [
+        (6, 13, 3),  # an image's channels: the input is unrolled
+        (6, 13, 20),  # all six together
+        (7, 40, 20),  # one by one: two at a time would fit, but do not divide seven
+        (2, 80, 8),  # one by one
+    ],
+)
+def test_cpu_gradients_equal_xlas(count, side, channels, padding, dtype):
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(4, 13, 11, 20)), dtype)
-    kernel = jnp.asarray(rng.normal(size=(3, 3, 20, 50)), dtype)
-    grad = jnp.asarray(rng.normal(size=(4, 11 + 2 * padding, 9 + 2 * padding, 50)), dtype)
+    x = jnp.asarray(rng.normal(size=(count, side, side - 2, channels)), dtype)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, channels, 50)), dtype)
+    grad_shape = (count, side + 2 * padding - 2, side + 2 * padding - 4, 50)
+    grad = jnp.asarray(rng.normal(size=grad_shape), dtype)
     ours = (
         convolution._cpu_input_gradient(padding, kernel, grad),
         convolution._cpu_kernel_gradient(padding, x, grad),
@@ -77,9 +87,25 @@ def test_cpu_gradients_equal_xlas(padding, dtype):
     tolerance = 1e-5 if dtype == jnp.float32 else 2e-2  # bfloat16 keeps 8 bits
     for our, xla in zip(ours, xlas, strict=True):
         assert our.dtype == xla.dtype == dtype
+        assert our.shape == xla.shape
         scale = float(jnp.abs(xla.astype(jnp.float32)).max())
         difference = jnp.abs(our.astype(jnp.float32) - xla.astype(jnp.float32)).max()
         assert difference <= tolerance * scale
+
+
+def test_the_compiler_option_is_known_or_left_out(monkeypatch):
+    """With this jaxlib or any other, what comes back can be compiled with."""
+    convolution.cpu_compiler_options.cache_clear()
+    options = convolution.cpu_compiler_options()
+    assert jax.jit(lambda x: x * 2, compiler_options=options)(3) == 6
+
+    def unknown(*_, **__):
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option")
+
+    monkeypatch.setattr(jax, "jit", unknown)
+    convolution.cpu_compiler_options.cache_clear()
+    assert convolution.cpu_compiler_options() is None
+    convolution.cpu_compiler_options.cache_clear()
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (9, 4), (12, 12)])
