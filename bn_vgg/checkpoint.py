@@ -1,6 +1,8 @@
 """Checkpoints by Orbax: the latest, and the best by validation error."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -73,7 +75,7 @@ class Checkpoints:
           UserError: this write, or the one before it, failed.
         """
         summary = dataclasses.asdict(progress)
-        try:
+        with self._writing():
             self._manager.save(
                 progress.step,
                 args=ocp.args.Composite(
@@ -81,12 +83,22 @@ class Checkpoints:
                 ),
                 metrics=summary,
             )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError) as error:
             raise UserError(f"cannot write a checkpoint in {self._folder}: {error}") from error
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when all that was saved is on disk.
+
+        Raises:
+          UserError: the last write failed.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def latest_step(self) -> int | None:
         """The newest checkpoint's step, or None where there is none."""

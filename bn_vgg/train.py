@@ -7,6 +7,7 @@ A run goes on from the first of these that is there:
   3. nothing: training begins from the seed.
 """
 
+import math
 import statistics
 import time
 from typing import Any
@@ -120,7 +121,7 @@ class Run:
         self._write_start()
         for epoch in range(self.progress.epoch, self.config.num_epochs):
             trained = self._train_epoch(epoch)
-            validated = self.evaluate(self.state, self.splits.valid)
+            validated = self._validate((epoch + 1) * self._steps_per_epoch())
             self.progress = self.progress.after_epoch(
                 step=(epoch + 1) * self._steps_per_epoch(),
                 valid_error_rate=validated["error_rate"],
@@ -174,13 +175,25 @@ class Run:
         values = {name: value.item() for name, value in self._compute(metrics).items()}
         first = values.pop("first_non_finite")
         if first >= 0:
-            kept = self.progress.epoch
-            raise UserError(
-                f"the loss of step {first} is not a finite number; "
-                + (f"the checkpoint of epoch {kept} is kept" if kept else "no epoch was done")
-                + f" in {self.workdir.path}"
-            )
+            raise self._not_finite(f"the loss of step {first}")
         return values
+
+    def _validate(self, step: int) -> dict[str, float]:
+        """Evaluates on the validation split.
+
+        Raises:
+          UserError: the loss is not a finite number. It tells of an epoch's last update,
+            which no training loss comes after, before a checkpoint is written.
+        """
+        validated = self.evaluate(self.state, self.splits.valid)
+        if not math.isfinite(validated["loss"]):
+            raise self._not_finite(f"the validation loss after step {step}")
+        return validated
+
+    def _not_finite(self, what: str) -> UserError:
+        kept = self.progress.epoch
+        left = f"the checkpoint of epoch {kept} is kept" if kept else "no epoch was done"
+        return UserError(f"{what} is not a finite number; {left} in {self.workdir.path}")
 
     def _compute(self, metrics) -> dict[str, np.ndarray]:
         return jax.device_get(self.devices.fetch(metrics).compute())

@@ -179,6 +179,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, open_cache, tmp_pa
     same(after.state, before.state)
 
 
+def test_an_epochs_last_update_is_looked_at_before_it_is_kept(tiny_config, open_cache, tmp_path):
+    """With one step an epoch no training loss comes after it."""
+    tiny_config.batch_size = 48
+    tiny_config.optimizer.learning_rate = 1e30
+    message = r"validation loss after step 1 is not a finite number; no epoch was done in"
+    with pytest.raises(UserError, match=message):
+        run(tiny_config, open_cache(tiny_config), tmp_path)
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        load(str(tmp_path))
+
+
 def test_what_a_run_writes(tiny_config, open_cache, tmp_path):
     cache, recorder, said = open_cache(tiny_config), Recorder(), []
     result = run(tiny_config, cache, tmp_path, writer=recorder, say=said.append)
