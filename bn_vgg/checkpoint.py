@@ -58,14 +58,12 @@ class Checkpoints:
         def best_last(metrics):  # the earlier of two equals is the better
             return -metrics["valid_error_rate"], -metrics["step"]
 
+        keep = AnyPreservationPolicy([LatestN(1), BestN(get_metric_fn=best_last, n=1)])
         self._folder = folder
         self._manager = ocp.CheckpointManager(
             folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy(
-                    [LatestN(1), BestN(get_metric_fn=best_last, n=1)]
-                ),
-            ),
+            # Without `best_fn` Orbax neither writes metrics nor reads them when resuming.
+            options=ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=best_last),
         )
 
     def save(self, state: Any, progress: Progress) -> None:
@@ -74,14 +72,11 @@ class Checkpoints:
         Raises:
           UserError: this write, or the one before it, failed.
         """
-        summary = dataclasses.asdict(progress)
         with self._writing():
             self._manager.save(
                 progress.step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(summary)
-                ),
-                metrics=summary,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
+                metrics=dataclasses.asdict(progress),
             )
 
     @contextlib.contextmanager
@@ -106,8 +101,7 @@ class Checkpoints:
 
     def progress(self, step: int) -> Progress:
         """Reads what is known about the checkpoint at `step`."""
-        item = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
-        return Progress(**item.progress)
+        return Progress(**self._manager.metrics(step))
 
     def restore(self, step: int, like: Any) -> Any:
         """Reads the state at `step` as NumPy arrays.

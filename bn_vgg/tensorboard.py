@@ -78,7 +78,9 @@ def make_hooks(
     if is_first:
         actions.append(periodic_actions.ReportProgress(num_train_steps=num_steps, every_secs=30))
         if profile:
-            tracing = periodic_actions.Profile(logdir=folder, every_secs=None)
+            tracing = periodic_actions.Profile(
+                logdir=folder, num_profile_steps=5, profile_duration_ms=None, every_secs=None
+            )
             # It starts at its tenth step; a resumed run's first is a later one.
             calls = itertools.count(1)
             actions.append(lambda step: tracing(next(calls)))

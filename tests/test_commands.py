@@ -73,6 +73,13 @@ class TestMain:
         assert b"mean_only" in hparams
         assert str(trained_run).encode() in hparams  # names the row in the table of runs
 
+    def test_a_profile_leaves_a_trace(self, run_command, cartoon_folder, tmp_path):
+        run_command(
+            "main", TINY, f"--config.data.source={cartoon_folder}", f"--workdir={tmp_path}",
+            "--config.num_epochs=3", "--profile",
+        )  # fmt: skip
+        assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
+
     def test_again_says_that_it_is_finished(self, trained_run, run_command, cartoon_folder):
         done = run_command(
             "main", TINY, f"--config.data.source={cartoon_folder}", f"--workdir={trained_run}"

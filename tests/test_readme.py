@@ -66,3 +66,16 @@ def test_numbers_are_those_of_recorded_runs(folder):
         assert cells[1] == str(len(results))
         assert cells[2] == percent([result["best_valid_error_rate"] for result in results])
         assert cells[3] == percent([result["test_error_rate"] for result in results])
+
+
+def test_the_benchmarks_table_is_the_recorded_one():
+    recorded = json.loads((RESULTS / "benchmark" / "cpu" / "benchmark.json").read_text())
+    for row in recorded["rows"]:
+        cells = (
+            row["size"], row["norm"], f"{row['dropout']:g}",
+            f"{row['jax_images_per_second']:.0f}", f"{row['torch_images_per_second']:.0f}",
+            f"{row['times_torch']:.2f}",
+        )  # fmt: skip
+        assert f"| {' | '.join(map(str, cells))} |" in README
+    plain = json.loads((RESULTS / "benchmark" / "cpu_plain" / "benchmark.json").read_text())
+    assert f"is {plain['rows'][0]['times_plain']:.0f} times faster" in README.replace("\n", " ")

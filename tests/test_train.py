@@ -68,6 +68,11 @@ def lines(path):
     return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
 
 
+def kept(path):
+    """The steps of the checkpoints in a run's folder."""
+    return {int(folder.name) for folder in (path / "checkpoints").iterdir()}
+
+
 def same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
@@ -106,6 +111,7 @@ def test_interrupted_after_any_epoch_equals_uninterrupted(norm, tiny_config, ope
         for key in ("best_epoch", "best_valid_error_rate", "test_error_rate"):
             assert result[key] == expected[key]
         assert lines(path) == lines(tmp_path / "whole")
+        assert kept(path) == kept(tmp_path / "whole")
         for which in ("best", "latest"):
             same(load(str(path), which).state, load(str(tmp_path / "whole"), which).state)
     assert int(load(str(tmp_path / "whole"), "latest").state.step) == 3 * steps_per_epoch
@@ -258,8 +264,7 @@ def test_nothing_is_compiled_after_the_first_epoch(tiny_config, open_cache, tmp_
 def test_two_checkpoints_are_kept(tiny_config, open_cache, tmp_path):
     tiny_config.num_epochs = 4
     result = run(tiny_config, open_cache(tiny_config), tmp_path)
-    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
-    assert kept == {24, 6 * result["best_epoch"]}
+    assert kept(tmp_path) == {24, 6 * result["best_epoch"]}
 
 
 @pytest.mark.parametrize(
