@@ -94,7 +94,7 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
     except UserError as error:
         return _fail(str(error), EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on where it stopped", EXIT_INTERRUPTED)
+        return _fail("interrupted; run the same command again", EXIT_INTERRUPTED)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

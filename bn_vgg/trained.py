@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from bn_vgg.checkpoint import Checkpoints, Progress
+from bn_vgg.checkpoint import Checkpoints
 from bn_vgg.errors import UserError
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.state import TrainState, init_state
@@ -21,15 +21,13 @@ class Trained(NamedTuple):
       state: of the checkpoint, NumPy arrays.
       config: the run's, nested.
       class_names: one per output.
-      progress: where the run stood at the latest checkpoint.
-      step: of this one.
+      step: updates done by the checkpoint.
     """
 
     model: nn.Module
     state: TrainState
     config: dict[str, Any]
     class_names: list[str]
-    progress: Progress
     step: int
 
 
@@ -56,9 +54,8 @@ def load(path: str, which: str = "best") -> Trained:
         latest = checkpoints.latest_step()
         if latest is None:
             raise UserError(f"{path} has no checkpoint yet: the first is written after an epoch")
-        progress = checkpoints.progress(latest)
-        step = progress.best_step if which == "best" else latest
+        step = checkpoints.progress(latest).best_step if which == "best" else latest
         state = checkpoints.restore(step, like)
     finally:
         checkpoints.close()
-    return Trained(model, state, config, class_names, progress, step)
+    return Trained(model, state, config, class_names, step)
