@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 ORDER = """
 errors
-normalization convolution
+normalization convolution pooling
 vgg
 data.source data.cartoon_animals
 data.images
@@ -108,4 +108,4 @@ def test_nothing_runs_at_import_but_definitions():
     for name, tree in modules():
         for node in tree.body:
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-                assert ast.unparse(node).startswith("_conv.defvjp"), f"{name}: {ast.unparse(node)}"
+                assert ".defvjp(" in ast.unparse(node), f"{name}: {ast.unparse(node)}"

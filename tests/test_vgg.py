@@ -2,14 +2,16 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bn_vgg.errors import UserError
+from bn_vgg.normalization import make_norm_factory
 from bn_vgg.state import num_parameters
-from bn_vgg.vgg import Dropout, make_model, max_pool_2x2
+from bn_vgg.vgg import Block, Conv, Dropout, make_model
 from configs import default
 
 
@@ -31,7 +33,10 @@ def test_parameter_counts_at_128(norm, expected):
 
 
 def test_spatial_sizes_follow_the_recipe():
-    """130, 132 -> 66; 68, 70 -> 35; 37, 39 -> 19; 21, 23 -> 11: 6,050 features."""
+    """130, 132 -> 66; 68, 70 -> 35; 37, 39 -> 19; 21, 23 -> 11: 6,050 features.
+
+    A block's result is pooled already.
+    """
     network = model()
     _, intermediates = jax.eval_shape(
         lambda: network.apply(
@@ -44,7 +49,7 @@ def test_spatial_sizes_follow_the_recipe():
     )
     captured = intermediates["intermediates"]
     sides = [captured[f"block{i}"]["__call__"][0].shape[1:3] for i in range(8)]
-    assert sides == [(s, s) for s in (130, 132, 68, 70, 37, 39, 21, 23)]
+    assert sides == [(s, s) for s in (130, 66, 68, 35, 37, 19, 21, 11)]
     hidden = jax.eval_shape(lambda: init(network, 128))["params"]["hidden"]["kernel"]
     assert hidden.shape == (6050, 500)
 
@@ -67,9 +72,39 @@ def test_initialization_is_glorot_uniform_with_zero_biases():
         assert np.std(leaf) == pytest.approx(half_width / np.sqrt(3), rel=0.1)
 
 
-def test_max_pool_drops_a_last_odd_row_and_column():
-    x = jnp.arange(15.0).reshape(1, 5, 3, 1)
-    np.testing.assert_array_equal(max_pool_2x2(x)[0, :, :, 0], [[4], [10]])
+class ByDefinition(Block):
+    """ReLU where the recipe has it: before dropout and pooling."""
+
+    @nn.compact
+    def __call__(self, x_NHWC, positions_N, train: bool):
+        conv = Conv(self.features, self.padding, not self.norm.has_shift, self.dtype, name="conv")
+        x = self.norm.make(name="norm")(conv(x_NHWC), use_running_average=not train)
+        x = Dropout(self.dropout_rate)(nn.relu(x), positions_N, train)
+        return nn.max_pool(x, (2, 2), (2, 2)) if self.pool else x
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("pool", [False, True])
+def test_relu_may_come_last(pool, rate):
+    """Bit for bit, gradients included."""
+    norm = make_norm_factory("none", decay=0.9, epsilon=1e-4, axis_name=None, dtype=jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (5, 7, 8, 3))
+
+    def outcome(block):
+        block = block(4, norm, "full", rate, pool=pool, dtype=jnp.float32)
+
+        def loss(params, x):
+            y = block.apply({"params": params}, x, jnp.arange(5), train=True,
+                            rngs={"dropout": jax.random.key(2)})  # fmt: skip
+            weights = jax.random.normal(jax.random.key(3), y.shape)
+            return (y * weights).sum(), y
+
+        params = Block(4, norm, "full", rate, pool=pool, dtype=jnp.float32).init(
+            jax.random.key(1), x, None, train=False
+        )["params"]
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+
+    jax.tree.map(np.testing.assert_array_equal, outcome(Block), outcome(ByDefinition))
 
 
 @pytest.mark.parametrize("norm", ["none", "mean_only", "full"])
