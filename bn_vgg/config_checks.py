@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bn_vgg.errors import UserError
+from bn_vgg.feed import PLACEMENTS
 from bn_vgg.normalization import NORMALIZERS
 from bn_vgg.vgg import DTYPES, PADDINGS
 
@@ -38,6 +39,7 @@ _CHECKS: dict[str, _Check] = {
     "batch_size": _at_least(1),
     "data.min_side": _between(1, 4097),
     "data.crop_size": _between(1, 4097),
+    "data.placement": _one_of(PLACEMENTS),
     "data.valid_examples": _at_least(1),
     "data.test_examples": _at_least(1),
     "model.norm": _one_of(NORMALIZERS),

@@ -28,7 +28,7 @@ class Hooks:
 
     Attributes:
       writer: of scalars and images, such as CLU's for TensorBoard.
-      actions: called with the number of updates done, after each (CLU's periodic actions).
+      actions: called with the number of updates done, after every few (CLU's periodic actions).
       say: shows a line to a person.
     """
 

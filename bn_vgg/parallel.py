@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import jax_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bn_vgg.convolution import cpu_compiler_options
 from bn_vgg.errors import UserError
@@ -26,6 +26,8 @@ class Devices:
         self.count = jax.device_count()
         self.local = jax.local_device_count()
         self.axis_name = AXIS if self.count > 1 else None
+        mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
+        self._sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def compile(self, step: Callable, *, donate_argnums: tuple[int, ...] = ()) -> Callable:
         """Compiles per-device code; mapped arguments have the devices as leading axis."""
@@ -38,7 +40,13 @@ class Devices:
         """Puts a copy of each array on every local device."""
         if self.axis_name is None:
             return jax.device_put(tree, jax.local_devices()[0])
-        return jax_utils.replicate(tree)
+        return jax.tree.map(self._replicate, tree)
+
+    def _replicate(self, array):
+        # One by one: a stack of all copies may be too large for the host.
+        copies = [jax.device_put(array[None], device) for device in jax.local_devices()]
+        shape = (self.local, *array.shape)
+        return jax.make_array_from_single_device_arrays(shape, self._sharding, copies)
 
     def fetch(self, replicated):
         """Copies one of the equal replicas to host memory, as NumPy arrays."""
@@ -46,14 +54,17 @@ class Devices:
             replicated = jax.tree.map(lambda x: x.addressable_shards[0].data[0], replicated)
         return jax.device_get(replicated)
 
-    def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Shares out this host's part of a batch, axis 0, over its devices."""
+    def shard(self, batches: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Shares out this host's part of stacked batches (S, N, ...), axis 1, over its devices."""
         if self.axis_name is None:
-            return jax.device_put(batch)
-        return {
-            key: value.reshape(self.local, value.shape[0] // self.local, *value.shape[1:])
-            for key, value in batch.items()
-        }
+            return jax.device_put(batches, jax.local_devices()[0])
+
+        def share(array):
+            steps, rows = array.shape[:2]
+            shares = array.reshape(steps, self.local, rows // self.local, *array.shape[2:])
+            return jax.device_put(shares.swapaxes(0, 1), self._sharding)
+
+        return {key: share(array) for key, array in batches.items()}
 
     def host_rows(self, batch_size: int) -> slice:
         """The rows of each global batch that this host feeds."""

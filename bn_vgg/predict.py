@@ -15,8 +15,9 @@ from absl import flags
 from tqdm import tqdm
 
 from bn_vgg import command, trained
-from bn_vgg.data import batches, files, images
+from bn_vgg.data import files, images
 from bn_vgg.data.cache import default_folder
+from bn_vgg.data.windows import five_windows
 from bn_vgg.errors import UserError
 from bn_vgg.steps import make_predict_step
 
@@ -82,7 +83,7 @@ def predict(run: trained.Trained, found: list[files.ImageFile]) -> Iterator[Pred
     def read(file: files.ImageFile) -> np.ndarray | images.UnreadableImage:
         try:
             image = images.scale_shorter_side(images.decode(file.read_bytes()), min_side)
-            return batches.five_windows(np.asarray(image), crop)
+            return five_windows(np.asarray(image), crop)
         except images.UnreadableImage as error:
             return error
 

@@ -21,16 +21,16 @@ def make_train_step(
 ):
     """Returns `train_step(state, batch, rng) -> (state, TrainMetrics)`.
 
-    `batch` holds `images_NHWC` (uint8), `labels_N` and `positions_N` (int32: the
-    example's position in the epoch). `rng` is the epoch's dropout key; what an example
-    draws depends on it and on the example's position alone.
+    `batch` holds `windows_NWHWC` (uint8, one window of each example: W = 1), `labels_N` and
+    `positions_N` (int32: the example's position in the epoch). `rng` is the epoch's dropout
+    key; what an example draws depends on it and on the example's position alone.
     """
 
     def train_step(state: TrainState, batch, rng):
         def loss_fn(params):
             logits_NC, updated = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
-                to_intensities(batch["images_NHWC"]),
+                to_intensities(batch["windows_NWHWC"][:, 0]),
                 train=True,
                 positions_N=batch["positions_N"],
                 rngs={"dropout": rng},

@@ -79,9 +79,10 @@ def make_hooks(
         actions.append(periodic_actions.ReportProgress(num_train_steps=num_steps, every_secs=30))
         if profile:
             tracing = periodic_actions.Profile(
-                logdir=folder, num_profile_steps=5, profile_duration_ms=None, every_secs=None
-            )
-            # It starts at its tenth step; a resumed run's first is a later one.
+                logdir=folder, first_profile=2, num_profile_steps=2, profile_duration_ms=None,
+                every_secs=None,
+            )  # fmt: skip
+            # It counts dispatches, of several steps each, from this start.
             calls = itertools.count(1)
             actions.append(lambda step: tracing(next(calls)))
     writer = Writer(folder, run, just_logging=not is_first)

@@ -10,10 +10,12 @@ A run goes on from the first of these that is there:
 import math
 import statistics
 import time
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from clu import parameter_overview
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -21,8 +23,10 @@ from tqdm import tqdm
 from bn_vgg import provenance
 from bn_vgg.checkpoint import Checkpoints, Progress
 from bn_vgg.data import batches
+from bn_vgg.data.batches import Images
 from bn_vgg.data.prepared import PreparedData
 from bn_vgg.errors import UserError
+from bn_vgg.feed import Feed, choose_placement, one_after_the_other
 from bn_vgg.hooks import Hooks, epoch_line, format_seconds
 from bn_vgg.metrics import EvalMetrics, TrainMetrics
 from bn_vgg.optimizer import rmsprop
@@ -32,10 +36,11 @@ from bn_vgg.steps import make_eval_step, make_train_step
 from bn_vgg.vgg import make_model
 from bn_vgg.workdir import Workdir, flatten
 
+_SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 # What a stream of random numbers is for, folded into the seed's key.
 _INIT, _DROPOUT = 0, 1
-# How often the loss is looked at within an epoch. Looking waits for the device.
-_STEPS_BETWEEN_LOOKS = 50
+# How often the loss is looked at within an epoch, in dispatches. Looking waits for the device.
+_DISPATCHES_BETWEEN_LOOKS = 5
 
 
 def finished_result(config: ConfigDict, workdir: Workdir) -> dict[str, Any] | None:
@@ -64,15 +69,20 @@ def train(config: ConfigDict, workdir: Workdir, data: PreparedData, hooks: Hooks
     """
     devices = Devices()
     check_batch_size(config.batch_size, devices.count)
-    examples = data.about["examples"]
+    images = {
+        split: Images.of(data.cache, examples) for split, examples in data.splits._asdict().items()
+    }
+    on_device = choose_placement(config.data.placement, [images["train"], images["valid"]])
     hooks.say(
         f"{config.name} seed {config.seed} on {devices.count} {jax.default_backend()} device(s): "
-        f"{examples['train']} training, {examples['valid']} validation, "
-        f"{examples['test']} test images"
+        + ", ".join(f"{len(images[split].labels)} {name}" for split, name in _SPLITS.items())
+        + f" images on the {'device' if on_device else 'host'}"
     )
     checkpoints = Checkpoints(workdir.checkpoints)
     try:
-        return Run(config, workdir, data, devices, checkpoints, hooks).to_the_end()
+        return Run(
+            config, workdir, images, devices, checkpoints, hooks, on_device=on_device
+        ).to_the_end()
     finally:
         checkpoints.close()
 
@@ -80,24 +90,25 @@ def train(config: ConfigDict, workdir: Workdir, data: PreparedData, hooks: Hooks
 class Run:
     """A run in progress: its compiled steps, its state and what is known of it."""
 
-    def __init__(self, config, workdir, data, devices, checkpoints, hooks):
+    def __init__(self, config, workdir, images, devices, checkpoints, hooks, *, on_device):
         self.config, self.workdir, self.hooks = config, workdir, hooks
-        self.cache, self.splits = data.cache, data.splits
         self.devices, self.checkpoints = devices, checkpoints
         self.started = time.monotonic()
         self.key = jax.random.key(config.seed)
         model = make_model(**config.model, axis_name=devices.axis_name)
         optimizer = rmsprop(**config.optimizer)
-        self.train_step = devices.compile(
-            _accumulating(make_train_step(model, optimizer, devices.axis_name)),
-            donate_argnums=(0, 1),
-        )
-        eval_step = make_eval_step(model, devices.axis_name)
-        self.eval_step = devices.compile(
-            lambda metrics, state, batch: metrics.merge(eval_step(state, batch)),
-            donate_argnums=(0,),
-        )
         crop = config.data.crop_size
+        self.images = images
+        self.place = partial(Feed, devices=devices, crop_size=crop, on_device=on_device)
+        self.train_feed, self.valid_feed = self.place(images["train"]), self.place(images["valid"])
+        train_step = make_train_step(model, optimizer, devices.axis_name)
+        eval_step = make_eval_step(model, devices.axis_name)
+        self.train_steps = devices.compile(
+            partial(_train_steps, train_step, crop), donate_argnums=(0,)
+        )
+        self.eval_steps = devices.compile(
+            partial(_eval_steps, eval_step, crop), donate_argnums=(0,)
+        )
         state = init_state(model, optimizer, jax.random.fold_in(self.key, _INIT), (crop, crop, 3))
         self.num_parameters = num_parameters(state.params)
         parameter_overview.log_parameter_overview(state.variables)
@@ -132,39 +143,45 @@ class Run:
         return self._finish(seconds_before)
 
     def _steps_per_epoch(self) -> int:
-        return batches.num_train_batches(len(self.splits.train), self.config.batch_size)
+        return batches.num_train_batches(len(self.images["train"].labels), self.config.batch_size)
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         config, devices = self.config, self.devices
         step, num_steps = epoch * self._steps_per_epoch(), self._steps_per_epoch()
         key = jax.random.fold_in(jax.random.fold_in(self.key, _DROPOUT), epoch)
         key, metrics = devices.replicate((key, TrainMetrics.empty()))
-        epoch_batches = batches.train_batches(
-            self.cache, self.splits.train, seed=config.seed, epoch=epoch,
-            batch_size=config.batch_size, crop_size=config.data.crop_size,
-            rows=devices.host_rows(config.batch_size),
-        )  # fmt: skip
         started = time.monotonic()
+        feed = self.train_feed
+        dispatches = feed.several(self._train_batches(epoch))
         # A bar on a terminal, of the first host alone; it vanishes when the epoch is done.
         bar = tqdm(
             total=num_steps, desc=f"epoch {epoch + 1}/{config.num_epochs}", unit=" steps",
             leave=False, disable=None if jax.process_index() == 0 else True,
         )  # fmt: skip
         with bar:
-            for batch in batches.prefetch(epoch_batches):
-                self.state, metrics = self.train_step(
-                    self.state, metrics, devices.shard(batch), key
+            for number, several in enumerate(dispatches, start=1):
+                self.state, metrics = self.train_steps(
+                    (self.state, metrics), key, several.batches, several.count, feed.pixels
                 )
-                step += 1
-                bar.update()
+                step += several.size
                 for action in self.hooks.actions:
                     action(step)
-                if step % _STEPS_BETWEEN_LOOKS == 0:
+                if step == several.size:
+                    jax.block_until_ready(metrics)
+                    logging.info("the first %d steps are done", step)
+                if number % _DISPATCHES_BETWEEN_LOOKS == 0:
                     bar.set_postfix(loss=f"{self._look(metrics)['loss']:.3f}")
+                bar.update(several.size)
         trained = self._look(metrics)
         images = num_steps * config.batch_size
         trained["images_per_second"] = images / (time.monotonic() - started)
         return trained
+
+    def _train_batches(self, epoch: int) -> batches.Batches:
+        return batches.train_batches(
+            self.train_feed.images, seed=self.config.seed, epoch=epoch,
+            batch_size=self.config.batch_size, crop_size=self.config.data.crop_size,
+        )  # fmt: skip
 
     def _look(self, metrics) -> dict[str, float]:
         """Fetches the means so far.
@@ -185,7 +202,7 @@ class Run:
           UserError: the loss is not a finite number. It tells of an epoch's last update,
             which no training loss comes after, before a checkpoint is written.
         """
-        validated = self.evaluate(self.state, self.splits.valid)
+        validated = self.evaluate(self.state, self.valid_feed)
         if not math.isfinite(validated["loss"]):
             raise self._not_finite(f"the validation loss after step {step}")
         return validated
@@ -198,29 +215,27 @@ class Run:
     def _compute(self, metrics) -> dict[str, np.ndarray]:
         return jax.device_get(self.devices.fetch(metrics).compute())
 
-    def evaluate(self, state, examples: np.ndarray) -> dict[str, float]:
-        """Returns `loss` and `error_rate` by the five-window rule over all `examples`."""
-        batch_size = round_up(self.config.eval.batch_size, self.devices.count)
-        metrics = self.devices.replicate(EvalMetrics.empty())
+    def evaluate(self, state, feed: Feed) -> dict[str, float]:
+        """Returns `loss` and `error_rate` by the five-window rule over all of a split."""
         eval_batches = batches.eval_batches(
-            self.cache, examples, batch_size=batch_size, crop_size=self.config.data.crop_size,
-            rows=self.devices.host_rows(batch_size),
-        )  # fmt: skip
-        for batch in batches.prefetch(eval_batches):
-            metrics = self.eval_step(metrics, state, self.devices.shard(batch))
+            feed.images,
+            batch_size=round_up(self.config.eval.batch_size, self.devices.count),
+            crop_size=self.config.data.crop_size,
+        )
+        metrics = self.devices.replicate(EvalMetrics.empty())
+        for several in feed.several(eval_batches):
+            metrics = self.eval_steps(metrics, state, several.batches, several.count, feed.pixels)
         return {name: value.item() for name, value in self._compute(metrics).items()}
 
     def _write_start(self) -> None:
-        first_batch = batches.train_batches(
-            self.cache,
-            self.splits.train,
-            seed=self.config.seed,
-            epoch=0,
-            batch_size=self.config.batch_size,
-            crop_size=self.config.data.crop_size,
-        )
-        images = next(first_batch)["images_NHWC"] if self.progress.epoch == 0 else None
-        self.hooks.write_start(flatten(self.config.to_dict()), images)
+        windows = None
+        if self.progress.epoch == 0:
+            first = {key: array[0] for key, array in self._train_batches(epoch=0).items()}
+            windows = batches.cut_windows(
+                self.train_feed.images.pixels, first["first_SNW"], first["stride_SN"],
+                self.config.data.crop_size,
+            )[:, 0]  # fmt: skip
+        self.hooks.write_start(flatten(self.config.to_dict()), windows)
 
     def _record_epoch(self, trained: dict[str, float], validated: dict[str, float]) -> None:
         progress = self.progress
@@ -235,7 +250,7 @@ class Run:
     def _finish(self, seconds_before: float) -> dict[str, Any]:
         self.checkpoints.wait()
         best = self.checkpoints.restore(self.progress.best_step, self.devices.fetch(self.state))
-        tested = self.evaluate(self.devices.replicate(best), self.splits.test)
+        tested = self.evaluate(self.devices.replicate(best), self.place(self.images["test"]))
         result = {
             "config": self.config.to_dict(),
             "num_parameters": self.num_parameters,
@@ -262,9 +277,17 @@ class Run:
         return result
 
 
-def _accumulating(train_step):
-    def step(state, metrics, batch, rng):
+def _train_steps(train_step, crop_size, state_and_metrics, rng, several, count, pixels):
+    def update(state_and_metrics, batch):
+        state, metrics = state_and_metrics
         state, new = train_step(state, batch, rng)
         return state, metrics.merge(new)
 
-    return step
+    return one_after_the_other(update, state_and_metrics, several, count, pixels, crop_size)
+
+
+def _eval_steps(eval_step, crop_size, metrics, state, several, count, pixels):
+    def update(metrics, batch):
+        return metrics.merge(eval_step(state, batch))
+
+    return one_after_the_other(update, metrics, several, count, pixels, crop_size)

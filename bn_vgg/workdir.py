@@ -14,6 +14,9 @@ from etils import epath
 
 from bn_vgg.errors import UserError
 
+# What may differ from start to start, besides more epochs: it changes nothing but speed.
+_ONLY_SPEED = {"data.placement", "eval.batch_size"}
+
 
 class Workdir:
     """A run's folder, local or `gs://`. Only the first host writes."""
@@ -108,6 +111,7 @@ def _refuse_other(path, old: dict[str, Any], new: dict[str, Any]) -> None:
     old, new = flatten(old), flatten(new)
     if new["num_epochs"] > old.get("num_epochs", 0):
         old["num_epochs"] = new["num_epochs"]
+    old |= {field: new[field] for field in _ONLY_SPEED & new.keys()}
     missing = "(not there)"
     differing = [
         f"{field} was {old.get(field, missing)} and is {new.get(field, missing)}"

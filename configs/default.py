@@ -37,6 +37,9 @@ def get_config(variant: str = "full") -> ConfigDict:
     data.min_side = _MIN_SIDE[variant][0]
     # Side of the network's input, in pixels.
     data.crop_size = _MIN_SIDE[variant][0]
+    # Where decoded images live and windows are cut: on the `device`, on the `host`, or
+    # `auto`: on the device where they fit. Changes only the speed.
+    data.placement = "auto"
     # Examples held out, unless the source brings splits of its own.
     data.valid_examples = 2500
     data.test_examples = 2500

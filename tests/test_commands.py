@@ -76,7 +76,7 @@ class TestMain:
     def test_a_profile_leaves_a_trace(self, run_command, cartoon_folder, tmp_path):
         run_command(
             "main", TINY, f"--config.data.source={cartoon_folder}", f"--workdir={tmp_path}",
-            "--config.num_epochs=3", "--profile",
+            "--config.num_epochs=5", "--profile",
         )  # fmt: skip
         assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
 

@@ -138,7 +138,7 @@ def test_every_cell_traces_a_step(cell):
     def one_step():
         state = init_state(model, optimizer, jax.random.key(0), (side, side, 3))
         batch = {
-            "images_NHWC": jax.numpy.zeros((count, side, side, 3), "uint8"),
+            "windows_NWHWC": jax.numpy.zeros((count, 1, side, side, 3), "uint8"),
             "labels_N": jax.numpy.zeros(count, "int32"),
             "positions_N": jax.numpy.arange(count),
         }

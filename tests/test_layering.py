@@ -20,7 +20,7 @@ data.sources
 data.cache data.splits data.windows
 data.batches data.prepared
 optimizer metrics parallel provenance distributed checkpoint workdir
-state hooks
+state hooks feed
 steps
 config_checks
 command tensorboard

@@ -17,7 +17,8 @@ def test_a_last_odd_row_and_column_are_dropped():
 
 @settings(max_examples=20, deadline=None)
 @given(
-    shape=st.tuples(st.integers(1, 3), st.integers(2, 9), st.integers(2, 9), st.integers(1, 3)),
+    # Few shapes: each compiles anew.
+    shape=st.sampled_from([(1, 2, 2, 1), (2, 5, 8, 3), (3, 4, 7, 2), (2, 9, 9, 1)]),
     values=st.sampled_from([2, 1000]),  # two values: ties nearly everywhere
     seed=st.integers(0, 2**32 - 1),
 )

@@ -36,7 +36,7 @@ def apply(model, state, images):
 def train_batch(count=6):
     rng = np.random.default_rng(0)
     return {
-        "images_NHWC": rng.integers(0, 256, (count, SIDE, SIDE, 3), np.uint8),
+        "windows_NWHWC": rng.integers(0, 256, (count, 1, SIDE, SIDE, 3), np.uint8),
         "labels_N": rng.integers(0, 2, count, np.int32),
         "positions_N": np.arange(count, dtype=np.int32),
     }
@@ -82,7 +82,7 @@ def test_train_metrics_are_the_batchs_own():
     model, optimizer, state = build("none")
     batch = train_batch()
     _, metrics = jax.jit(make_train_step(model, optimizer))(state, batch, jax.random.key(0))
-    logits = apply(model, state, batch["images_NHWC"])
+    logits = apply(model, state, batch["windows_NWHWC"][:, 0])
     expected = np.mean(np.argmax(logits, -1) != batch["labels_N"])
     values = metrics.compute()
     assert float(values["error_rate"]) == pytest.approx(expected)
@@ -136,7 +136,7 @@ def test_steps_lower_for_cpu_cuda_and_tpu(norm, dtype):
         return jax.ShapeDtypeStruct(shape, dtype)
 
     batch = {
-        "images_NHWC": of(100, 128, 128, 3, dtype=np.uint8),
+        "windows_NWHWC": of(100, 1, 128, 128, 3, dtype=np.uint8),
         "labels_N": of(100, dtype=np.int32),
         "positions_N": of(100, dtype=np.int32),
     }

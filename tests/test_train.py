@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from bn_vgg import feed
 from bn_vgg import train as loop
 from bn_vgg.data.prepared import prepare
 from bn_vgg.errors import UserError
@@ -82,8 +83,15 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("norm", ["mean_only", "full", "none"])
-def test_interrupted_after_any_epoch_equals_uninterrupted(norm, tiny_config, open_cache, tmp_path):
-    """With dropout and cropping, bit for bit; killed in the middle of the next epoch."""
+def test_interrupted_after_any_epoch_equals_uninterrupted(
+    norm, tiny_config, open_cache, tmp_path, monkeypatch
+):
+    """With dropout and cropping, bit for bit; killed in the middle of the next epoch.
+
+    What was killed goes on from the host's memory, where the whole run had its images on
+    the device.
+    """
+    monkeypatch.setattr(feed, "BATCHES_AT_ONCE", 2)
     tiny_config.model.norm = norm
     tiny_config.model.dropout_rate = 0.3
     tiny_config.num_epochs = 3
@@ -101,7 +109,9 @@ def test_interrupted_after_any_epoch_equals_uninterrupted(norm, tiny_config, ope
         with pytest.raises(KilledError):
             run(tiny_config, cache, path, actions=[kill])
         said = []
-        result = run(tiny_config, cache, path, say=said.append)
+        from_host = tiny_config.copy_and_resolve_references()
+        from_host.data.placement = "host"
+        result = run(from_host, cache, path, say=said.append)
         resumed = [line for line in said if "resuming after epoch" in line]
         assert resumed == (
             [f"resuming after epoch {epochs_done} (step {epochs_done * steps_per_epoch})"]
@@ -232,7 +242,7 @@ def test_the_test_error_is_the_best_checkpoints(tiny_config, open_cache, tmp_pat
     trained = load(str(tmp_path))
     assert trained.step == result["best_epoch"] * 6
     data, errors = prepared(tiny_config, cache), []
-    from bn_vgg.data.batches import five_windows
+    from bn_vgg.data.windows import five_windows
     from bn_vgg.steps import make_predict_step
 
     step = jax.jit(make_predict_step(trained.model))
@@ -257,8 +267,8 @@ def test_nothing_is_compiled_after_the_first_epoch(tiny_config, open_cache, tmp_
         tiny_config, open_cache(tiny_config), tmp_path,
         actions=[lambda step: seen.update({step: len(compilations)})],
     )  # fmt: skip
-    # The first epoch's evaluation is done before the second one's first step, the seventh.
-    assert 0 < seen[1] < seen[7] == seen[24]
+    # An epoch is six steps, done at once; the first one's evaluation comes after it.
+    assert 0 < seen[6] < seen[12] == seen[24]
 
 
 def test_two_checkpoints_are_kept(tiny_config, open_cache, tmp_path):

@@ -70,6 +70,9 @@ def test_five_corners_touch_the_rims_and_the_centre(crop, more_height, more_widt
     assert (np.abs(2 * corners[4] - [more_height, more_width]) <= 1).all()
 
 
-def test_cut_is_the_window():
-    image = np.arange(5 * 7 * 3).reshape(5, 7, 3)
-    np.testing.assert_array_equal(windows.cut(image, np.array([2, 3]), 3), image[2:5, 3:6])
+def test_cut_is_the_window_at_its_place():
+    """Of the second of two images in flat pixels."""
+    pixels = np.arange(11 + 5 * 7 * 3).astype(np.uint8)
+    image = pixels[11:].reshape(5, 7, 3)
+    first, stride = windows.place(np.array([2, 3]), np.int64(11), np.int64(7))
+    np.testing.assert_array_equal(windows.cut(pixels, first, stride, 3), image[2:5, 3:6])

@@ -1,136 +1,127 @@
-"""Batches of windows, on the host, for training and for evaluation."""
+"""Which windows make up each batch: integers, for an epoch at a time.
 
-import queue
-import threading
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+They are drawn on the host. Where the windows are then cut, there or on the device, is the
+business of `bn_vgg.feed`.
+"""
+
+from typing import NamedTuple
 
 import numpy as np
 
 from bn_vgg.data import windows
 from bn_vgg.data.cache import ImageCache
 
-T = TypeVar("T")
-Batch = dict[str, np.ndarray]
+# Batches, stacked: (S, N, ...) for S batches of N examples.
+Batches = dict[str, np.ndarray]
+
+
+class Images(NamedTuple):
+    """The images of one split.
+
+    Attributes:
+      pixels: one image after the other, uint8, flat; others may lie between them.
+      starts: the first byte of each, int64, (N,).
+      sizes: height and width in pixels, int64, (N, 2).
+      labels: int32, (N,).
+    """
+
+    pixels: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, cache: ImageCache, examples: np.ndarray) -> "Images":
+        """Takes the images with the given indices, in that order; nothing is copied."""
+        return cls(
+            cache.pixels, cache.starts[examples], cache.sizes[examples], cache.labels[examples]
+        )
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Bytes of each image."""
+        return self.sizes.prod(axis=1) * 3
+
+    def packed(self) -> "Images":
+        """Copies the pixels so that nothing lies between them."""
+        ends = np.cumsum(self.lengths)
+        pixels = np.empty(ends[-1], np.uint8)
+        for first, last, start in zip(ends - self.lengths, ends, self.starts, strict=True):
+            pixels[first:last] = self.pixels[start : start + last - first]
+        return self._replace(pixels=pixels, starts=ends - self.lengths)
+
+
+def num_train_batches(num_examples: int, batch_size: int) -> int:
+    """Counts an epoch's batches; a last incomplete one is dropped."""
+    return num_examples // batch_size
 
 
 def train_batches(
-    cache: ImageCache,
-    examples: np.ndarray,
-    *,
-    seed: int,
-    epoch: int,
-    batch_size: int,
-    crop_size: int,
-    rows: slice = slice(None),
-) -> Iterator[Batch]:
-    """Yields one epoch: every example once, the last incomplete batch dropped.
+    images: Images, *, seed: int, epoch: int, batch_size: int, crop_size: int
+) -> Batches:
+    """Draws one epoch: every example at most once, in full batches.
 
     Args:
-      cache: the decoded images.
-      examples: indices of the training examples.
+      images: of the training split.
       seed: of the run; with `epoch` it decides order and windows.
       epoch: counted from 0.
       batch_size: over all hosts.
       crop_size: side of the windows in pixels.
-      rows: those of each batch that this host feeds.
 
-    Yields:
-      `images_NHWC` uint8, `labels_N` int32, `positions_N` int32 (in the epoch).
+    Returns:
+      `first_SNW` and `stride_SN` (int64, as `windows.place` says, W = 1), `labels_SN` and
+      `positions_SN` (int32, of the example in the epoch).
     """
-    order = examples[windows.epoch_order(seed, epoch, len(examples))]
-    corners = windows.random_corners(seed, epoch, cache.sizes[order], crop_size)
-    for first in range(0, len(order) - batch_size + 1, batch_size):
-        positions = np.arange(first, first + batch_size, dtype=np.int32)[rows]
-        images = [
-            windows.cut(cache.image(order[position]), corners[position], crop_size)
-            for position in positions
-        ]
-        yield {
-            "images_NHWC": np.stack(images),
-            "labels_N": cache.labels[order[positions]],
-            "positions_N": positions,
-        }
+    count = len(images.labels)
+    order = windows.epoch_order(seed, epoch, count)
+    corners = windows.random_corners(seed, epoch, images.sizes[order], crop_size)
+    first, stride = windows.place(corners, images.starts[order], images.sizes[order, 1])
+    num_batches = num_train_batches(count, batch_size)
+    used, shape = num_batches * batch_size, (num_batches, batch_size)
+    return {
+        "first_SNW": first[:used].reshape(*shape, 1),
+        "stride_SN": stride[:used].reshape(shape),
+        "labels_SN": images.labels[order[:used]].reshape(shape),
+        "positions_SN": np.arange(used, dtype=np.int32).reshape(shape),
+    }
 
 
-def num_train_batches(num_examples: int, batch_size: int) -> int:
-    """Counts an epoch's batches."""
-    return num_examples // batch_size
-
-
-def eval_batches(
-    cache: ImageCache,
-    examples: np.ndarray,
-    *,
-    batch_size: int,
-    crop_size: int,
-    rows: slice = slice(None),
-) -> Iterator[Batch]:
-    """Yields every example's five windows exactly once; the last batch is padded.
+def eval_batches(images: Images, *, batch_size: int, crop_size: int) -> Batches:
+    """Lays out every example's five windows, each example once; the last batch is padded.
 
     Where every image is exactly one window large, the five are one and it comes once.
 
-    Yields:
-      `windows_NWHWC` uint8, `labels_N` int32, `mask_N` float32 (0 for padding).
+    Returns:
+      `first_SNW` and `stride_SN` (int64, as `windows.place` says), `labels_SN` (int32),
+      `mask_SN` (float32, 0 for padding).
     """
-    only_one = bool((cache.sizes[examples] == crop_size).all())
-    for first in range(0, len(examples), batch_size):
-        chosen = examples[first : first + batch_size]
-        padded = np.resize(chosen, batch_size)[rows]
-        yield {
-            "windows_NWHWC": np.stack(
-                [_windows(cache.image(index), crop_size, only_one) for index in padded]
-            ),
-            "labels_N": cache.labels[padded],
-            "mask_N": (np.arange(batch_size) < len(chosen)).astype(np.float32)[rows],
-        }
+    count = len(images.labels)
+    height, width = images.sizes.T
+    corners_N52 = windows.five_corners(height, width, crop_size)
+    if (images.sizes == crop_size).all():
+        corners_N52 = corners_N52[:, :1]
+    first, stride = windows.place(corners_N52, images.starts[:, None], images.sizes[:, None, 1])
+    num_batches = -(-count // batch_size)
+    chosen = np.resize(np.arange(count), num_batches * batch_size)
+    shape = (num_batches, batch_size)
+    return {
+        "first_SNW": first[chosen].reshape(*shape, -1),
+        "stride_SN": stride[chosen, 0].reshape(shape),
+        "labels_SN": images.labels[chosen].reshape(shape),
+        "mask_SN": (np.arange(len(chosen)) < count).astype(np.float32).reshape(shape),
+    }
 
 
-def five_windows(image_HWC: np.ndarray, crop_size: int) -> np.ndarray:
-    """Returns (5, crop, crop, C): the four corners and the centre."""
-    height, width, _ = image_HWC.shape
-    corners = windows.five_corners(height, width, crop_size)
-    return np.stack([windows.cut(image_HWC, corner, crop_size) for corner in corners])
+def cut_windows(pixels: np.ndarray, first: np.ndarray, stride: np.ndarray, crop_size: int):
+    """Copies windows (..., W, crop, crop, 3) out of flat `pixels`.
 
-
-def _windows(image_HWC: np.ndarray, crop_size: int, only_one: bool) -> np.ndarray:
-    return image_HWC[None] if only_one else five_windows(image_HWC, crop_size)
-
-
-def prefetch(items: Iterable[T], ahead: int = 2) -> Iterator[T]:
-    """Makes items in a thread, up to `ahead` of them before they are asked for.
-
-    What the thread raises is raised here; the thread ends when the iterator is closed.
+    Args:
+      pixels: uint8.
+      first: (..., W), and
+      stride: (...), as `windows.place` says.
+      crop_size: side of the windows in pixels.
     """
-    made: queue.Queue = queue.Queue(ahead)
-    closed = threading.Event()
-
-    def put(entry) -> bool:
-        while not closed.is_set():
-            try:
-                made.put(entry, timeout=0.1)
-                return True
-            except queue.Full:
-                pass
-        return False
-
-    def produce():
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-            put((None, StopIteration()))
-        except BaseException as error:  # re-raised in the consumer's thread
-            put((None, error))
-
-    threading.Thread(target=produce, daemon=True).start()
-    try:
-        while True:
-            item, error = made.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        closed.set()
+    result = np.empty((*first.shape, crop_size, crop_size, 3), np.uint8)
+    for index in np.ndindex(first.shape):
+        result[index] = windows.cut(pixels, first[index], stride[index[:-1]], crop_size)
+    return result

@@ -39,15 +39,51 @@ def random_corners(seed: int, epoch: int, sizes_N2: np.ndarray, crop: int) -> np
     return ((bits >> np.uint64(32)) * choices >> np.uint64(32)).astype(np.int64)
 
 
-def five_corners(height: int, width: int, crop: int) -> np.ndarray:
-    """Returns (5, 2), top and left of the four corner windows and the central one."""
-    bottom, right = height - crop, width - crop
-    return np.array(
-        [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)], np.int64
+def five_corners(height, width, crop: int) -> np.ndarray:
+    """Returns the top and left of the four corner windows and the central one.
+
+    Args:
+      height: of an image, or of N of them, in pixels.
+      width: likewise.
+      crop: side of the windows in pixels.
+
+    Returns:
+      int64, (5, 2) or (N, 5, 2).
+    """
+    bottom, right = np.asarray(height) - crop, np.asarray(width) - crop
+    zero = np.zeros_like(bottom)
+    tops = (zero, zero, bottom, bottom, bottom // 2)
+    lefts = (zero, right, zero, right, right // 2)
+    return np.stack([np.stack(tops, -1), np.stack(lefts, -1)], -1).astype(np.int64)
+
+
+def five_windows(image_HWC: np.ndarray, crop: int) -> np.ndarray:
+    """Returns (5, crop, crop, C): the four corners and the centre."""
+    height, width, _ = image_HWC.shape
+    return np.stack(
+        [
+            image_HWC[top : top + crop, left : left + crop]
+            for top, left in five_corners(height, width, crop)
+        ]
     )
 
 
-def cut(image_HWC: np.ndarray, corner: np.ndarray, crop: int) -> np.ndarray:
-    """Returns the window (crop, crop, C) at `corner` (top, left), a view."""
-    top, left = corner
-    return image_HWC[top : top + crop, left : left + crop]
+def place(corners_N2: np.ndarray, starts: np.ndarray, widths: np.ndarray):
+    """Says where windows are in flat pixels: their first byte, and bytes from row to row.
+
+    Args:
+      corners_N2: top and left of each window, in pixels, (..., 2).
+      starts: the first byte of each window's image, (...).
+      widths: of the images, in pixels, (...).
+
+    Returns:
+      Two int64 arrays, (...).
+    """
+    strides = widths * 3
+    return starts + corners_N2[..., 0] * strides + corners_N2[..., 1] * 3, strides
+
+
+def cut(pixels: np.ndarray, first, stride, crop: int) -> np.ndarray:
+    """Returns the window (crop, crop, 3) at `place` in flat `pixels`, a view."""
+    shape, strides = (crop, crop, 3), (stride, 3, 1)
+    return np.lib.stride_tricks.as_strided(pixels[first:], shape, strides, writeable=False)

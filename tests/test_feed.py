@@ -1,0 +1,132 @@
+"""Where windows are cut changes nothing: not a pixel, not the order, not the padding."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bn_vgg import feed as feeding
+from bn_vgg.data import batches
+from bn_vgg.data.batches import Images
+from bn_vgg.errors import UserError
+from bn_vgg.feed import Feed, choose_placement, cut_on_device, one_after_the_other
+from bn_vgg.parallel import Devices
+from tests.test_batches import image_sizes, make_cache
+
+
+def images_of(sizes):
+    cache = make_cache(sizes)
+    cache.pixels[:] = np.random.default_rng(0).integers(0, 255, cache.pixels.size)
+    return Images.of(cache, np.arange(len(cache))[::-1])
+
+
+def windows_of(feed, wanted):
+    """All real windows and labels that a jitted step sees, in order."""
+
+    @jax.jit
+    def look(several, count, pixels):
+        """Only the last real batch: the others are looked at with smaller counts."""
+
+        def update(_, batch):
+            return batch["windows_NWHWC"], batch["labels_N"]
+
+        shape = wanted["first_SNW"].shape[1:]
+        nothing = (jax.numpy.zeros((*shape, 5, 5, 3), "uint8"), jax.numpy.zeros(shape[:1], "int32"))
+        return one_after_the_other(update, nothing, several, count, pixels, 5)
+
+    found = [
+        look(several.batches, count + 1, feed.pixels)
+        for several in feed.several(wanted)
+        for count in range(several.size)
+    ]
+    return [np.stack(part) for part in zip(*found, strict=True)]
+
+
+@settings(max_examples=10, deadline=None)
+@given(image_sizes, st.integers(1, 5), st.booleans())
+def test_device_and_host_cut_the_same_windows(sizes, batch_size, training):
+    images = images_of(sizes)
+    batch_size = min(batch_size, len(sizes))
+
+    def found(on_device):
+        feed = Feed(images, Devices(), crop_size=5, on_device=on_device)
+        if training:
+            wanted = batches.train_batches(
+                feed.images, seed=3, epoch=1, batch_size=batch_size, crop_size=5
+            )
+        else:
+            wanted = batches.eval_batches(feed.images, batch_size=batch_size, crop_size=5)
+        expected = batches.cut_windows(
+            feed.images.pixels, wanted["first_SNW"], wanted["stride_SN"], 5
+        )
+        windows, labels = windows_of(feed, wanted)
+        np.testing.assert_array_equal(windows, expected)
+        np.testing.assert_array_equal(labels, wanted["labels_SN"])
+        return windows
+
+    np.testing.assert_array_equal(found(on_device=True), found(on_device=False))
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_shapes_never_change_and_the_rest_is_padding(on_device):
+    images = images_of([(6, 7)] * (2 * feeding.BATCHES_AT_ONCE + 3))
+    feed = Feed(images, Devices(), crop_size=5, on_device=on_device)
+    wanted = batches.eval_batches(feed.images, batch_size=1, crop_size=5)
+    found = list(feed.several(wanted))
+    assert [several.size for several in found] == [feeding.BATCHES_AT_ONCE] * 2 + [3]
+    assert [int(several.count) for several in found] == [several.size for several in found]
+    shapes = [jax.tree.map(np.shape, several.batches) for several in found]
+    assert shapes[0] == shapes[1] == shapes[2]
+    assert not np.asarray(found[2].batches["mask_SN"])[3:].any()
+
+
+def test_an_error_in_a_thread_arrives(monkeypatch):
+    images = images_of([(6, 7)] * 4)
+    feed = Feed(images, Devices(), crop_size=5, on_device=False)
+    wanted = batches.eval_batches(images, batch_size=2, crop_size=5)
+
+    def broken(*_):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(feeding, "cut_windows", broken)
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(feed.several(wanted))
+
+
+def test_windows_are_cut_near_the_end_of_the_largest_array():
+    """Positions are int32; a split of 2 GiB is cut at its very end."""
+    size = 2**31 - 1
+    pixels = np.zeros(size, np.uint8)
+    pixels[-75:] = np.arange(75)
+    first = np.asarray([[size - 75]])
+    on_device = cut_on_device(
+        jax.device_put(pixels), first.astype(np.int32), np.asarray([15], np.int32), 5
+    )
+    np.testing.assert_array_equal(on_device[0, 0].ravel(), np.arange(75))
+    np.testing.assert_array_equal(
+        on_device, batches.cut_windows(pixels, first, np.asarray([15]), 5)
+    )
+
+
+class TestPlacement:
+    @pytest.fixture
+    def splits(self):
+        return [images_of([(6, 7)] * 4), images_of([(5, 5)])]
+
+    def test_auto_is_the_device_where_they_fit(self, splits, monkeypatch):
+        assert choose_placement("auto", splits)
+        needed = 4 * 6 * 7 * 3 + 5 * 5 * 3
+        monkeypatch.setattr(feeding, "_room", lambda: needed)
+        assert choose_placement("auto", splits)
+        monkeypatch.setattr(feeding, "_room", lambda: needed - 1)
+        assert not choose_placement("auto", splits)
+
+    def test_the_device_is_refused_where_they_do_not(self, splits, monkeypatch):
+        monkeypatch.setattr(feeding, "_MOST_BYTES", 100)
+        with pytest.raises(UserError, match=r"placement.* do not fit .* set it to host"):
+            choose_placement("device", splits)
+        assert not choose_placement("auto", splits)
+
+    def test_the_host_is_always_possible(self, splits):
+        assert not choose_placement("host", splits)
