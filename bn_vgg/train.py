@@ -26,14 +26,12 @@ from bn_vgg.data import batches
 from bn_vgg.data.batches import Images
 from bn_vgg.data.prepared import PreparedData
 from bn_vgg.errors import UserError
-from bn_vgg.feed import Feed, choose_placement, one_after_the_other
+from bn_vgg.feed import Feed, choose_placement
 from bn_vgg.hooks import Hooks, epoch_line, format_seconds
 from bn_vgg.metrics import EvalMetrics, TrainMetrics
-from bn_vgg.optimizer import rmsprop
 from bn_vgg.parallel import Devices, check_batch_size, round_up
+from bn_vgg.programs import make_programs
 from bn_vgg.state import TrainState, init_state, num_parameters
-from bn_vgg.steps import make_eval_step, make_train_step
-from bn_vgg.vgg import make_model
 from bn_vgg.workdir import Workdir, flatten
 
 _SPLITS = {"train": "training", "valid": "validation", "test": "test"}
@@ -76,7 +74,7 @@ def train(config: ConfigDict, workdir: Workdir, data: PreparedData, hooks: Hooks
     hooks.say(
         f"{config.name} seed {config.seed} on {devices.count} {jax.default_backend()} device(s): "
         + ", ".join(f"{len(images[split].labels)} {name}" for split, name in _SPLITS.items())
-        + f" images on the {'device' if on_device else 'host'}"
+        + f" images, kept on the {'device' if on_device else 'host'}"
     )
     checkpoints = Checkpoints(workdir.checkpoints)
     try:
@@ -95,21 +93,15 @@ class Run:
         self.devices, self.checkpoints = devices, checkpoints
         self.started = time.monotonic()
         self.key = jax.random.key(config.seed)
-        model = make_model(**config.model, axis_name=devices.axis_name)
-        optimizer = rmsprop(**config.optimizer)
         crop = config.data.crop_size
+        self.programs = make_programs(config.model, config.optimizer, crop, devices)
         self.images = images
         self.place = partial(Feed, devices=devices, crop_size=crop, on_device=on_device)
         self.train_feed, self.valid_feed = self.place(images["train"]), self.place(images["valid"])
-        train_step = make_train_step(model, optimizer, devices.axis_name)
-        eval_step = make_eval_step(model, devices.axis_name)
-        self.train_steps = devices.compile(
-            partial(_train_steps, train_step, crop), donate_argnums=(0,)
-        )
-        self.eval_steps = devices.compile(
-            partial(_eval_steps, eval_step, crop), donate_argnums=(0,)
-        )
-        state = init_state(model, optimizer, jax.random.fold_in(self.key, _INIT), (crop, crop, 3))
+        state = init_state(
+            self.programs.model, self.programs.optimizer,
+            jax.random.fold_in(self.key, _INIT), (crop, crop, 3),
+        )  # fmt: skip
         self.num_parameters = num_parameters(state.params)
         parameter_overview.log_parameter_overview(state.variables)
         self.progress, self.lines = Progress(), []
@@ -160,7 +152,7 @@ class Run:
         )  # fmt: skip
         with bar:
             for number, several in enumerate(dispatches, start=1):
-                self.state, metrics = self.train_steps(
+                self.state, metrics = self.programs.train_steps(
                     (self.state, metrics), key, several.batches, several.count, feed.pixels
                 )
                 step += several.size
@@ -224,7 +216,9 @@ class Run:
         )
         metrics = self.devices.replicate(EvalMetrics.empty())
         for several in feed.several(eval_batches):
-            metrics = self.eval_steps(metrics, state, several.batches, several.count, feed.pixels)
+            metrics = self.programs.eval_steps(
+                metrics, state, several.batches, several.count, feed.pixels
+            )
         return {name: value.item() for name, value in self._compute(metrics).items()}
 
     def _write_start(self) -> None:
@@ -242,7 +236,9 @@ class Run:
         scalars = {f"train/{name}": value for name, value in trained.items()}
         scalars |= {f"valid/{name}": value for name, value in validated.items()}
         scalars["valid/best_error_rate"] = progress.best_error_rate
-        self.lines.append({"epoch": progress.epoch, "step": progress.step, **scalars})
+        self.lines.append(
+            {"epoch": progress.epoch, "step": progress.step, **scalars, "seconds": progress.seconds}
+        )
         self.workdir.write_metrics(self.lines)
         self.hooks.write_scalars(progress.step, scalars)
         self.hooks.say(epoch_line(progress, self.config.num_epochs, scalars))
@@ -275,19 +271,3 @@ class Run:
             f"  ({format_seconds(result['wall_seconds'])}; {self.workdir.path}/result.json)"
         )
         return result
-
-
-def _train_steps(train_step, crop_size, state_and_metrics, rng, several, count, pixels):
-    def update(state_and_metrics, batch):
-        state, metrics = state_and_metrics
-        state, new = train_step(state, batch, rng)
-        return state, metrics.merge(new)
-
-    return one_after_the_other(update, state_and_metrics, several, count, pixels, crop_size)
-
-
-def _eval_steps(eval_step, crop_size, metrics, state, several, count, pixels):
-    def update(metrics, batch):
-        return metrics.merge(eval_step(state, batch))
-
-    return one_after_the_other(update, metrics, several, count, pixels, crop_size)

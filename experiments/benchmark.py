@@ -1,72 +1,41 @@
-"""Times training steps on whatever hardware there is, side by side with PyTorch.
+"""Measures speed on whatever hardware there is, side by side with PyTorch.
 
-python -m experiments.benchmark --output=experiments/results/benchmark
+python -m experiments.benchmark --output=experiments/results/benchmark/NAME
 
-For each normalization, image size and dropout rate: images/s of the bare step (one batch,
-on the device, again and again), of the same step with XLA's own convolution gradients where
-`--plain` is given, and of the same network in PyTorch; the three take turns within one run,
-and the ratios are of neighbours in time. PyTorch is optional (pip install torch).
+For each normalization: images/s of the bare training step (ten batches a dispatch, as a run
+does, the windows on the device already) and of the same network in PyTorch, taking turns
+within one process; with `--plain` also of XLA's own convolution gradients. Then a whole run
+on cartoons beside its bare steps (`--epochs`), and how soon the demo starts (`--starts`).
+PyTorch is optional: pip install -e '.[benchmark]'.
 """
 
-import itertools
 import json
 import resource
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
-from bn_vgg import command, provenance, vgg
-from bn_vgg.convolution import plain_conv
+from bn_vgg import command, provenance
+from bn_vgg.data.cache import default_folder
 from bn_vgg.errors import UserError
 from bn_vgg.normalization import NORMALIZERS
-from bn_vgg.optimizer import rmsprop
-from bn_vgg.parallel import Devices
-from bn_vgg.state import init_state
-from bn_vgg.steps import make_train_step
-from bn_vgg.vgg import DTYPES, PADDINGS, make_model
-from configs import default
+from bn_vgg.vgg import DTYPES
+from configs import default, meanonly_crop
+from experiments import run_timing, step_timing
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for benchmark.json and .md.", required=True)
 _NORMS = flags.DEFINE_list("norms", list(NORMALIZERS), "Normalizations to time.")
 _SIZES = flags.DEFINE_list("sizes", ["128", "48"], "Sides of the windows, in pixels.")
 _DROPOUTS = flags.DEFINE_list("dropouts", ["0"], "Dropout rates.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Of the computation.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns that each takes.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns that each takes.", lower_bound=1)
 _PLAIN = flags.DEFINE_bool("plain", False, "Also time XLA's own convolution gradients.")
-
-
-class Timed:
-    """A step that takes its turns.
-
-    Attributes:
-      compile_seconds: of the first call.
-      seconds: of the calls that counted, each the mean of as many steps as take a second.
-    """
-
-    def __init__(self, step: Callable[[], Any]):
-        started = time.perf_counter()
-        step()
-        self.compile_seconds = time.perf_counter() - started
-        started = time.perf_counter()
-        step()
-        self._step = step
-        self._repeats = max(1, round(1 / (time.perf_counter() - started)))
-        self.seconds: list[float] = []
-
-    def take_a_turn(self) -> None:
-        """Times the step once more."""
-        started = time.perf_counter()
-        for _ in range(self._repeats):
-            self._step()
-        self.seconds.append((time.perf_counter() - started) / self._repeats)
+_EPOCHS = flags.DEFINE_integer("epochs", 0, "Epochs of a whole run that count.", lower_bound=0)
+_VARIANT = flags.DEFINE_string("variant", "small", "Of that run's configuration.")
+_STARTS = flags.DEFINE_integer("starts", 0, "Warm starts of the demo to time.", lower_bound=0)
+_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As bn_vgg.main's.")
 
 
 def main() -> None:
@@ -77,137 +46,95 @@ def main() -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    folder = Path(_CACHE_DIR.value) if _CACHE_DIR.value else default_folder()
     about: dict[str, Any] = {
         "command": provenance.command(),
         "commit": provenance.commit(),
         "hardware": provenance.hardware(),
         "versions": provenance.versions() | {"torch": _torch_version()},
         "dtype": _DTYPE.value,
-        "ceilings": measure_ceilings(),
+        "ceilings": step_timing.measure_ceilings(_DTYPE.value),
+        "rows": [],
     }
-    rows = []
-    for size, norm, dropout in itertools.product(_SIZES.value, _NORMS.value, _DROPOUTS.value):
-        rows.append(measure(int(size), norm, float(dropout), about["ceilings"]))
-        print(rows[-1], flush=True)
-    about["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    (output / "benchmark.json").write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
-    (output / "benchmark.md").write_text(markdown(about, rows))
+    # What is measured is written as it comes: a later part may fail.
+    for part in _parts(about["ceilings"], folder):
+        if "rows" in part:
+            about["rows"] += part["rows"]
+        else:
+            about |= part
+        about["peak_memory_gib"] = _peak_memory() / 2**30
+        print(json.dumps(part), flush=True)
+        (output / "benchmark.json").write_text(json.dumps(about, indent=1) + "\n")
+        (output / "benchmark.md").write_text(markdown(about))
     print(f"{output}/benchmark.md")
 
 
-def measure(size: int, norm: str, dropout: float, ceilings: dict[str, float]) -> dict[str, Any]:
-    """Times one network, the contenders taking turns."""
-    config = default.get_config()
-    settings = config.model.to_dict() | {
-        "norm": norm,
-        "dropout_rate": dropout,
-        "dtype": _DTYPE.value,
-    }
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (config.batch_size, size, size, 3), np.uint8)
-    labels = rng.integers(0, 2, config.batch_size, np.int32)
-    optimizer = config.optimizer.to_dict()
-    contenders = {"jax": Timed(make_step(settings, optimizer, images, labels))}
-    if _PLAIN.value:
-        with mock.patch.object(vgg, "conv3x3", plain_conv):
-            plain = make_step(settings, optimizer, images, labels)
-            contenders["plain"] = Timed(plain)
-    if _torch_version() is not None:
-        from experiments import torch_vgg
-
-        contenders["torch"] = Timed(torch_vgg.make_step(settings, optimizer, images, labels))
-    for _ in range(_ROUNDS.value):
-        for contender in contenders.values():
-            contender.take_a_turn()
-    row: dict[str, Any] = {"size": size, "norm": norm, "dropout": dropout}
-    for name, contender in contenders.items():
-        rates = [config.batch_size / seconds for seconds in contender.seconds]
-        row[f"{name}_images_per_second"] = statistics.median(rates)
-        row[f"{name}_spread"] = [min(rates), max(rates)]
-        row[f"{name}_compile_seconds"] = contender.compile_seconds
-        if name != "jax":
-            pairs = zip(contender.seconds, contenders["jax"].seconds, strict=True)
-            row[f"times_{name}"] = statistics.median(other / ours for other, ours in pairs)
-    flops = step_flops(settings, config.batch_size, size)
-    floor = flops / ceilings["flops_per_second"]
-    row["share_of_arithmetic_floor"] = floor / statistics.median(contenders["jax"].seconds)
-    return row
+def _parts(ceilings: dict[str, float], cache_folder: Path):
+    if _STARTS.value:
+        arguments = ["--config=configs/meanonly_crop.py:demo"]
+        yield {"start": run_timing.measure_start(arguments, cache_folder, _STARTS.value)}
+    if _EPOCHS.value:
+        config = meanonly_crop.get_config(_VARIANT.value)
+        config.data.source = "cartoons:25000"
+        config.model.dtype = _DTYPE.value
+        yield {"training": run_timing.measure_training(config, cache_folder, _EPOCHS.value)}
+    for size in _SIZES.value:
+        for dropout in _DROPOUTS.value:
+            config = default.get_config()
+            config.data.crop_size = int(size)
+            config.model.dropout_rate = float(dropout)
+            config.model.dtype = _DTYPE.value
+            rows = step_timing.measure(
+                config, _NORMS.value, rounds=_ROUNDS.value, plain=_PLAIN.value, ceilings=ceilings
+            )
+            yield {"rows": rows}
 
 
-def make_step(
-    model: dict[str, Any], optimizer: dict[str, Any], images: np.ndarray, labels: np.ndarray
-) -> Callable[[], None]:
-    """Returns a function that does one update of one batch and waits for it."""
-    network, updates = make_model(**model), rmsprop(**optimizer)
-    state = init_state(network, updates, jax.random.key(0), images.shape[1:])
-    batch = {
-        "images_NHWC": images,
-        "labels_N": labels,
-        "positions_N": np.arange(len(labels), dtype=np.int32),
-    }
-    batch, key = jax.device_put((batch, jax.random.key(1)))
-    compiled = Devices().compile(make_train_step(network, updates), donate_argnums=(0,))
-
-    def step() -> None:
-        nonlocal state
-        state, _ = compiled(state, batch, key)
-        jax.block_until_ready(state)
-
-    return step
-
-
-def step_flops(model: dict[str, Any], batch_size: int, size: int) -> float:
-    """Counts a training step's multiplications and additions in its matrix products.
-
-    Forward once, and twice backward: for the inputs, but the images, and for the weights.
-    """
-    padding = PADDINGS[model["padding"]]
-    total, channels, side = 0.0, 3, size
-    for i, features in enumerate(model["features"]):
-        side += 2 * padding - 2
-        total += (2 if i == 0 else 3) * 2 * 9 * channels * features * side * side
-        channels, side = features, side // 2 if i % 2 == 1 else side
-    hidden = model["hidden_units"]
-    total += 3 * 2 * hidden * (channels * side * side + model["num_classes"])
-    return batch_size * total
-
-
-def measure_ceilings() -> dict[str, float]:
-    """Measures a large matrix product (FLOP/s) and a large copy (bytes/s) on the device."""
-    dtype = DTYPES[_DTYPE.value]
-    square = jax.random.normal(jax.random.key(0), (2048, 2048), dtype)
-    product = jax.jit(lambda x: x @ x)
-    copied = jax.jit(lambda x: x + 1)
-    flat = jnp.zeros(2**26, jnp.float32)
-
-    def fastest(function, argument) -> float:
-        jax.block_until_ready(function(argument))
-        seconds = []
-        for _ in range(10):
-            started = time.perf_counter()
-            jax.block_until_ready(function(argument))
-            seconds.append(time.perf_counter() - started)
-        return min(seconds)
-
-    return {
-        "flops_per_second": 2 * 2048**3 / fastest(product, square),
-        "bytes_per_second": 2 * flat.nbytes / fastest(copied, flat),
-    }
-
-
-def markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Makes the table, with where it comes from."""
+def markdown(about: dict[str, Any]) -> str:
+    """Makes the tables, with where they come from."""
     hardware, versions = about["hardware"], about["versions"]
     lines = [
         f"`{about['command']}`, commit {about['commit']}",
         "",
         f"{hardware['num_devices']} {hardware['device']} ({hardware['cpu_cores']} cores), "
-        f"{about['dtype']}, batch 100; jax {versions['jax']}, torch {versions['torch']}. "
-        "Medians of images/s (least to most); the ratio is the median over neighbouring turns.",
+        f"{about['dtype']}, batch 100; jax {versions['jax']}, torch {versions['torch']}; "
+        f"peak memory of the process {about['peak_memory_gib']:.1f} GiB. Floors are a matrix "
+        f"product's {about['ceilings']['flops_per_second'] / 1e9:.0f} GFLOP/s and a copy's "
+        f"{about['ceilings']['bytes_per_second'] / 1e9:.0f} GB/s on the same device.",
+    ]
+    if about["rows"]:
+        lines += ["", *_step_table(about["rows"])]
+    if "training" in about:
+        whole = about["training"]
+        lines += [
+            "",
+            f"An epoch of {whole['train_images']} images, {whole['config']} on cartoons: "
+            f"{whole['training_images_per_second']:.0f} images/s in training, "
+            f"{whole['share_of_bare_in_training']:.1%} of the bare step's "
+            f"{whole['bare_images_per_second']:.0f}. With evaluation, checkpoint and records "
+            f"{whole['epoch_seconds']:.1f} s, of which its bare training and evaluation steps "
+            f"are {whole['share_of_bare_in_epoch']:.1%}, its bare training steps alone "
+            f"{whole['training_share_of_epoch']:.1%}.",
+        ]
+    if "start" in about:
+        start = about["start"]
+        lines += [
+            "",
+            f"From the start of the process to ten finished steps, "
+            f"`{' '.join(start['arguments'])}`: {start['cold_seconds']:.1f} s with nothing "
+            f"compiled, {start['warm_seconds']:.1f} s with compiled programs at hand.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _step_table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "Images/s: medians (least to most). Ratios are medians over neighbouring turns.",
         "",
         "| size | norm | dropout | this code | PyTorch | times PyTorch | XLA's own gradients | "
-        "times those | of the arithmetic floor |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "times those | of none's time | of the arithmetic floor | of the bandwidth floor | "
+        "compiling |",
+        f"|{' --- |' * 12}",
     ]
     for row in rows:
         cells = [str(row["size"]), row["norm"], f"{row['dropout']:g}", _rate(row, "jax")]
@@ -215,9 +142,12 @@ def markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             measured = f"times_{other}" in row
             cells.append(_rate(row, other) if measured else "not measured")
             cells.append(f"**{row[f'times_{other}']:.2f}**" if measured else "")
+        cells.append(f"{row['seconds_of_none']:.2f}" if "seconds_of_none" in row else "")
         cells.append(f"{row['share_of_arithmetic_floor']:.0%}")
+        cells.append(f"{row['share_of_bandwidth_floor']:.0%}")
+        cells.append(f"{row['jax_compile_seconds']:.1f} s")
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _rate(row: dict[str, Any], name: str) -> str:
@@ -225,12 +155,14 @@ def _rate(row: dict[str, Any], name: str) -> str:
     return f"{row[f'{name}_images_per_second']:.0f} ({low:.0f} to {high:.0f})"
 
 
+def _peak_memory() -> int:
+    """Bytes: of the device, where it counts them, otherwise of this process."""
+    of_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return of_device or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+
+
 def _torch_version() -> str | None:
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch.__version__
+    return step_timing.torch_vgg.torch.__version__ if step_timing.torch_vgg else None
 
 
 if __name__ == "__main__":

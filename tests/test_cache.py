@@ -164,7 +164,8 @@ def test_a_cut_off_file_is_noticed(fake, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "kind"),
     [
-        ("cartoons", "cartoons"), ("cats_vs_dogs", "tfds"), ("cifar10:3.*.*", "tfds"),
+        ("cartoons", "cartoons"), ("cartoons:25000", "cartoons"), ("cats_vs_dogs", "tfds"),
+        ("cifar10:3.*.*", "tfds"),
         ("imagenet_resized/32x32", "tfds"), ("./cats_vs_dogs", "files"), ("/a/b", "files"),
         ("~/x", "files"), ("a/*.zip", "files"), ("a.zip,b.zip", "files"),
     ],
@@ -177,3 +178,10 @@ def test_what_a_spec_names(spec, kind):
 def test_a_spec_that_names_nothing_says_what_there_is(spec):
     with pytest.raises(UserError, match=r"a TFDS name .* a path or glob .* or cartoons"):
         sources.kind(spec)
+
+
+def test_cartoons_come_in_any_number():
+    assert len(sources.open_source("cartoons").records) == 4000
+    assert len(sources.open_source("cartoons:6").records) == 6
+    with pytest.raises(UserError, match="give at least 2"):
+        sources.open_source("cartoons:1")

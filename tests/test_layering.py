@@ -22,7 +22,7 @@ data.batches data.prepared
 optimizer metrics parallel provenance distributed checkpoint workdir
 state hooks feed
 steps
-config_checks
+config_checks programs
 command tensorboard
 trained train
 main predict export

@@ -14,7 +14,7 @@ from bn_vgg.hooks import Hooks, format_seconds
 from bn_vgg.trained import load
 from bn_vgg.workdir import Workdir, flatten
 
-TIMES = ("train/images_per_second",)
+TIMES = ("train/images_per_second", "seconds")
 
 
 class Recorder:
@@ -222,7 +222,7 @@ def test_what_a_run_writes(tiny_config, open_cache, tmp_path):
         "valid/loss", "valid/error_rate", "valid/best_error_rate",
     }  # fmt: skip
     assert [(line["epoch"], line["step"]) for line in epochs] == [(1, 6), (2, 12)]
-    assert all(set(line) == names | {"epoch", "step"} for line in epochs)
+    assert all(set(line) == names | {"epoch", "step", "seconds"} for line in epochs)
     assert [(step, set(s)) for step, s in recorder.scalars] == [
         (6, names), (12, names), (12, {"test/error_rate"}),
     ]  # fmt: skip

@@ -8,12 +8,12 @@ from bn_vgg.errors import NotThereError, UserError
 
 OTHER_SOURCES = (
     "config.data.source takes a TFDS name (cats_vs_dogs), a path or glob to zip files or "
-    "folders, several with commas, or cartoons"
+    "folders, several with commas, or cartoons (cartoons:25000 for so many)"
 )
 
 
 def kind(spec: str) -> str:
-    """Says what `spec` names: `cartoons`, `files` or `tfds`.
+    """Says what `spec` names: `cartoons` (`cartoons:25000` for so many), `files` or `tfds`.
 
     A bare word is always a name, never a file that happens to be called so: a folder in
     the working directory is written `./name`.
@@ -23,7 +23,7 @@ def kind(spec: str) -> str:
     """
     if not spec:
         raise UserError(f"config.data.source is empty; {OTHER_SOURCES}")
-    if spec == "cartoons":
+    if re.fullmatch(r"cartoons(:\d+)?", spec):
         return "cartoons"
     if re.fullmatch(r"\w+(:[\w.*]+)?", spec):
         return "tfds"
@@ -40,7 +40,8 @@ def open_source(spec: str) -> Source:
         case "cartoons":
             from bn_vgg.data.cartoons import Cartoons
 
-            return Cartoons()
+            number = spec.partition(":")[2]
+            return Cartoons(num_images=int(number)) if number else Cartoons()
         case "files":
             from bn_vgg.data.labelled_files import LabelledFiles
 

@@ -1,0 +1,153 @@
+"""Times whole runs: an epoch with everything that belongs to it, and how soon one starts."""
+
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bn_vgg import train
+from bn_vgg.data import batches, cache
+from bn_vgg.data.batches import Images
+from bn_vgg.data.prepared import prepare
+from bn_vgg.feed import BATCHES_AT_ONCE, Feed
+from bn_vgg.hooks import Hooks
+from bn_vgg.metrics import EvalMetrics
+from bn_vgg.parallel import Devices
+from bn_vgg.programs import make_programs
+from bn_vgg.state import init_state
+from bn_vgg.workdir import Workdir
+from experiments.step_timing import Timed, dispatch
+
+ROOT = Path(__file__).resolve().parents[1]
+_FIRST_STEPS = "steps are done"
+
+
+def measure_training(config: ConfigDict, cache_folder: Path, epochs: int) -> dict[str, Any]:
+    """Times epochs of a run, and the bare training and evaluation steps before and after it.
+
+    The epoch that compiles does not count. An epoch is its training, its evaluation by five
+    windows, its checkpoint and its records.
+    """
+    config.num_epochs = epochs + 1
+    images = cache.open_or_build(
+        config.data.source, min_side=config.data.min_side, folder=cache_folder
+    )
+    data = prepare(
+        images, source=config.data.source, valid_examples=config.data.valid_examples,
+        test_examples=config.data.test_examples, num_classes=config.model.num_classes,
+        batch_size=config.batch_size,
+    )  # fmt: skip
+    windows = np.zeros((config.batch_size, *[config.data.crop_size] * 2, 3), np.uint8)
+    labels = np.zeros(config.batch_size, np.int32)
+    bare = [
+        Timed(dispatch(config, windows, labels), BATCHES_AT_ONCE),
+        Timed(_evaluation(config, Images.of(images, data.splits.valid)), 1),
+    ]
+    _take_turns(bare)
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Workdir(folder)
+        workdir.claim(config.to_dict(), data.about)
+        train.train(config, workdir, data, Hooks(say=print))
+        lines = workdir.read_metrics()
+    _take_turns(bare)
+    step, evaluation = (statistics.median(one.seconds) for one in bare)
+    steps = batches.num_train_batches(len(data.splits.train), config.batch_size)
+    trained = steps * config.batch_size
+    whole = [after["seconds"] - before["seconds"] for before, after in itertools.pairwise(lines)]
+    epoch = statistics.median(whole)
+    in_training = statistics.median(line["train/images_per_second"] for line in lines[1:])
+    return {
+        "config": config.name,
+        "epochs": epochs,
+        "train_images": trained,
+        "valid_images": len(data.splits.valid),
+        "bare_images_per_second": config.batch_size / step,
+        "bare_evaluation_seconds": evaluation,
+        "epoch_seconds": epoch,
+        "training_images_per_second": in_training,
+        # Of training with its data; of an epoch, to its own bare steps; of an epoch, to
+        # bare training steps alone, as if evaluation were nothing.
+        "share_of_bare_in_training": in_training * step / config.batch_size,
+        "share_of_bare_in_epoch": (steps * step + evaluation) / epoch,
+        "training_share_of_epoch": steps * step / epoch,
+    }
+
+
+def _evaluation(config: ConfigDict, images: Images):
+    """Returns a function that evaluates a split; its windows' places are on the device."""
+    devices = Devices()
+    programs = make_programs(config.model, config.optimizer, config.data.crop_size, devices)
+    feed = Feed(images, devices, crop_size=config.data.crop_size, on_device=True)
+    plan = batches.eval_batches(
+        feed.images, batch_size=config.eval.batch_size, crop_size=config.data.crop_size
+    )
+    shape = (config.data.crop_size, config.data.crop_size, 3)
+    state = init_state(programs.model, programs.optimizer, jax.random.key(0), shape)
+    state = devices.replicate(state)
+    dispatches = list(feed.several(plan))
+
+    def evaluate() -> None:
+        metrics = devices.replicate(EvalMetrics.empty())
+        for several in dispatches:
+            metrics = programs.eval_steps(
+                metrics, state, several.batches, several.count, feed.pixels
+            )
+        jax.block_until_ready(metrics)
+
+    return evaluate
+
+
+def _take_turns(bare: list[Timed]) -> None:
+    for _ in range(3):
+        for one in bare:
+            one.take_a_turn()
+
+
+def measure_start(arguments: list[str], cache_folder: Path, warm_starts: int) -> dict[str, Any]:
+    """Times the command from its start to its first finished steps, in new processes.
+
+    Cold: nothing compiled is kept, but the images are decoded. Warm: compiled programs are.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = [
+            _start(arguments, cache_folder, Path(folder), number)
+            for number in range(warm_starts + 1)
+        ]
+    return {
+        "arguments": arguments,
+        "cold_seconds": seconds[0],
+        "warm_seconds": statistics.median(seconds[1:]),
+        "warm_spread": [min(seconds[1:]), max(seconds[1:])],
+    }
+
+
+def _start(arguments: list[str], cache_folder: Path, folder: Path, number: int) -> float:
+    workdir = folder / f"run{number}"
+    command = [
+        sys.executable, "-m", "bn_vgg.main", *arguments,
+        f"--workdir={workdir}", f"--cache_dir={cache_folder}",
+    ]  # fmt: skip
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla")}
+    started = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        log = workdir / "log.txt"
+        while not (log.exists() and _FIRST_STEPS in log.read_text()):
+            if process.poll() is not None:
+                raise RuntimeError(f"{command} failed: {process.communicate()[1].decode()}")
+            time.sleep(0.01)
+        return time.monotonic() - started
+    finally:
+        process.kill()
+        process.wait()
