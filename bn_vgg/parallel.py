@@ -29,12 +29,12 @@ class Devices:
         mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
         self._sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
-    def compile(self, step: Callable, *, donate_argnums: tuple[int, ...] = ()) -> Callable:
+    def compile(self, step: Callable, *, donated: tuple[int, ...] = ()) -> Callable:
         """Compiles per-device code; mapped arguments have the devices as leading axis."""
         if self.axis_name is None:
             options = cpu_compiler_options() if jax.default_backend() == "cpu" else None
-            return jax.jit(step, donate_argnums=donate_argnums, compiler_options=options)
-        return jax.pmap(step, axis_name=self.axis_name, donate_argnums=donate_argnums)
+            return jax.jit(step, donate_argnums=donated, compiler_options=options)
+        return jax.pmap(step, axis_name=self.axis_name, donate_argnums=donated)
 
     def replicate(self, tree):
         """Puts a copy of each array on every local device."""
