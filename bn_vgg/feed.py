@@ -19,8 +19,8 @@ from bn_vgg.errors import UserError
 from bn_vgg.parallel import Devices
 
 PLACEMENTS = ("auto", "device", "host")
-# Batches of one dispatch: enough that starting it costs nothing.
-BATCHES_AT_ONCE = 10
+# Batches of one dispatch, at most: enough that starting it costs nothing.
+_BATCHES_AT_ONCE = 10
 # Positions in the flat array are int32 on the device.
 _MOST_BYTES = 2**31 - 1
 
@@ -30,12 +30,10 @@ class Several(NamedTuple):
 
     Attributes:
       batches: stacked along axis 0 (with several devices, the second axis).
-      count: how many of them are real; the rest is padding, so that shapes never change.
-      size: the same number, on the host.
+      size: how many they are.
     """
 
     batches: dict[str, Any]
-    count: Any
     size: int
 
 
@@ -53,77 +51,75 @@ class Feed:
         self.pixels = devices.replicate(self.images.pixels) if on_device else None
 
     def several(self, batches: Batches) -> Iterator[Several]:
-        """Yields stacked batches of all hosts, `BATCHES_AT_ONCE` of this host's part at a time."""
-        # Grain costs a third of a second to import, and is needed only here.
-        import grain
-
+        """Yields stacked batches of all hosts, this host's part of some of them at a time."""
         rows = self._devices.host_rows(batches["labels_SN"].shape[1])
         batches = {key: array[:, rows] for key, array in batches.items()}
         num_batches = len(batches["labels_SN"])
-        at_once = min(BATCHES_AT_ONCE, num_batches)
+        at_once = batches_at_once(num_batches)
 
-        def lay_out(index: int) -> tuple[dict[str, np.ndarray], int]:
+        def lay_out(index: int) -> dict[str, np.ndarray]:
             chosen = slice(index * at_once, (index + 1) * at_once)
-            return self._lay_out({key: array[chosen] for key, array in batches.items()}, at_once)
+            return self._lay_out({key: array[chosen] for key, array in batches.items()})
 
-        def to_devices(laid_out) -> Several:
-            arrays, size = laid_out
-            count = self._devices.replicate(np.asarray(size, np.int32))
-            return Several(self._devices.shard(arrays), count, size)
+        def to_devices(batches: Batches) -> Several:
+            return Several(self._devices.shard(batches), len(batches["labels_SN"]))
 
+        num_dispatches = -(-num_batches // at_once)
         if self.pixels is not None:
-            yield from map(to_devices, map(lay_out, range(-(-num_batches // at_once))))
+            yield from map(to_devices, map(lay_out, range(num_dispatches)))
             return
+        # Grain costs a third of a second to import, and is needed only here.
+        import grain
+
         reading = grain.ReadOptions(num_threads=_threads(), prefetch_buffer_size=_threads())
-        dataset = grain.MapDataset.range(-(-num_batches // at_once)).map(lay_out)
+        dataset = grain.MapDataset.range(num_dispatches).map(lay_out)
         there = dataset.to_iter_dataset(reading).map(to_devices)
         yield from grain.experimental.ThreadPrefetchIterDataset(there, prefetch_buffer_size=1)
 
-    def _lay_out(self, batches: Batches, at_once: int) -> tuple[dict[str, np.ndarray], int]:
-        size = len(batches["labels_SN"])
-        laid_out = {key: array for key, array in batches.items() if key not in _PLACES}
-        if self.pixels is None:
-            first, stride = (batches[key] for key in _PLACES)
-            laid_out["windows_SNW"] = cut_windows(
-                self.images.pixels, first, stride, self._crop_size
-            )
-        else:
-            laid_out |= {key: batches[key].astype(np.int32) for key in _PLACES}
-        missing = at_once - size
-        return {
-            key: np.pad(array, ((0, missing), *[(0, 0)] * (array.ndim - 1)))
-            for key, array in laid_out.items()
-        }, size
+    def _lay_out(self, batches: Batches) -> Batches:
+        if self.pixels is not None:
+            return batches | {key: batches[key].astype(np.int32) for key in _PLACES}
+        first, stride = (batches[key] for key in _PLACES)
+        windows = cut_windows(self.images.pixels, first, stride, self._crop_size)
+        rest = {key: array for key, array in batches.items() if key not in _PLACES}
+        return rest | {"windows_SNW": windows}
 
 
 _PLACES = ("first_SNW", "stride_SN")
 
 
-def one_after_the_other(update, carry, several, count, pixels, crop_size: int):
-    """Folds `update(carry, batch)` over the first `count` stacked batches, inside a jitted step.
+def batches_at_once(num_batches: int) -> int:
+    """How many batches make a dispatch: few enough sizes matter, since each compiles anew.
+
+    A divisor of `num_batches`, if one is near `_BATCHES_AT_ONCE`; else the last dispatch is
+    smaller.
+    """
+    at_once = min(_BATCHES_AT_ONCE, num_batches)
+    divisors = [n for n in range(-(-at_once // 2), at_once + 1) if num_batches % n == 0]
+    return max(divisors, default=at_once)
+
+
+def one_after_the_other(update, carry, several, pixels, crop_size: int):
+    """Folds `update(carry, batch)` over stacked batches, inside a jitted step.
 
     Args:
       update: takes the carry and a batch: `windows_NWHWC` (uint8), `labels_N` and whatever
         else was stacked; returns the carry.
       carry: any arrays.
       several: `Several.batches` of one device.
-      count: `Several.count`.
       pixels: `Feed.pixels`.
       crop_size: side of the windows in pixels.
     """
 
-    def turn(index, carry):
-        batch = {
-            key.replace("_S", "_"): lax.dynamic_index_in_dim(array, index, keepdims=False)
-            for key, array in several.items()
-        }
+    def turn(carry, batch):
+        batch = {key.replace("_S", "_"): array for key, array in batch.items()}
         if pixels is None:
             windows = batch.pop("windows_NW")
         else:
             windows = cut_on_device(pixels, batch.pop("first_NW"), batch.pop("stride_N"), crop_size)
-        return update(carry, batch | {"windows_NWHWC": windows})
+        return update(carry, batch | {"windows_NWHWC": windows}), None
 
-    return lax.fori_loop(0, count, turn, carry)
+    return lax.scan(turn, carry, several)[0]
 
 
 def cut_on_device(pixels, first_NW, stride_N, crop_size: int):

@@ -15,13 +15,13 @@ from bn_vgg.vgg import make_model
 
 
 class Programs(NamedTuple):
-    """What a run computes on its devices. `several`, `count` and `pixels` are a `Feed`'s.
+    """What a run computes on its devices. `several` and `pixels` are a `Feed`'s.
 
     Attributes:
       model: of `config.model`.
       optimizer: of `config.optimizer`.
-      train_steps: `((state, metrics), rng, several, count, pixels) -> (state, metrics)`.
-      eval_steps: `(metrics, state, several, count, pixels) -> metrics`.
+      train_steps: `((state, metrics), rng, several, pixels) -> (state, metrics)`.
+      eval_steps: `(metrics, state, several, pixels) -> metrics`.
     """
 
     model: nn.Module
@@ -53,24 +53,22 @@ def make_programs(
     return Programs(
         model=model,
         optimizer=optimizer,
-        train_steps=devices.compile(
-            partial(_train_steps, train_step, crop_size), donate_argnums=(0,)
-        ),
-        eval_steps=devices.compile(partial(_eval_steps, eval_step, crop_size), donate_argnums=(0,)),
+        train_steps=devices.compile(partial(_train_steps, train_step, crop_size), donated=(0,)),
+        eval_steps=devices.compile(partial(_eval_steps, eval_step, crop_size), donated=(0,)),
     )
 
 
-def _train_steps(train_step, crop_size, state_and_metrics, rng, several, count, pixels):
+def _train_steps(train_step, crop_size, state_and_metrics, rng, several, pixels):
     def update(state_and_metrics, batch):
         state, metrics = state_and_metrics
         state, new = train_step(state, batch, rng)
         return state, metrics.merge(new)
 
-    return one_after_the_other(update, state_and_metrics, several, count, pixels, crop_size)
+    return one_after_the_other(update, state_and_metrics, several, pixels, crop_size)
 
 
-def _eval_steps(eval_step, crop_size, metrics, state, several, count, pixels):
+def _eval_steps(eval_step, crop_size, metrics, state, several, pixels):
     def update(metrics, batch):
         return metrics.merge(eval_step(state, batch))
 
-    return one_after_the_other(update, metrics, several, count, pixels, crop_size)
+    return one_after_the_other(update, metrics, several, pixels, crop_size)

@@ -153,7 +153,7 @@ class Run:
         with bar:
             for number, several in enumerate(dispatches, start=1):
                 self.state, metrics = self.programs.train_steps(
-                    (self.state, metrics), key, several.batches, several.count, feed.pixels
+                    (self.state, metrics), key, several.batches, feed.pixels
                 )
                 step += several.size
                 for action in self.hooks.actions:
@@ -216,9 +216,7 @@ class Run:
         )
         metrics = self.devices.replicate(EvalMetrics.empty())
         for several in feed.several(eval_batches):
-            metrics = self.programs.eval_steps(
-                metrics, state, several.batches, several.count, feed.pixels
-            )
+            metrics = self.programs.eval_steps(metrics, state, several.batches, feed.pixels)
         return {name: value.item() for name, value in self._compute(metrics).items()}
 
     def _write_start(self) -> None:

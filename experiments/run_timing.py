@@ -18,14 +18,14 @@ from bn_vgg import train
 from bn_vgg.data import batches, cache
 from bn_vgg.data.batches import Images
 from bn_vgg.data.prepared import prepare
-from bn_vgg.feed import BATCHES_AT_ONCE, Feed
+from bn_vgg.feed import Feed
 from bn_vgg.hooks import Hooks
 from bn_vgg.metrics import EvalMetrics
 from bn_vgg.parallel import Devices
 from bn_vgg.programs import make_programs
 from bn_vgg.state import init_state
 from bn_vgg.workdir import Workdir
-from experiments.step_timing import Timed, dispatch
+from experiments.step_timing import STEPS, Timed, dispatch
 
 ROOT = Path(__file__).resolve().parents[1]
 _FIRST_STEPS = "steps are done"
@@ -49,7 +49,7 @@ def measure_training(config: ConfigDict, cache_folder: Path, epochs: int) -> dic
     windows = np.zeros((config.batch_size, *[config.data.crop_size] * 2, 3), np.uint8)
     labels = np.zeros(config.batch_size, np.int32)
     bare = [
-        Timed(dispatch(config, windows, labels), BATCHES_AT_ONCE),
+        Timed(dispatch(config, windows, labels), STEPS),
         Timed(_evaluation(config, Images.of(images, data.splits.valid)), 1),
     ]
     _take_turns(bare)
@@ -98,9 +98,7 @@ def _evaluation(config: ConfigDict, images: Images):
     def evaluate() -> None:
         metrics = devices.replicate(EvalMetrics.empty())
         for several in dispatches:
-            metrics = programs.eval_steps(
-                metrics, state, several.batches, several.count, feed.pixels
-            )
+            metrics = programs.eval_steps(metrics, state, several.batches, feed.pixels)
         jax.block_until_ready(metrics)
 
     return evaluate

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from bn_vgg import vgg
 from bn_vgg.convolution import cpu_compiler_options, plain_conv
-from bn_vgg.feed import BATCHES_AT_ONCE
+from bn_vgg.feed import batches_at_once
 from bn_vgg.metrics import TrainMetrics
 from bn_vgg.parallel import Devices
 from bn_vgg.programs import make_programs
@@ -25,6 +25,10 @@ try:
     from experiments import torch_vgg
 except ImportError:  # PyTorch is optional
     torch_vgg = None  # type: ignore[assignment]
+
+
+# Of one dispatch, as in a run of 20,000 images.
+STEPS = batches_at_once(200)
 
 
 class Timed:
@@ -71,7 +75,7 @@ def measure(
     contenders: dict[tuple[str, str], Timed] = {}
     for norm in norms:
         config.model.norm = norm
-        contenders[norm, "jax"] = Timed(dispatch(config, images, labels), BATCHES_AT_ONCE)
+        contenders[norm, "jax"] = Timed(dispatch(config, images, labels), STEPS)
         if plain:
             with mock.patch.object(vgg, "conv3x3", plain_conv):
                 contenders[norm, "plain"] = Timed(dispatch(config, images, labels, at_once=1), 1)
@@ -119,7 +123,7 @@ def _ratio(numerator: Timed, denominator: Timed) -> float:
 
 
 def dispatch(
-    config: ConfigDict, images: np.ndarray, labels: np.ndarray, at_once: int = BATCHES_AT_ONCE
+    config: ConfigDict, images: np.ndarray, labels: np.ndarray, at_once: int = STEPS
 ) -> Callable[[], None]:
     """Returns a function that does `at_once` updates, as a run does, and waits for them.
 
@@ -135,11 +139,11 @@ def dispatch(
         "positions_SN": np.arange(len(labels), dtype=np.int32),
     }
     batches = devices.shard({k: np.stack([array] * at_once) for k, array in one.items()})
-    state, metrics, key, count = devices.replicate((state, metrics, key, jnp.int32(at_once)))
+    state, metrics, key = devices.replicate((state, metrics, key))
 
     def step() -> None:
         nonlocal state, metrics
-        state, metrics = programs.train_steps((state, metrics), key, batches, count, None)
+        state, metrics = programs.train_steps((state, metrics), key, batches, None)
         jax.block_until_ready(state)
 
     return step

@@ -22,25 +22,25 @@ def images_of(sizes):
 
 
 def windows_of(feed, wanted):
-    """All real windows and labels that a jitted step sees, in order."""
+    """All windows and labels that jitted steps see, in order."""
 
     @jax.jit
-    def look(several, count, pixels):
-        """Only the last real batch: the others are looked at with smaller counts."""
+    def look(several, pixels):
+        size, rest = several["labels_SN"].shape[0], wanted["first_SNW"].shape[1:]
+        seen = (
+            jax.numpy.zeros((size, *rest, 5, 5, 3), "uint8"),
+            jax.numpy.zeros((size, rest[0]), "int32"),
+        )
 
-        def update(_, batch):
-            return batch["windows_NWHWC"], batch["labels_N"]
+        def update(carry, batch):
+            index, seen = carry
+            found = (batch["windows_NWHWC"], batch["labels_N"])
+            return index + 1, tuple(s.at[index].set(f) for s, f in zip(seen, found, strict=True))
 
-        shape = wanted["first_SNW"].shape[1:]
-        nothing = (jax.numpy.zeros((*shape, 5, 5, 3), "uint8"), jax.numpy.zeros(shape[:1], "int32"))
-        return one_after_the_other(update, nothing, several, count, pixels, 5)
+        return one_after_the_other(update, (0, seen), several, pixels, 5)[1]
 
-    found = [
-        look(several.batches, count + 1, feed.pixels)
-        for several in feed.several(wanted)
-        for count in range(several.size)
-    ]
-    return [np.stack(part) for part in zip(*found, strict=True)]
+    found = [look(several.batches, feed.pixels) for several in feed.several(wanted)]
+    return [np.concatenate(part) for part in zip(*found, strict=True)]
 
 
 @settings(max_examples=10, deadline=None)
@@ -68,17 +68,24 @@ def test_device_and_host_cut_the_same_windows(sizes, batch_size, training):
     np.testing.assert_array_equal(found(on_device=True), found(on_device=False))
 
 
+@given(st.integers(1, 500))
+def test_a_dispatch_has_one_of_two_sizes_and_often_of_one(num_batches):
+    at_once = feeding.batches_at_once(num_batches)
+    assert 1 <= at_once <= min(10, num_batches)
+    assert at_once == num_batches or at_once >= 5
+    if num_batches % 10 == 0:
+        assert at_once == 10
+
+
 @pytest.mark.parametrize("on_device", [True, False])
-def test_shapes_never_change_and_the_rest_is_padding(on_device):
-    images = images_of([(6, 7)] * (2 * feeding.BATCHES_AT_ONCE + 3))
+def test_every_batch_comes_in_some_dispatch(on_device):
+    images = images_of([(6, 7)] * 23)
     feed = Feed(images, Devices(), crop_size=5, on_device=on_device)
     wanted = batches.eval_batches(feed.images, batch_size=1, crop_size=5)
     found = list(feed.several(wanted))
-    assert [several.size for several in found] == [feeding.BATCHES_AT_ONCE] * 2 + [3]
-    assert [int(several.count) for several in found] == [several.size for several in found]
-    shapes = [jax.tree.map(np.shape, several.batches) for several in found]
-    assert shapes[0] == shapes[1] == shapes[2]
-    assert not np.asarray(found[2].batches["mask_SN"])[3:].any()
+    assert [several.size for several in found] == [10, 10, 3]
+    labels = np.concatenate([several.batches["labels_SN"] for several in found])
+    np.testing.assert_array_equal(labels, wanted["labels_SN"])
 
 
 def test_an_error_in_a_thread_arrives(monkeypatch):
