@@ -23,6 +23,8 @@ PLACEMENTS = ("auto", "device", "host")
 _BATCHES_AT_ONCE = 10
 # Positions in the flat array are int32 on the device.
 _MOST_BYTES = 2**31 - 1
+# What says where windows are.
+_PLACES = ("first_SNW", "stride_SN")
 
 
 class Several(NamedTuple):
@@ -41,14 +43,17 @@ class Feed:
     """The images of one split, placed.
 
     Attributes:
-      images: the split's, as the placement wants them laid out.
+      images: the split's, laid out as they are placed; their pixels only if on the host.
       pixels: on the devices, flat; None where the host cuts windows.
     """
 
     def __init__(self, images: Images, devices: Devices, *, crop_size: int, on_device: bool):
         self._devices, self._crop_size = devices, crop_size
-        self.images = images.packed() if on_device else images
-        self.pixels = devices.replicate(self.images.pixels) if on_device else None
+        self.images, self.pixels = images, None
+        if on_device:
+            packed = images.packed()
+            self.pixels = devices.replicate(packed.pixels)
+            self.images = packed._replace(pixels=packed.pixels[:0].copy())
 
     def several(self, batches: Batches) -> Iterator[Several]:
         """Yields stacked batches of all hosts, this host's part of some of them at a time."""
@@ -85,14 +90,11 @@ class Feed:
         return rest | {"windows_SNW": windows}
 
 
-_PLACES = ("first_SNW", "stride_SN")
-
-
 def batches_at_once(num_batches: int) -> int:
-    """How many batches make a dispatch: few enough sizes matter, since each compiles anew.
+    """How many batches make a dispatch.
 
-    A divisor of `num_batches`, if one is near `_BATCHES_AT_ONCE`; else the last dispatch is
-    smaller.
+    A divisor of `num_batches`, if one is near `_BATCHES_AT_ONCE`, because a last dispatch of
+    another size is compiled for itself.
     """
     at_once = min(_BATCHES_AT_ONCE, num_batches)
     divisors = [n for n in range(-(-at_once // 2), at_once + 1) if num_batches % n == 0]

@@ -144,7 +144,7 @@ class Run:
         key, metrics = devices.replicate((key, TrainMetrics.empty()))
         started = time.monotonic()
         feed = self.train_feed
-        dispatches = feed.several(self._train_batches(epoch))
+        dispatches = feed.several(self._train_batches(feed.images, epoch))
         # A bar on a terminal, of the first host alone; it vanishes when the epoch is done.
         bar = tqdm(
             total=num_steps, desc=f"epoch {epoch + 1}/{config.num_epochs}", unit=" steps",
@@ -169,9 +169,9 @@ class Run:
         trained["images_per_second"] = images / (time.monotonic() - started)
         return trained
 
-    def _train_batches(self, epoch: int) -> batches.Batches:
+    def _train_batches(self, images: Images, epoch: int) -> batches.Batches:
         return batches.train_batches(
-            self.train_feed.images, seed=self.config.seed, epoch=epoch,
+            images, seed=self.config.seed, epoch=epoch,
             batch_size=self.config.batch_size, crop_size=self.config.data.crop_size,
         )  # fmt: skip
 
@@ -222,11 +222,11 @@ class Run:
     def _write_start(self) -> None:
         windows = None
         if self.progress.epoch == 0:
-            first = {key: array[0] for key, array in self._train_batches(epoch=0).items()}
+            images = self.images["train"]
+            first = {key: array[0] for key, array in self._train_batches(images, 0).items()}
             windows = batches.cut_windows(
-                self.train_feed.images.pixels, first["first_SNW"], first["stride_SN"],
-                self.config.data.crop_size,
-            )[:, 0]  # fmt: skip
+                images.pixels, first["first_SNW"], first["stride_SN"], self.config.data.crop_size
+            )[:, 0]
         self.hooks.write_start(flatten(self.config.to_dict()), windows)
 
     def _record_epoch(self, trained: dict[str, float], validated: dict[str, float]) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bn_vgg import vgg
+from bn_vgg import parallel, vgg
 from bn_vgg.convolution import cpu_compiler_options, plain_conv
 from bn_vgg.feed import batches_at_once
 from bn_vgg.metrics import TrainMetrics
@@ -77,7 +77,11 @@ def measure(
         config.model.norm = norm
         contenders[norm, "jax"] = Timed(dispatch(config, images, labels), STEPS)
         if plain:
-            with mock.patch.object(vgg, "conv3x3", plain_conv):
+            # XLA as it comes: its own gradients, no options.
+            with (
+                mock.patch.object(vgg, "conv3x3", plain_conv),
+                mock.patch.object(parallel, "cpu_compiler_options", lambda: None),
+            ):
                 contenders[norm, "plain"] = Timed(dispatch(config, images, labels, at_once=1), 1)
         if torch_vgg is not None:
             step = torch_vgg.make_step(

@@ -57,9 +57,8 @@ def test_device_and_host_cut_the_same_windows(sizes, batch_size, training):
             )
         else:
             wanted = batches.eval_batches(feed.images, batch_size=batch_size, crop_size=5)
-        expected = batches.cut_windows(
-            feed.images.pixels, wanted["first_SNW"], wanted["stride_SN"], 5
-        )
+        pixels = images.packed().pixels if on_device else images.pixels
+        expected = batches.cut_windows(pixels, wanted["first_SNW"], wanted["stride_SN"], 5)
         windows, labels = windows_of(feed, wanted)
         np.testing.assert_array_equal(windows, expected)
         np.testing.assert_array_equal(labels, wanted["labels_SN"])
