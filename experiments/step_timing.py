@@ -80,7 +80,7 @@ def measure(
             # XLA as it comes: its own gradients, no options.
             with (
                 mock.patch.object(vgg, "conv3x3", plain_conv),
-                mock.patch.object(parallel, "cpu_compiler_options", lambda: None),
+                mock.patch.object(parallel, "cpu_compiler_options", return_value=None),
             ):
                 contenders[norm, "plain"] = Timed(dispatch(config, images, labels, at_once=1), 1)
         if torch_vgg is not None:
