@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
+FLAT = " ".join(README.split())
 RESULTS = ROOT / "experiments" / "results"
 
 
@@ -68,14 +69,31 @@ def test_numbers_are_those_of_recorded_runs(folder):
         assert cells[3] == percent([result["test_error_rate"] for result in results])
 
 
+def recorded_benchmark(name):
+    recorded = json.loads((RESULTS / "benchmark" / name / "benchmark.json").read_text())
+    assert recorded["commit"]
+    assert not recorded["commit"].endswith("-dirty")
+    return recorded
+
+
 def test_the_benchmarks_table_is_the_recorded_one():
-    recorded = json.loads((RESULTS / "benchmark" / "cpu" / "benchmark.json").read_text())
-    for row in recorded["rows"]:
+    for row in recorded_benchmark("cpu")["rows"]:
         cells = (
             row["size"], row["norm"], f"{row['dropout']:g}",
             f"{row['jax_images_per_second']:.0f}", f"{row['torch_images_per_second']:.0f}",
             f"{row['times_torch']:.2f}",
         )  # fmt: skip
         assert f"| {' | '.join(map(str, cells))} |" in README
-    plain = json.loads((RESULTS / "benchmark" / "cpu_plain" / "benchmark.json").read_text())
-    assert f"is {plain['rows'][0]['times_plain']:.0f} times faster" in README.replace("\n", " ")
+    plain = recorded_benchmark("cpu_plain")["rows"][0]["times_plain"]
+    assert f"is {plain:.0f} times faster" in FLAT
+    whole = recorded_benchmark("cpu_run")["training"]
+    assert whole["train_images"] == 20_000
+    assert (
+        f"trains {whole['training_images_per_second']:.0f} images/s, "
+        f"{whole['share_of_bare_in_training']:.0%} of the bare step"
+    ) in FLAT
+    assert f"it takes {whole['epoch_seconds']:.0f} s;" in FLAT
+    assert f"evaluation steps are {whole['share_of_bare_in_epoch']:.0%} of that" in FLAT
+    start = recorded_benchmark("cpu_run")["start"]
+    assert f"{start['cold_seconds']:.1f} s with nothing compiled" in FLAT
+    assert f"{start['warm_seconds']:.1f} s with compiled programs" in FLAT
