@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -22,16 +23,23 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> None:
     """Parses the flags, runs `main` and exits; see the statuses above.
 
     A UserError becomes `error: …` on standard error. So does a wrong flag.
+
+    Args:
+      main: the command. It is called with the positional arguments, as text.
+      positional: what these are called, `WORKDIR`; all of them must be given.
     """
     # Before TensorFlow or XLA are imported, which would chat on standard error.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.get_absl_handler().setLevel(std_logging.WARNING)
-    app.run(lambda _: _guarded(main), flags_parser=_parse_flags)
+    app.run(
+        lambda argv: _guarded(partial(main, *argv[1:])),
+        flags_parser=partial(_parse_flags, positional=positional),
+    )
 
 
 def checked_config(flag: flags.FlagHolder) -> ConfigDict:
@@ -42,7 +50,7 @@ def checked_config(flag: flags.FlagHolder) -> ConfigDict:
     """
     if flag.value is None:
         raise UserError(f"--config is missing; {_configs()}")
-    check_config(flatten(flag.value.to_dict()))
+    check_config(flag.value.to_dict())
     return flag.value
 
 
@@ -97,14 +105,19 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
         return _fail("interrupted; run the same command again", EXIT_INTERRUPTED)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
     try:
         _check_config_argument(argv)
         rest = flags.FLAGS(argv)
     except (UserError, flags.Error) as error:
         sys.exit(_fail(str(error).replace("\n", " "), EXIT_USER_ERROR))
-    if len(rest) > 1:
-        sys.exit(_fail(f"unexpected argument {rest[1]!r}; see --help", EXIT_USER_ERROR))
+    given = rest[1:]
+    if len(given) > len(positional):
+        unexpected = given[len(positional)]
+        sys.exit(_fail(f"unexpected argument {unexpected!r}; see --help", EXIT_USER_ERROR))
+    if len(given) < len(positional):
+        missing = positional[len(given)]
+        sys.exit(_fail(f"{missing} is missing; see --help", EXIT_USER_ERROR))
     return rest
 
 

@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from bn_vgg.batch_norm import AVERAGES
 from bn_vgg.errors import UserError
 from bn_vgg.feed import PLACEMENTS
-from bn_vgg.normalization import NORMALIZERS
-from bn_vgg.vgg import DTYPES, PADDINGS
+from bn_vgg.vgg import DTYPES, PADDINGS, PASSES, make_model
+from bn_vgg.workdir import flatten
 
 _Check = tuple[Callable[[Any], bool], str]
 
@@ -42,9 +43,10 @@ _CHECKS: dict[str, _Check] = {
     "data.placement": _one_of(PLACEMENTS),
     "data.valid_examples": _at_least(1),
     "data.test_examples": _at_least(1),
-    "model.norm": _one_of(NORMALIZERS),
     "model.norm_decay": _between(0, 1),
     "model.norm_epsilon": _positive(),
+    "model.stats_average": _one_of(AVERAGES),
+    "model.stats_pass": _one_of(PASSES),
     "model.features": (_are_sizes, "positive integers"),
     "model.hidden_units": _at_least(1),
     "model.num_classes": _at_least(2),
@@ -55,15 +57,19 @@ _CHECKS: dict[str, _Check] = {
     "optimizer.decay": _between(0, 1),
     "optimizer.epsilon": _positive(),
     "eval.batch_size": _at_least(1),
+    "eval.precise_examples": _at_least(0),
+    "eval.compared_examples": _at_least(1),
 }
 
 
-def check_config(flat: dict[str, Any]) -> None:
-    """Checks the values of a configuration, flattened to `{'model.norm': …}`.
+def check_config(config: dict[str, Any]) -> None:
+    """Checks the values of a configuration, nested.
 
     Raises:
-      UserError: names the field, its value and what it takes.
+      UserError: names the field, its value and what it takes, or says what is wrong with
+        the normalizer.
     """
+    flat = flatten(config)
     for field, (is_valid, wanted) in _CHECKS.items():
         if not is_valid(flat[field]):
             raise UserError(f"config.{field} is {flat[field]!r}; it takes {wanted}")
@@ -72,3 +78,4 @@ def check_config(flat: dict[str, Any]) -> None:
             f"config.data.crop_size: a window of {flat['data.crop_size']} pixels does not fit "
             f"images scaled to config.data.min_side {flat['data.min_side']}"
         )
+    make_model(**config["model"])

@@ -15,6 +15,8 @@ class Writer(Protocol):
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None: ...  # noqa: D102
 
+    def write_histograms(self, step: int, arrays: Mapping[str, Any]) -> None: ...  # noqa: D102
+
     def write_images(self, step: int, images: Mapping[str, Any]) -> None: ...  # noqa: D102
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None: ...  # noqa: D102
@@ -46,6 +48,11 @@ class Hooks:
         if images_NHWC is not None:
             self.writer.write_images(0, {"train/windows": grid(images_NHWC)[None]})
         self.writer.flush()
+
+    def write_histograms(self, step: int, channels: Mapping[str, np.ndarray]) -> None:
+        """Writes how each quantity spreads over a layer's channels."""
+        if self.writer is not None:
+            self.writer.write_histograms(step, channels)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes and flushes, so that TensorBoard shows an epoch as soon as it is done."""

@@ -1,108 +1,67 @@
-"""The normalizers and the table of their names.
+"""The plug for normalizers: their names, and anybody's own by `package.module:ClassName`.
 
-To add one, write a linen module here, to the conventions of `flax.linen.BatchNorm`,
-and name it in `NORMALIZERS`; `config.model.norm` then takes that name. A normalizer
+A normalizer stands between a convolution and its ReLU. It is a linen module, or a function
+that returns one, and Flax's own fit as they are. What counts is which names it uses:
 
-  * may have any of the fields `momentum`, `epsilon`, `axis_name` and `dtype`: those
-    that it has are set from the configuration;
-  * is called with `(x_NHWC, use_running_average=bool)` and returns the same shape;
-  * keeps what it carries from batch to batch in the collection `batch_stats`;
-  * says in `has_shift` whether it adds a learned shift per channel, in which case
-    the convolution in front of it has no bias.
+  * fields (or the function's parameters) named `momentum`, `epsilon`, `axis_name`, `dtype`
+    and `average` are set from the configuration, all others from `config.model.norm_kwargs`;
+  * `__call__` takes `x`, (N, H, W, C), and returns the same shape in the network's dtype.
+    It is also given, where its signature names them:
+      `use_running_average`  False in training, True in evaluation;
+      `mean_of_x`            a function that computes x's mean for each channel, (C,),
+                             without a pass over x, or None where there is no such way;
+  * what it carries from batch to batch it keeps in the collection `batch_stats`;
+  * `replaces_bias = True`  makes the convolution in front drop its bias (unsaid, a field
+    `use_bias` decides, as Flax's normalizers have it);
+  * `has_activation = True`  leaves out the ReLU behind it;
+  * `initializes_from_data = True`  has `init` called with a batch of training images;
+  * a method `kernel(kernel_33IO)`  returns what the convolution uses for its weights.
+
+`axis_name` is that of the mapped axis whose devices share a batch. It is set only where
+`use_running_average` is taken: statistics of single examples must not cross devices.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import importlib
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
-from jax import lax
 
+from bn_vgg.batch_norm import BatchRenorm, FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
 from bn_vgg.errors import UserError
+from bn_vgg.example_norm import FilterResponseNorm, GroupNorm, InstanceNorm, LayerNorm
+from bn_vgg.weight_norm import WeightNorm, WeightNormMeanOnly
 
 
 class NoNorm(nn.Module):
     """Leaves its input as it is: the control of every comparison."""
 
-    has_shift: ClassVar[bool] = False
+    replaces_bias: ClassVar[bool] = False
 
-    def __call__(self, x_NHWC, use_running_average: bool):
+    def __call__(self, x_NHWC):
         """Returns `x_NHWC`."""
-        del use_running_average
         return x_NHWC
-
-
-class MeanOnlyBatchNorm(nn.Module):
-    """Mean-only batch normalization: y = x - mean(x) + bias, for each channel.
-
-    Salimans and Kingma 2016, "Weight Normalization", section 4. The mean is taken
-    over every axis but the last. No division, no scale. Conventions, field names and
-    the order of the running average's terms are `flax.linen.BatchNorm`'s.
-
-    Attributes:
-      momentum: weight of the old value in the running mean, which starts from 0.
-      axis_name: of the mapped axis whose devices share one batch; None where the
-        batch is whole.
-      dtype: of the result; None keeps the input's. The mean is always float32.
-    """
-
-    momentum: float = 0.99
-    axis_name: str | None = None
-    dtype: Any = None
-
-    has_shift: ClassVar[bool] = True
-    takes_mean: ClassVar[bool] = True
-
-    @nn.compact
-    def __call__(
-        self, x, use_running_average: bool, mean_of_x: Callable[[], jax.Array] | None = None
-    ):
-        """Normalizes `x` of shape (..., C).
-
-        In training (`use_running_average` False) subtracts the batch's own mean and,
-        where `batch_stats` is mutable, moves the running mean towards it. `mean_of_x`,
-        where it is given, computes that mean, (C,) and float32, without a pass over `x`:
-        the whole layer is then no more than a bias.
-        """
-        channels = x.shape[-1]
-        running = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        if use_running_average:
-            mean = running.value
-        else:
-            mean = mean_of_x() if mean_of_x else mean_over_batch(x)
-            # While initializing there is no mapped axis, and no batch to learn from.
-            if not self.is_initializing():
-                if self.axis_name is not None:
-                    mean = lax.pmean(mean, self.axis_name)
-                running.value = self.momentum * running.value + (1 - self.momentum) * mean
-        dtype = self.dtype or x.dtype
-        shift = (bias - mean).reshape((1,) * (x.ndim - 1) + (channels,))
-        return (x.astype(jnp.float32) + shift).astype(dtype)
-
-
-def mean_over_batch(x):
-    """Computes the mean of `x` (..., C) for each channel, (C,), float32."""
-    return jnp.mean(x.astype(jnp.float32), axis=tuple(range(x.ndim - 1)))
-
-
-class FullBatchNorm(nn.BatchNorm):
-    """Flax's BatchNorm: y = scale * (x - mean) / sqrt(var + epsilon) + bias.
-
-    Ioffe and Szegedy 2015. The variance is biased; its running average, from 1, is of
-    the variance, where the 2016 original averaged the standard deviation.
-    """
-
-    has_shift: ClassVar[bool] = True
 
 
 NORMALIZERS: dict[str, type[nn.Module]] = {
     "none": NoNorm,
     "mean_only": MeanOnlyBatchNorm,
     "full": FullBatchNorm,
+    "ghost": GhostBatchNorm,
+    "batch_renorm": BatchRenorm,
+    "weight_norm": WeightNorm,
+    "weight_norm_mean_only": WeightNormMeanOnly,
+    "group": GroupNorm,
+    "layer": LayerNorm,
+    "instance": InstanceNorm,
+    "filter_response": FilterResponseNorm,
 }
+# Of `__call__`, besides x.
+_GIVEN = ("use_running_average", "mean_of_x")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,39 +69,178 @@ class NormFactory:
     """Makes one normalizer per layer, so that blocks never see a name or a setting.
 
     Attributes:
-      make: takes a module's `name`, returns the module.
-      has_shift: whether the normalizer takes the place of the convolution's bias.
-      takes_mean: whether it is called with `mean_of_x`, see `MeanOnlyBatchNorm`.
+      name: as the configuration has it.
+      build: the class or function.
+      settings: what it is called with, besides a module's `name`.
+      replaces_bias: whether the convolution in front drops its bias.
+      has_activation: whether it takes the place of the ReLU.
+      initializes_from_data: whether `init` needs a real batch.
+      given: which of `use_running_average` and `mean_of_x` it is called with.
     """
 
-    make: Callable[..., nn.Module]
-    has_shift: bool
-    takes_mean: bool = False
+    name: str
+    build: Callable[..., nn.Module]
+    settings: Mapping[str, Any]
+    replaces_bias: bool
+    has_activation: bool
+    initializes_from_data: bool
+    given: tuple[str, ...]
+
+    def make(self) -> nn.Module:
+        """Makes one; within a module's `__call__` it becomes its submodule `norm`."""
+        return self.build(**self.settings, name="norm")
+
+    @property
+    def averages(self) -> bool:
+        """Whether it keeps running averages, of weight `momentum`."""
+        return "momentum" in self.settings
+
+    def with_momentum(self, momentum) -> "NormFactory":
+        """Returns one of the same normalizers with another weight of the old value."""
+        return dataclasses.replace(self, settings={**self.settings, "momentum": momentum})
+
+    def normalize(self, module: nn.Module, x_NHWC, **offered):
+        """Calls `module`, made here, with what it takes of `offered`.
+
+        Raises:
+          UserError: it fails, or returns another shape or dtype than `x_NHWC` has.
+        """
+        given = {name: offered[name] for name in self.given}
+        if self.name in NORMALIZERS:
+            return module(x_NHWC, **given)
+        with _naming(self.name, self.build):
+            y = module(x_NHWC, **given)
+        found, wanted = (
+            (getattr(a, "shape", None), getattr(a, "dtype", None)) for a in (y, x_NHWC)
+        )
+        if found != wanted:
+            raise UserError(
+                f"config.model.norm={self.name} returned shape {found[0]} and dtype {found[1]} "
+                f"for an input of shape {wanted[0]} and dtype {wanted[1]}; they must be the same"
+            )
+        return y
 
 
 def make_norm_factory(
-    norm: str, *, decay: float, epsilon: float, axis_name: str | None, dtype: Any
+    norm: str,
+    *,
+    norm_kwargs: Mapping[str, Any],
+    decay: float,
+    epsilon: float,
+    average: str,
+    axis_name: str | None,
+    dtype: Any,
 ) -> NormFactory:
     """Looks up `norm` and binds the settings that it has fields for.
 
     Args:
-      norm: a name in `NORMALIZERS`.
+      norm: a name in `NORMALIZERS`, or `package.module:ClassName`.
+      norm_kwargs: the normalizer's own settings.
       decay: weight of the old value in running statistics (Flax's `momentum`).
       epsilon: added to a variance before its square root.
+      average: of what second running statistics are averages, `variance` or `stdev`.
       axis_name: mapped axis over which statistics are shared, or None.
       dtype: of the normalizer's result.
 
     Raises:
-      UserError: there is no such normalizer.
+      UserError: there is no such normalizer, it cannot be imported, it is none, or it does
+        not take `norm_kwargs`.
     """
-    if norm not in NORMALIZERS:
-        raise UserError(f"config.model.norm: no {norm!r}; there are: {', '.join(NORMALIZERS)}")
-    module = NORMALIZERS[norm]
-    fields = {field.name for field in dataclasses.fields(module)}
-    settings = {"momentum": decay, "epsilon": epsilon, "axis_name": axis_name, "dtype": dtype}
-    bound = {key: value for key, value in settings.items() if key in fields}
+    build = _find(norm)
+    settings = {"momentum": decay, "epsilon": epsilon, "dtype": dtype, "average": average}
+    takes = _parameters(build)
+    own = [name for name in takes if name not in (*settings, "axis_name", "name", "parent")]
+    unknown = sorted(set(norm_kwargs) - set(own))
+    if unknown:
+        raise UserError(
+            f"config.model.norm_kwargs: {norm} takes no {unknown[0]!r}; "
+            f"it takes: {', '.join(own) or 'nothing'}"
+        )
+    bound = {name: value for name, value in settings.items() if name in takes} | {**norm_kwargs}
+    with _naming(norm, build):
+        example = build(**bound)
+    if not isinstance(example, nn.Module):
+        raise UserError(f"config.model.norm={norm} is no normalizer: it makes no linen module")
+    given = _given(norm, example)
+    if "axis_name" in takes and "use_running_average" in given:
+        bound["axis_name"] = axis_name
     return NormFactory(
-        make=lambda name: module(name=name, **bound),
-        has_shift=module.has_shift,  # type: ignore[attr-defined]
-        takes_mean=getattr(module, "takes_mean", False),
+        name=norm,
+        build=build,
+        settings=bound,
+        replaces_bias=getattr(example, "replaces_bias", getattr(example, "use_bias", False)),
+        has_activation=getattr(example, "has_activation", False),
+        initializes_from_data=getattr(example, "initializes_from_data", False),
+        given=given,
     )
+
+
+def _find(norm: str) -> Callable[..., nn.Module]:
+    if norm in NORMALIZERS:
+        return NORMALIZERS[norm]
+    module_name, colon, attribute = norm.partition(":")
+    if not colon:
+        raise UserError(
+            f"config.model.norm: no {norm!r}; there are: {', '.join(NORMALIZERS)}, "
+            "and your own as package.module:ClassName"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the module's own code raises
+        raise UserError(
+            f"config.model.norm={norm}: cannot import {module_name}: "
+            f"{type(error).__name__}: {_first_line(error)}"
+        ) from error
+    build = getattr(module, attribute, None)
+    if not callable(build):
+        there = [name for name, value in vars(module).items() if _is_module_class(value)]
+        raise UserError(
+            f"config.model.norm={norm}: {module_name} has no {attribute!r} that could be called; "
+            f"its linen modules are: {', '.join(there) or 'none'}"
+        )
+    return build
+
+
+def _is_module_class(value) -> bool:
+    return inspect.isclass(value) and issubclass(value, nn.Module)
+
+
+def _parameters(build: Callable) -> list[str]:
+    """The names that may be passed to `build`."""
+    if dataclasses.is_dataclass(build):
+        return [field.name for field in dataclasses.fields(build) if field.init]
+    return list(inspect.signature(build).parameters)
+
+
+def _given(norm: str, example: nn.Module) -> tuple[str, ...]:
+    """Which of `_GIVEN` the module's `__call__` takes."""
+    if not callable(example):
+        raise UserError(f"config.model.norm={norm} is no normalizer: it has no __call__")
+    parameters = inspect.signature(example.__call__).parameters.values()
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
+    others = [name for name in needed[1:] if name not in _GIVEN]
+    if not parameters or others:
+        wants = f"needs {', '.join(others)}" if others else "takes no x"
+        raise UserError(f"config.model.norm={norm} is no normalizer: its __call__ {wants}")
+    return tuple(p.name for p in parameters if p.name in _GIVEN)
+
+
+@contextlib.contextmanager
+def _naming(norm: str, build: Callable) -> Iterator[None]:
+    """Turns what somebody's own normalizer raises into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        file = inspect.getsourcefile(build)
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        where = f" in {file}, line {lines[-1]}" if lines else ""
+        raise UserError(
+            f"config.model.norm={norm} failed{where}: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

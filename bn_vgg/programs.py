@@ -4,14 +4,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import optax
 
 from bn_vgg.feed import one_after_the_other
+from bn_vgg.lens import make_compare_step, make_precise_step
+from bn_vgg.metrics import merge_moments
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.parallel import Devices
 from bn_vgg.steps import make_eval_step, make_train_step
-from bn_vgg.vgg import make_model
+from bn_vgg.vgg import VGG, make_model
 
 
 class Programs(NamedTuple):
@@ -21,13 +22,17 @@ class Programs(NamedTuple):
       model: of `config.model`.
       optimizer: of `config.optimizer`.
       train_steps: `((state, metrics), rng, several, pixels) -> (state, metrics)`.
-      eval_steps: `(metrics, state, several, pixels) -> metrics`.
+      eval_steps: `((metrics, moments), state, several, pixels) -> (metrics, moments)`.
+      precise_steps: `(precise, state, several, pixels) -> precise`.
+      compare_steps: `(metrics, state, batch_stats, several, pixels) -> metrics`.
     """
 
-    model: nn.Module
+    model: VGG
     optimizer: optax.GradientTransformation
     train_steps: Callable
     eval_steps: Callable
+    precise_steps: Callable
+    compare_steps: Callable
 
 
 def make_programs(
@@ -38,7 +43,8 @@ def make_programs(
 ) -> Programs:
     """Makes the programs of a run; they are compiled when they are first called.
 
-    Their first arguments are donated: what was passed is gone afterwards.
+    Their first arguments are donated: what was passed is gone afterwards; but not those of
+    `precise_steps`, which begin with the state's own statistics.
 
     Args:
       model_settings: `config.model`.
@@ -46,29 +52,48 @@ def make_programs(
       crop_size: side of the windows in pixels.
       devices: what they run on.
     """
-    model = make_model(**model_settings, axis_name=devices.axis_name)
+    axis_name = devices.axis_name
+    model = make_model(**model_settings, axis_name=axis_name)
     optimizer = rmsprop(**optimizer_settings)
-    train_step = make_train_step(model, optimizer, devices.axis_name)
-    eval_step = make_eval_step(model, devices.axis_name)
+    fold = partial(one_after_the_other, crop_size=crop_size)
+    train_step = make_train_step(model, optimizer, axis_name)
+    eval_step = make_eval_step(model, axis_name)
+    precise_step = make_precise_step(model, axis_name)
+    compare_step = make_compare_step(model, axis_name)
+
+    def train_steps(state_and_metrics, rng, several, pixels):
+        def update(state_and_metrics, batch):
+            state, metrics = state_and_metrics
+            state, new = train_step(state, batch, rng)
+            return state, metrics.merge(new)
+
+        return fold(update, state_and_metrics, several, pixels)
+
+    def eval_steps(metrics_and_moments, state, several, pixels):
+        def update(metrics_and_moments, batch):
+            metrics, moments = metrics_and_moments
+            new_metrics, new_moments = eval_step(state, batch)
+            return metrics.merge(new_metrics), merge_moments(moments, new_moments)
+
+        return fold(update, metrics_and_moments, several, pixels)
+
+    def precise_steps(precise, state, several, pixels):
+        def update(precise, batch):
+            return precise_step(precise, state, batch)
+
+        return fold(update, precise, several, pixels)
+
+    def compare_steps(metrics, state, batch_stats, several, pixels):
+        def update(metrics, batch):
+            return metrics.merge(compare_step(state, batch_stats, batch))
+
+        return fold(update, metrics, several, pixels)
+
     return Programs(
         model=model,
         optimizer=optimizer,
-        train_steps=devices.compile(partial(_train_steps, train_step, crop_size), donated=(0,)),
-        eval_steps=devices.compile(partial(_eval_steps, eval_step, crop_size), donated=(0,)),
+        train_steps=devices.compile(train_steps, donated=(0,)),
+        eval_steps=devices.compile(eval_steps, donated=(0,)),
+        precise_steps=devices.compile(precise_steps),
+        compare_steps=devices.compile(compare_steps, donated=(0,)),
     )
-
-
-def _train_steps(train_step, crop_size, state_and_metrics, rng, several, pixels):
-    def update(state_and_metrics, batch):
-        state, metrics = state_and_metrics
-        state, new = train_step(state, batch, rng)
-        return state, metrics.merge(new)
-
-    return one_after_the_other(update, state_and_metrics, several, pixels, crop_size)
-
-
-def _eval_steps(eval_step, crop_size, metrics, state, several, pixels):
-    def update(metrics, batch):
-        return metrics.merge(eval_step(state, batch))
-
-    return one_after_the_other(update, metrics, several, pixels, crop_size)

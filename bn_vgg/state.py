@@ -34,12 +34,18 @@ def init_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     rng: jax.Array,
-    image_shape: tuple[int, int, int],
+    images_NHWC: jax.Array,
 ) -> TrainState:
-    """Initializes everything from `rng` for images of `image_shape` (H, W, C)."""
-    variables = jax.jit(lambda rng, x: model.init(rng, x, train=False))(
-        rng, jnp.zeros((1, *image_shape), jnp.float32)
-    )
+    """Initializes everything from `rng`.
+
+    Args:
+      model: its `__call__` takes images and `train`.
+      optimizer: of the parameters.
+      rng: random key.
+      images_NHWC: intensities, (N, H, W, C). Their size is what counts, and, for
+        normalizers that initialize from data, what is on them.
+    """
+    variables = jax.jit(lambda rng, x: model.init(rng, x, train=False))(rng, images_NHWC)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

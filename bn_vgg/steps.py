@@ -4,33 +4,37 @@ They are written for one device. With `axis_name` they run mapped over several, 
 with its share of the batch, and agree on gradients, statistics and metrics.
 """
 
-from typing import Any
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bn_vgg.metrics import EvalMetrics, TrainMetrics
+from bn_vgg.metrics import EvalMetrics, Moments, TrainMetrics
 from bn_vgg.state import TrainState
+from bn_vgg.vgg import VGG, layer_activations
 
 
 def make_train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, axis_name: str | None = None
+    model: VGG, optimizer: optax.GradientTransformation, axis_name: str | None = None
 ):
     """Returns `train_step(state, batch, rng) -> (state, TrainMetrics)`.
 
     `batch` holds `windows_NWHWC` (uint8, one window of each example: W = 1), `labels_N` and
     `positions_N` (int32: the example's position in the epoch). `rng` is the epoch's dropout
     key; what an example draws depends on it and on the example's position alone.
+
+    With `model.stats_pass` `clean` the running statistics come from a second pass over the
+    batch, with the same weights but no dropout. Without dropout there is no second pass.
     """
+    passes_twice = model.stats_pass == "clean" and model.dropout_rate > 0
 
     def train_step(state: TrainState, batch, rng):
+        images_NHWC = to_intensities(batch["windows_NWHWC"][:, 0])
+
         def loss_fn(params):
             logits_NC, updated = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
-                to_intensities(batch["windows_NWHWC"][:, 0]),
+                images_NHWC,
                 train=True,
                 positions_N=batch["positions_N"],
                 rngs={"dropout": rng},
@@ -43,6 +47,10 @@ def make_train_step(
             state.params
         )
         error_rate = jnp.mean(logits_NC.argmax(-1) != batch["labels_N"])
+        if passes_twice:
+            _, updated = model.clone(dropout_rate=0.0).apply(
+                state.variables, images_NHWC, train=True, mutable=["batch_stats"]
+            )
         batch_stats = updated.get("batch_stats", {})
         if axis_name is not None:
             # The statistics are equal already, unless each device takes its own
@@ -68,45 +76,71 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: nn.Module, axis_name: str | None = None):
-    """Returns `eval_step(state, batch) -> EvalMetrics`.
+def make_eval_step(model: VGG, axis_name: str | None = None):
+    """Returns `eval_step(state, batch) -> (EvalMetrics, moments)`.
 
-    `batch` holds `windows_NWHWC` (uint8, the W windows of each example), `labels_N`
-    (int32) and `mask_N` (1 for an example, 0 for padding).
+    `batch` holds `windows_NWHWC` (uint8, the W windows of each example, the centre last),
+    `labels_N` (int32), `mask_N` (1 for an example, 0 for padding) and `compared_N` (1 for
+    the examples of `error_rate_running`). `moments` are those of each layer's output.
     """
-    predict_step = make_predict_step(model)
 
     def eval_step(state: TrainState, batch):
-        probabilities_NC = predict_step(state, batch["windows_NWHWC"])
-        labels_N = batch["labels_N"]
+        labels_N, mask_N, num_windows = (
+            batch["labels_N"], batch["mask_N"], batch["windows_NWHWC"].shape[1]
+        )  # fmt: skip
+        probabilities_NWC, updated = _predict(
+            model, state, batch["windows_NWHWC"], mutable=["intermediates"]
+        )
+        probabilities_NC = probabilities_NWC.mean(axis=1)
         of_label_N = jnp.take_along_axis(probabilities_NC, labels_N[:, None], axis=1)[:, 0]
-        outputs = {
+        metrics = EvalMetrics.of(
+            axis_name,
             # A probability can round to 0; its logarithm must stay finite.
-            "loss": -jnp.log(jnp.maximum(of_label_N, jnp.finfo(jnp.float32).tiny)),
-            "error_rate": (probabilities_NC.argmax(-1) != labels_N).astype(jnp.float32),
-            "mask": batch["mask_N"],
-        }
-        if axis_name is not None:
-            return EvalMetrics.gather_from_model_output(axis_name=axis_name, **outputs)
-        return EvalMetrics.single_from_model_output(**outputs)
+            loss=-jnp.log(jnp.maximum(of_label_N, jnp.finfo(jnp.float32).tiny)),
+            error_rate=errors(probabilities_NC, labels_N),
+            error_rate_running=errors(probabilities_NWC[:, -1], labels_N),
+            mask=mask_N,
+            compared=batch["compared_N"],
+        )
+        of_images = jnp.repeat(mask_N, num_windows)
+        outputs = layer_activations(updated, "output")
+        moments = {layer: Moments.of(x, of_images, axis_name) for layer, x in outputs.items()}
+        return metrics, moments
 
     return eval_step
 
 
-def make_predict_step(model: nn.Module):
+def empty_evaluation(model: VGG) -> tuple[EvalMetrics, dict[str, Moments]]:
+    """What the results of evaluation steps are merged into."""
+    moments = {f"block{i}": Moments.empty(c) for i, c in enumerate(model.features)}
+    return EvalMetrics.empty(), moments | {"hidden": Moments.empty(model.hidden_units)}
+
+
+def make_predict_step(model: VGG):
     """Returns `predict_step(state, windows_NWHWC) -> probabilities_NC`.
 
     The mean over an example's windows of the softmax outputs, with running statistics.
     """
 
     def predict_step(state: TrainState, windows_NWHWC):
-        num_examples, num_windows = windows_NWHWC.shape[:2]
-        images = windows_NWHWC.reshape(-1, *windows_NWHWC.shape[2:])
-        logits: Any = model.apply(state.variables, to_intensities(images), train=False)
-        probabilities = jax.nn.softmax(logits)
-        return probabilities.reshape(num_examples, num_windows, -1).mean(axis=1)
+        probabilities_NWC, _ = _predict(model, state, windows_NWHWC, mutable=[])
+        return probabilities_NWC.mean(axis=1)
 
     return predict_step
+
+
+def _predict(model: VGG, state: TrainState, windows_NWHWC, mutable: list[str]):
+    """Returns the softmax outputs (N, W, classes) and the collections `mutable`."""
+    images = windows_NWHWC.reshape(-1, *windows_NWHWC.shape[2:])
+    logits, updated = model.apply(
+        state.variables, to_intensities(images), train=False, mutable=mutable
+    )
+    return jax.nn.softmax(logits).reshape(*windows_NWHWC.shape[:2], -1), updated
+
+
+def errors(scores_NC, labels_N):
+    """1 for each example whose highest score is not its label's, otherwise 0; float32."""
+    return (scores_NC.argmax(-1) != labels_N).astype(jnp.float32)
 
 
 def to_intensities(images_uint8):

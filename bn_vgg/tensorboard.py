@@ -36,6 +36,7 @@ class Writer:
         )
         self.run = run
         self.write_scalars = self._writer.write_scalars
+        self.write_histograms = self._writer.write_histograms
         self.write_images = self._writer.write_images
         self.flush = self._writer.flush
 

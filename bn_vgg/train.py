@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from clu import parameter_overview
@@ -26,12 +27,14 @@ from bn_vgg.data import batches
 from bn_vgg.data.batches import Images
 from bn_vgg.data.prepared import PreparedData
 from bn_vgg.errors import UserError
+from bn_vgg.evaluation import Evaluated, Evaluator
 from bn_vgg.feed import Feed, choose_placement
 from bn_vgg.hooks import Hooks, epoch_line, format_seconds
-from bn_vgg.metrics import EvalMetrics, TrainMetrics
-from bn_vgg.parallel import Devices, check_batch_size, round_up
+from bn_vgg.metrics import TrainMetrics
+from bn_vgg.parallel import Devices, check_batch_size
 from bn_vgg.programs import make_programs
 from bn_vgg.state import TrainState, init_state, num_parameters
+from bn_vgg.steps import to_intensities
 from bn_vgg.workdir import Workdir, flatten
 
 _SPLITS = {"train": "training", "valid": "validation", "test": "test"}
@@ -98,9 +101,19 @@ class Run:
         self.images = images
         self.place = partial(Feed, devices=devices, crop_size=crop, on_device=on_device)
         self.train_feed, self.valid_feed = self.place(images["train"]), self.place(images["valid"])
+        self.evaluator = Evaluator(
+            self.programs,
+            devices,
+            train_batch_size=config.batch_size,
+            eval_batch_size=config.eval.batch_size,
+            crop_size=crop,
+            epsilon=config.model.norm_epsilon,
+            precise_examples=config.eval.precise_examples,
+            compared_examples=config.eval.compared_examples,
+        )
         state = init_state(
             self.programs.model, self.programs.optimizer,
-            jax.random.fold_in(self.key, _INIT), (crop, crop, 3),
+            jax.random.fold_in(self.key, _INIT), self._images_to_initialize_with(),
         )  # fmt: skip
         self.num_parameters = num_parameters(state.params)
         parameter_overview.log_parameter_overview(state.variables)
@@ -118,16 +131,30 @@ class Run:
         self.hooks.say(f"resuming after epoch {self.progress.epoch} (step {step})")
         return self.checkpoints.restore(step, state)
 
+    def _images_to_initialize_with(self) -> jax.Array:
+        if self.programs.model.norm.initializes_from_data:
+            return to_intensities(jnp.asarray(self._first_windows()))
+        side = self.config.data.crop_size
+        return jnp.zeros((1, side, side, 3), jnp.float32)
+
+    def _first_windows(self) -> np.ndarray:
+        """The windows (N, H, W, 3) of the first batch."""
+        images = self.images["train"]
+        first = {key: array[0] for key, array in self._train_batches(images, 0).items()}
+        return batches.cut_windows(
+            images.pixels, first["first_SNW"], first["stride_SN"], self.config.data.crop_size
+        )[:, 0]
+
     def to_the_end(self) -> dict[str, Any]:
         """Trains what epochs are left and writes the result."""
         seconds_before = self.progress.seconds
         self._write_start()
         for epoch in range(self.progress.epoch, self.config.num_epochs):
             trained = self._train_epoch(epoch)
-            validated = self._validate((epoch + 1) * self._steps_per_epoch())
+            validated = self._validate(epoch)
             self.progress = self.progress.after_epoch(
                 step=(epoch + 1) * self._steps_per_epoch(),
-                valid_error_rate=validated["error_rate"],
+                valid_error_rate=validated.error_rate,
                 seconds=seconds_before + time.monotonic() - self.started,
             )
             self._record_epoch(trained, validated)
@@ -159,7 +186,7 @@ class Run:
                 for action in self.hooks.actions:
                     action(step)
                 if step == several.size:
-                    jax.block_until_ready(metrics)
+                    self._look(metrics)
                     logging.info("the first %d steps are done", step)
                 if number % _DISPATCHES_BETWEEN_LOOKS == 0:
                     bar.set_postfix(loss=f"{self._look(metrics)['loss']:.3f}")
@@ -181,76 +208,64 @@ class Run:
         Raises:
           UserError: a loss was not a finite number.
         """
-        values = {name: value.item() for name, value in self._compute(metrics).items()}
+        computed = jax.device_get(self.devices.fetch(metrics).compute())
+        values = {name: value.item() for name, value in computed.items()}
         first = values.pop("first_non_finite")
         if first >= 0:
             raise self._not_finite(f"the loss of step {first}")
         return values
 
-    def _validate(self, step: int) -> dict[str, float]:
-        """Evaluates on the validation split.
+    def _validate(self, epoch: int) -> Evaluated:
+        """Evaluates after `epoch`, counted from 0.
 
         Raises:
           UserError: the loss is not a finite number. It tells of an epoch's last update,
             which no training loss comes after, before a checkpoint is written.
         """
-        validated = self.evaluate(self.state, self.valid_feed)
-        if not math.isfinite(validated["loss"]):
+        of_epoch = self._train_batches(self.train_feed.images, epoch)
+        validated = self.evaluator.validate(self.state, self.valid_feed, self.train_feed, of_epoch)
+        if not math.isfinite(validated.loss):
+            step = (epoch + 1) * self._steps_per_epoch()
             raise self._not_finite(f"the validation loss after step {step}")
         return validated
 
     def _not_finite(self, what: str) -> UserError:
         kept = self.progress.epoch
         left = f"the checkpoint of epoch {kept} is kept" if kept else "no epoch was done"
-        return UserError(f"{what} is not a finite number; {left} in {self.workdir.path}")
-
-    def _compute(self, metrics) -> dict[str, np.ndarray]:
-        return jax.device_get(self.devices.fetch(metrics).compute())
-
-    def evaluate(self, state, feed: Feed) -> dict[str, float]:
-        """Returns `loss` and `error_rate` by the five-window rule over all of a split."""
-        eval_batches = batches.eval_batches(
-            feed.images,
-            batch_size=round_up(self.config.eval.batch_size, self.devices.count),
-            crop_size=self.config.data.crop_size,
+        return UserError(
+            f"{what} is not a finite number, with config.model.norm={self.config.model.norm}; "
+            f"{left} in {self.workdir.path}"
         )
-        metrics = self.devices.replicate(EvalMetrics.empty())
-        for several in feed.several(eval_batches):
-            metrics = self.programs.eval_steps(metrics, state, several.batches, feed.pixels)
-        return {name: value.item() for name, value in self._compute(metrics).items()}
 
     def _write_start(self) -> None:
-        windows = None
-        if self.progress.epoch == 0:
-            images = self.images["train"]
-            first = {key: array[0] for key, array in self._train_batches(images, 0).items()}
-            windows = batches.cut_windows(
-                images.pixels, first["first_SNW"], first["stride_SN"], self.config.data.crop_size
-            )[:, 0]
+        windows = self._first_windows() if self.progress.epoch == 0 else None
         self.hooks.write_start(flatten(self.config.to_dict()), windows)
 
-    def _record_epoch(self, trained: dict[str, float], validated: dict[str, float]) -> None:
+    def _record_epoch(self, trained: dict[str, float], validated: Evaluated) -> None:
         progress = self.progress
         scalars = {f"train/{name}": value for name, value in trained.items()}
-        scalars |= {f"valid/{name}": value for name, value in validated.items()}
-        scalars["valid/best_error_rate"] = progress.best_error_rate
+        scalars |= {"valid/loss": validated.loss, "valid/error_rate": validated.error_rate}
+        scalars |= {"valid/best_error_rate": progress.best_error_rate} | validated.scalars
         self.lines.append(
             {"epoch": progress.epoch, "step": progress.step, **scalars, "seconds": progress.seconds}
         )
         self.workdir.write_metrics(self.lines)
+        if progress.epoch in (1, progress.best_epoch, self.config.num_epochs):
+            self.hooks.write_histograms(progress.step, validated.channels)
         self.hooks.write_scalars(progress.step, scalars)
         self.hooks.say(epoch_line(progress, self.config.num_epochs, scalars))
 
     def _finish(self, seconds_before: float) -> dict[str, Any]:
         self.checkpoints.wait()
         best = self.checkpoints.restore(self.progress.best_step, self.devices.fetch(self.state))
-        tested = self.evaluate(self.devices.replicate(best), self.place(self.images["test"]))
+        test_feed = self.place(self.images["test"])
+        tested = self.evaluator.evaluate(self.devices.replicate(best), test_feed)
         result = {
             "config": self.config.to_dict(),
             "num_parameters": self.num_parameters,
             "best_epoch": self.progress.best_epoch,
             "best_valid_error_rate": self.progress.best_error_rate,
-            "test_error_rate": tested["error_rate"],
+            "test_error_rate": tested.error_rate,
             # The median: an epoch after a start includes the compilation.
             "images_per_second": statistics.median(
                 line["train/images_per_second"] for line in self.lines
@@ -261,7 +276,7 @@ class Run:
             "commit": provenance.commit(),
             "command": provenance.command(),
         }
-        self.hooks.write_scalars(self.progress.step, {"test/error_rate": tested["error_rate"]})
+        self.hooks.write_scalars(self.progress.step, {"test/error_rate": tested.error_rate})
         self.workdir.write("result.json", result)
         self.hooks.say(
             f"best epoch {result['best_epoch']}: valid error "

@@ -3,13 +3,13 @@
 from typing import Any, NamedTuple
 
 import jax
-from flax import linen as nn
+import jax.numpy as jnp
 
 from bn_vgg.checkpoint import Checkpoints
 from bn_vgg.errors import UserError
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.state import TrainState, init_state
-from bn_vgg.vgg import make_model
+from bn_vgg.vgg import VGG, make_model
 from bn_vgg.workdir import Workdir
 
 
@@ -24,7 +24,7 @@ class Trained(NamedTuple):
       step: updates done by the checkpoint.
     """
 
-    model: nn.Module
+    model: VGG
     state: TrainState
     config: dict[str, Any]
     class_names: list[str]
@@ -46,7 +46,7 @@ def load(path: str, which: str = "best") -> Trained:
     crop = config["data"]["crop_size"]
     like = jax.eval_shape(
         lambda: init_state(
-            model, rmsprop(**config["optimizer"]), jax.random.key(0), (crop, crop, 3)
+            model, rmsprop(**config["optimizer"]), jax.random.key(0), jnp.zeros((1, crop, crop, 3))
         )
     )
     checkpoints = Checkpoints(workdir.checkpoints)

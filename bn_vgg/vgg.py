@@ -1,6 +1,7 @@
 """The 8-layer VGG: convolution, normalization, ReLU, dropout, pooling; two dense layers."""
 
 import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,10 @@ from bn_vgg.pooling import max_pool_2x2
 
 # Zeros on each side of a 3x3 convolution's input.
 PADDINGS = {"full": 2, "same": 1}
+Reparameterize = Callable[[jax.Array], jax.Array]
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Where running statistics come from: the pass that the loss uses, or one without dropout.
+PASSES = ("dropout", "clean")
 
 
 class Dropout(nn.Module):
@@ -60,23 +64,32 @@ class Conv(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_NHWC):
-        """Convolves (N, H, W, I) to (N, H', W', features), H' as `PADDINGS` says."""
+    def __call__(self, x_NHWC, reparameterize: Reparameterize | None = None):
+        """Convolves (N, H, W, I) to (N, H', W', features), H' as `PADDINGS` says.
+
+        Args:
+          x_NHWC: images.
+          reparameterize: computes from the kernel, (3, 3, I, features), the weights.
+        """
         shape = (3, 3, x_NHWC.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape, jnp.float32)
+        if reparameterize is not None:
+            kernel = reparameterize(kernel)
         y = conv3x3(x_NHWC.astype(self.dtype), kernel.astype(self.dtype), PADDINGS[self.padding])
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return y
 
-    def mean_of_result(self, x_NHWC):
-        """Computes the mean of `self(x_NHWC)` for each channel, (features,), from the input.
+    def mean_of_result(self, x_NHWC, reparameterize: Reparameterize | None = None):
+        """Computes the mean of the result for each channel, (features,), from the input.
 
         Only where `knows_mean`. Float32; differentiable like the result's own mean.
         """
-        kernel = jnp.asarray(self.get_variable("params", "kernel"), self.dtype)
-        return mean_of_full_conv(x_NHWC.astype(self.dtype), kernel)
+        kernel: jax.Array = self.get_variable("params", "kernel")
+        if reparameterize is not None:
+            kernel = reparameterize(kernel)
+        return mean_of_full_conv(x_NHWC.astype(self.dtype), kernel.astype(self.dtype))
 
     @property
     def knows_mean(self) -> bool:
@@ -88,7 +101,10 @@ class Block(nn.Module):
     """Convolution, normalization, ReLU, dropout and, with `pool`, 2x2 max pooling.
 
     ReLU is applied last, to a quarter of the values. It commutes with the others: the
-    result is the same, bit for bit.
+    result is the same, bit for bit. A normalizer with an activation of its own needs none.
+
+    Into the collection `intermediates`, where it is mutable, go what is normalized
+    (`before_norm`) and the result (`output`).
     """
 
     features: int
@@ -101,15 +117,21 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_NHWC, positions_N, train: bool):
         """Maps (N, H, W, I) to (N, H', W', features), pooled or not."""
-        use_bias = not self.norm.has_shift
+        use_bias = not self.norm.replaces_bias
+        norm = self.norm.make()
         conv = Conv(self.features, self.padding, use_bias, self.dtype, name="conv")
-        x = conv(x_NHWC)
-        known = {}
-        if self.norm.takes_mean and conv.knows_mean:
-            known["mean_of_x"] = partial(conv.mean_of_result, x_NHWC)
-        x = self.norm.make(name="norm")(x, use_running_average=not train, **known)
+        reparameterize = getattr(norm, "kernel", None)
+        x = conv(x_NHWC, reparameterize)
+        mean_of_x = None
+        if conv.knows_mean:
+            mean_of_x = partial(conv.mean_of_result, x_NHWC, reparameterize)
+        self.sow("intermediates", "before_norm", x)
+        x = self.norm.normalize(norm, x, use_running_average=not train, mean_of_x=mean_of_x)
         x = Dropout(self.dropout_rate)(x, positions_N, train)
-        return nn.relu(max_pool_2x2(x) if self.pool else x)
+        x = max_pool_2x2(x) if self.pool else x
+        x = x if self.norm.has_activation else nn.relu(x)
+        self.sow("intermediates", "output", x)
+        return x
 
 
 class VGG(nn.Module):
@@ -125,6 +147,7 @@ class VGG(nn.Module):
       padding: a key of `PADDINGS`.
       dropout_rate: on every ReLU's output, before the pooling.
       dtype: of the computation; parameters and logits are float32.
+      stats_pass: one of `PASSES`, for the training step.
     """
 
     features: tuple[int, ...]
@@ -134,6 +157,7 @@ class VGG(nn.Module):
     padding: str
     dropout_rate: float
     dtype: Any
+    stats_pass: str = "dropout"
 
     @nn.compact
     def __call__(self, images_NHWC, *, train: bool, positions_N=None):
@@ -159,16 +183,38 @@ class VGG(nn.Module):
         glorot = nn.initializers.glorot_uniform()
         x = nn.Dense(self.hidden_units, dtype=self.dtype, kernel_init=glorot, name="hidden")(x)
         x = nn.relu(x)
+        self.sow("intermediates", "output_of_hidden", x)
         x = Dropout(self.dropout_rate)(x, positions_N, train)
         x = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=glorot, name="output")(x)
         return x.astype(jnp.float32)
 
 
+def layer_activations(collections: Mapping[str, Any], which: str) -> dict[str, jax.Array]:
+    """Picks from the collection `intermediates` what each layer put there as `which`.
+
+    Args:
+      collections: that `apply` returned, `intermediates` being mutable.
+      which: `before_norm`, of the blocks, or `output`, of the blocks and the hidden layer.
+
+    Returns:
+      Arrays (N, H, W, C), of the hidden layer (N, C), by the layer's name.
+    """
+    sown = dict(collections["intermediates"])
+    hidden = sown.pop("output_of_hidden")
+    found = {layer: of_layer[which] for layer, of_layer in sown.items()}
+    if which == "output":
+        found["hidden"] = hidden
+    return {layer: array for layer, (array,) in found.items()}
+
+
 def make_model(
     *,
     norm: str,
+    norm_kwargs: Mapping[str, Any],
     norm_decay: float,
     norm_epsilon: float,
+    stats_average: str,
+    stats_pass: str,
     per_device_stats: bool,
     features: tuple[int, ...],
     hidden_units: int,
@@ -183,15 +229,20 @@ def make_model(
     `axis_name` is that of the mapped axis whose devices share a batch, None under plain `jit`.
 
     Raises:
-      UserError: `norm`, `padding` or `dtype` names nothing there is.
+      UserError: `norm`, `padding`, `dtype` or `stats_pass` names nothing there is, or as
+        `make_norm_factory` says.
     """
-    for field, value, known in (("padding", padding, PADDINGS), ("dtype", dtype, DTYPES)):
+    for field, value, known in (
+        ("padding", padding, PADDINGS), ("dtype", dtype, DTYPES), ("stats_pass", stats_pass, PASSES)
+    ):  # fmt: skip
         if value not in known:
             raise UserError(f"config.model.{field}: no {value!r}; there are: {', '.join(known)}")
     factory = make_norm_factory(
         norm,
+        norm_kwargs=norm_kwargs,
         decay=norm_decay,
         epsilon=norm_epsilon,
+        average=stats_average,
         axis_name=None if per_device_stats else axis_name,
         dtype=DTYPES[dtype],
     )
@@ -203,4 +254,5 @@ def make_model(
         padding=padding,
         dropout_rate=dropout_rate,
         dtype=DTYPES[dtype],
+        stats_pass=stats_pass,
     )

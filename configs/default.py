@@ -45,12 +45,19 @@ def get_config(variant: str = "full") -> ConfigDict:
     data.test_examples = 2500
 
     config.model = model = ConfigDict()
-    # A name in bn_vgg/normalization.py.
+    # A name in bn_vgg/normalization.py, or your own: `package.module:ClassName`.
     model.norm = "none"
+    # What the normalizer itself takes, such as {'num_groups': 5}; its docstring explains it.
+    model.norm_kwargs = ConfigDict()
     # Weight of the old value in the running statistics: a time constant of 200 batches.
     model.norm_decay = 0.995
     # Added to the variance before its square root.
     model.norm_epsilon = 1e-4
+    # Of what second running statistics are averages: `stdev`, the original's, or `variance`.
+    model.stats_average = "stdev"
+    # With dropout, the pass that running statistics come from: `clean`, the original's: a
+    # second one over the batch, without dropout; or `dropout`, the one that the loss uses.
+    model.stats_pass = "clean"
     # Statistics of each device's own share of the batch instead of the whole batch's.
     model.per_device_stats = False
     # Feature maps of the convolutions; 2x2 max pooling after every second one.
@@ -74,6 +81,12 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.eval = ConfigDict()
     # Examples of one evaluation step, over all devices. Changes only the speed.
     config.eval.batch_size = 100
+    # Training images over which statistics are recomputed with each epoch's weights, to see
+    # how far the running ones lag; 0: not at all. Changes nothing in training.
+    config.eval.precise_examples = 1000
+    # Validation images, centre windows alone, whose error is taken three times: by running,
+    # by precise and by their own batch's statistics.
+    config.eval.compared_examples = 1000
 
     if variant == "demo":
         _make_demo(config)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -20,10 +21,10 @@ from bn_vgg.data.batches import Images
 from bn_vgg.data.prepared import prepare
 from bn_vgg.feed import Feed
 from bn_vgg.hooks import Hooks
-from bn_vgg.metrics import EvalMetrics
 from bn_vgg.parallel import Devices
 from bn_vgg.programs import make_programs
 from bn_vgg.state import init_state
+from bn_vgg.steps import empty_evaluation
 from bn_vgg.workdir import Workdir
 from experiments.step_timing import STEPS, Timed, dispatch
 
@@ -90,16 +91,17 @@ def _evaluation(config: ConfigDict, images: Images):
     plan = batches.eval_batches(
         feed.images, batch_size=config.eval.batch_size, crop_size=config.data.crop_size
     )
-    shape = (config.data.crop_size, config.data.crop_size, 3)
-    state = init_state(programs.model, programs.optimizer, jax.random.key(0), shape)
+    side = config.data.crop_size
+    image = jnp.zeros((1, side, side, 3))
+    state = init_state(programs.model, programs.optimizer, jax.random.key(0), image)
     state = devices.replicate(state)
     dispatches = list(feed.several(plan))
 
     def evaluate() -> None:
-        metrics = devices.replicate(EvalMetrics.empty())
+        carried = devices.replicate(empty_evaluation(programs.model))
         for several in dispatches:
-            metrics = programs.eval_steps(metrics, state, several.batches, feed.pixels)
-        jax.block_until_ready(metrics)
+            carried = programs.eval_steps(carried, state, several.batches, feed.pixels)
+        jax.block_until_ready(carried)
 
     return evaluate
 

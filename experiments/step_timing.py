@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bn_vgg import parallel, vgg
+from bn_vgg import vgg
 from bn_vgg.convolution import cpu_compiler_options, plain_conv
 from bn_vgg.feed import batches_at_once
 from bn_vgg.metrics import TrainMetrics
 from bn_vgg.parallel import Devices
 from bn_vgg.programs import make_programs
 from bn_vgg.state import init_state
+from bn_vgg.steps import make_train_step, to_intensities
 from bn_vgg.vgg import DTYPES, PADDINGS
 
 try:
@@ -78,11 +79,8 @@ def measure(
         contenders[norm, "jax"] = Timed(dispatch(config, images, labels), STEPS)
         if plain:
             # XLA as it comes: its own gradients, no options.
-            with (
-                mock.patch.object(vgg, "conv3x3", plain_conv),
-                mock.patch.object(parallel, "cpu_compiler_options", return_value=None),
-            ):
-                contenders[norm, "plain"] = Timed(dispatch(config, images, labels, at_once=1), 1)
+            with mock.patch.object(vgg, "conv3x3", plain_conv):
+                contenders[norm, "plain"] = Timed(single_step(config, images, labels), 1)
         if torch_vgg is not None:
             step = torch_vgg.make_step(
                 config.model.to_dict(), config.optimizer.to_dict(), images, labels
@@ -126,29 +124,48 @@ def _ratio(numerator: Timed, denominator: Timed) -> float:
     return statistics.median(above / below for above, below in pairs)
 
 
-def dispatch(
-    config: ConfigDict, images: np.ndarray, labels: np.ndarray, at_once: int = STEPS
-) -> Callable[[], None]:
-    """Returns a function that does `at_once` updates, as a run does, and waits for them.
+def _start(config: ConfigDict, images: np.ndarray, labels: np.ndarray):
+    """Returns devices, programs, a first state, and what a batch holds besides windows."""
+    devices = Devices()
+    programs = make_programs(config.model, config.optimizer, config.data.crop_size, devices)
+    state = init_state(
+        programs.model, programs.optimizer, jax.random.key(0), to_intensities(images[:1])
+    )
+    positions = np.arange(len(labels), dtype=np.int32)
+    return devices, programs, state, {"labels": labels, "positions": positions}
+
+
+def dispatch(config: ConfigDict, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
+    """Returns a function that does `STEPS` updates, as a run does, and waits for them.
 
     The windows of all of them are on the device already.
     """
-    devices = Devices()
-    programs = make_programs(config.model, config.optimizer, config.data.crop_size, devices)
-    state = init_state(programs.model, programs.optimizer, jax.random.key(0), images.shape[1:])
-    metrics, key = TrainMetrics.empty(), jax.random.key(1)
-    one = {
-        "windows_SNW": images[:, None],
-        "labels_SN": labels,
-        "positions_SN": np.arange(len(labels), dtype=np.int32),
-    }
-    batches = devices.shard({k: np.stack([array] * at_once) for k, array in one.items()})
-    state, metrics, key = devices.replicate((state, metrics, key))
+    devices, programs, state, rest = _start(config, images, labels)
+    one = {"windows_SNW": images[:, None]} | {f"{key}_SN": array for key, array in rest.items()}
+    batches = devices.shard({k: np.stack([array] * STEPS) for k, array in one.items()})
+    state, metrics, key = devices.replicate((state, TrainMetrics.empty(), jax.random.key(1)))
 
-    def step() -> None:
+    def steps() -> None:
         nonlocal state, metrics
         state, metrics = programs.train_steps((state, metrics), key, batches, None)
         jax.block_until_ready(state)
+
+    return steps
+
+
+def single_step(config: ConfigDict, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
+    """Returns a function that does one update by itself, compiled without any options.
+
+    In a loop XLA would not share the plain convolution's gradients out over the cores.
+    """
+    devices, programs, state, rest = _start(config, images, labels)
+    one = {"windows_NWHWC": images[:, None]} | {f"{key}_N": array for key, array in rest.items()}
+    update = jax.jit(make_train_step(programs.model, programs.optimizer), donate_argnums=0)
+    state, batch, key = devices.replicate((state, one, jax.random.key(1)))
+
+    def step() -> None:
+        nonlocal state
+        state, _ = jax.block_until_ready(update(state, batch, key))
 
     return step
 

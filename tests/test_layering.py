@@ -10,7 +10,9 @@ from tests.conftest import ROOT
 
 ORDER = """
 errors
-normalization convolution pooling
+batch_norm convolution pooling
+example_norm weight_norm
+normalization
 vgg
 data.source data.cartoon_animals
 data.images
@@ -22,8 +24,9 @@ data.batches data.prepared
 optimizer metrics parallel provenance distributed checkpoint workdir
 state hooks feed
 steps
+lens
 config_checks programs
-command tensorboard
+evaluation command tensorboard
 trained train
 main predict export
 """

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from bn_vgg.metrics import EvalMetrics, TrainMetrics
+from bn_vgg.metrics import TrainMetrics
 from bn_vgg.normalization import NORMALIZERS
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.state import init_state
@@ -15,16 +15,18 @@ from bn_vgg.vgg import DTYPES, make_model
 from configs import default
 
 SIDE = 16
+# Where the defaults are too large for these networks and batches.
+NORM_KWARGS = {"ghost": {"ghost_size": 3}, "group": {"num_groups": 2}}
 
 
-def build(norm="mean_only", dtype="float32", dropout_rate=0.0, features=(4, 4, 6, 6)):
+def build(norm="mean_only", dtype="float32", dropout_rate=0.0, features=(4, 4, 6, 6), **changes):
     settings = default.get_config().model.to_dict() | {
         "norm": norm, "dtype": dtype, "dropout_rate": dropout_rate, "features": features,
-        "hidden_units": 8,
+        "hidden_units": 8, "norm_kwargs": NORM_KWARGS.get(norm, {}), **changes,
     }  # fmt: skip
     model = make_model(**settings)
     optimizer = rmsprop(**default.get_config().optimizer)
-    state = init_state(model, optimizer, jax.random.key(0), (SIDE, SIDE, 3))
+    state = init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
     return model, optimizer, state
 
 
@@ -50,6 +52,7 @@ def eval_batch(count=6, num_windows=5, masked=0):
         "windows_NWHWC": rng.integers(0, 256, (count, num_windows, SIDE, SIDE, 3), np.uint8),
         "labels_N": rng.integers(0, 2, count, np.int32),
         "mask_N": mask,
+        "compared_N": mask,
     }
 
 
@@ -115,10 +118,12 @@ def test_padding_does_not_count():
     step = jax.jit(make_eval_step(model))
     full = eval_batch(count=6, masked=2)
     short = {key: value[:4] for key, value in full.items()}
-    with_padding = EvalMetrics.empty().merge(step(state, full)).compute()
-    without = EvalMetrics.empty().merge(step(state, short)).compute()
-    for name, value in without.items():
-        assert float(with_padding[name]) == pytest.approx(float(value), rel=1e-6)
+    (with_padding, padded_moments), (without, moments) = (step(state, b) for b in (full, short))
+    for name, value in without.compute().items():
+        assert float(with_padding.compute()[name]) == pytest.approx(float(value), rel=1e-6)
+    for layer, of_layer in moments.items():
+        np.testing.assert_allclose(padded_moments[layer].mean, of_layer.mean, rtol=1e-5)
+        np.testing.assert_allclose(padded_moments[layer].squares, of_layer.squares, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -130,7 +135,8 @@ def test_steps_lower_for_cpu_cuda_and_tpu(norm, dtype):
     }  # fmt: skip
     model = make_model(**settings)
     optimizer = rmsprop(**default.get_config().optimizer)
-    state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), (128, 128, 3)))
+    image = jnp.zeros((1, 128, 128, 3))
+    state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), image))
 
     def of(*shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -144,6 +150,7 @@ def test_steps_lower_for_cpu_cuda_and_tpu(norm, dtype):
         "windows_NWHWC": of(100, 5, 128, 128, 3, dtype=np.uint8),
         "labels_N": of(100, dtype=np.int32),
         "mask_N": of(100, dtype=np.float32),
+        "compared_N": of(100, dtype=np.float32),
     }
     train_step = make_train_step(model, optimizer)
     platforms = ("cpu", "cuda", "tpu")
@@ -155,3 +162,50 @@ def test_steps_lower_for_cpu_cuda_and_tpu(norm, dtype):
     assert "stablehlo.convolution" in trained.mlir_module()
     lowered = export.export(jax.jit(make_eval_step(model)), platforms=platforms)(state, evaluated)
     assert lowered.platforms == platforms
+
+
+class TestStatsPass:
+    """Where running statistics come from. With decay 0 they are one pass's own."""
+
+    def stats(self, stats_pass, dropout_rate, norm="full"):
+        model, optimizer, state = build(
+            norm, dropout_rate=dropout_rate, stats_pass=stats_pass, norm_decay=0.0
+        )
+        step = jax.jit(make_train_step(model, optimizer))
+        after, metrics = step(state, train_batch(), jax.random.key(0))
+        return model, state, after, float(metrics.compute()["loss"])
+
+    @pytest.mark.parametrize("norm", ["mean_only", "full", "weight_norm_mean_only"])
+    @pytest.mark.parametrize("stats_pass", ["clean", "dropout"])
+    def test_is_the_pass_it_says(self, stats_pass, norm):
+        model, state, after, _ = self.stats(stats_pass, 0.5, norm)
+        passed = model.clone(dropout_rate=0.0) if stats_pass == "clean" else model
+        images = train_batch()["windows_NWHWC"][:, 0] / np.float32(255)
+        _, expected = passed.apply(
+            state.variables, images, train=True, positions_N=np.arange(6),
+            rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"],
+        )  # fmt: skip
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            after.batch_stats, expected["batch_stats"],
+        )  # fmt: skip
+
+    def test_changes_statistics_alone_and_only_with_dropout(self):
+        for rate in (0.5, 0.0):
+            (_, _, clean, loss), (_, _, noisy, other_loss) = (
+                self.stats(stats_pass, rate) for stats_pass in ("clean", "dropout")
+            )
+            assert loss == other_loss
+            jax.tree.map(np.testing.assert_array_equal, clean.params, noisy.params)
+            kept, other = (s.batch_stats["block3"]["norm"]["var"] for s in (clean, noisy))
+            assert (kept != other).all() == (rate > 0)
+            assert (kept == other).all() == (rate == 0)
+
+    def test_without_dropout_there_is_no_second_pass(self):
+        texts = []
+        for stats_pass in ("clean", "dropout"):
+            model, optimizer, state = build("full", stats_pass=stats_pass)
+            step = make_train_step(model, optimizer)
+            jaxpr = jax.make_jaxpr(step)(state, train_batch(), jax.random.key(0))
+            texts.append(len(jaxpr.eqns))
+        assert texts[0] == texts[1]

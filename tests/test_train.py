@@ -21,13 +21,16 @@ class Recorder:
     """Stands in for CLU's writer."""
 
     def __init__(self):
-        self.scalars, self.images, self.hparams = [], {}, None
+        self.scalars, self.images, self.histograms, self.hparams = [], {}, {}, None
 
     def write_scalars(self, step, scalars):
         self.scalars.append((step, dict(scalars)))
 
     def write_images(self, step, images):
         self.images |= images
+
+    def write_histograms(self, step, arrays):
+        self.histograms[step] = arrays
 
     def write_hparams(self, hparams):
         self.hparams = hparams

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bn_vgg.errors import UserError
-from bn_vgg.normalization import make_norm_factory
+from bn_vgg.normalization import NORMALIZERS
 from bn_vgg.state import num_parameters
 from bn_vgg.vgg import Block, Conv, Dropout, make_model
 from configs import default
@@ -77,8 +77,8 @@ class ByDefinition(Block):
 
     @nn.compact
     def __call__(self, x_NHWC, positions_N, train: bool):
-        conv = Conv(self.features, self.padding, not self.norm.has_shift, self.dtype, name="conv")
-        x = self.norm.make(name="norm")(conv(x_NHWC), use_running_average=not train)
+        use_bias = not self.norm.replaces_bias
+        x = Conv(self.features, self.padding, use_bias, self.dtype, name="conv")(x_NHWC)
         x = Dropout(self.dropout_rate)(nn.relu(x), positions_N, train)
         return nn.max_pool(x, (2, 2), (2, 2)) if self.pool else x
 
@@ -87,7 +87,7 @@ class ByDefinition(Block):
 @pytest.mark.parametrize("pool", [False, True])
 def test_relu_may_come_last(pool, rate):
     """Bit for bit, gradients included."""
-    norm = make_norm_factory("none", decay=0.9, epsilon=1e-4, axis_name=None, dtype=jnp.float32)
+    norm = model(norm="none").norm
     x = jax.random.normal(jax.random.key(0), (5, 7, 8, 3))
 
     def outcome(block):
@@ -107,7 +107,7 @@ def test_relu_may_come_last(pool, rate):
     jax.tree.map(np.testing.assert_array_equal, outcome(Block), outcome(ByDefinition))
 
 
-@pytest.mark.parametrize("norm", ["none", "mean_only", "full"])
+@pytest.mark.parametrize("norm", NORMALIZERS)
 def test_bfloat16_computes_in_it_and_keeps_float32(norm):
     network = model(norm=norm, dtype="bfloat16")
     variables = jax.eval_shape(lambda: init(network, 32))
@@ -128,20 +128,22 @@ def test_bfloat16_computes_in_it_and_keeps_float32(norm):
     assert all(block["__call__"][0].dtype == jnp.bfloat16 for block in blocks)
 
 
+@pytest.mark.parametrize("norm", ["mean_only", "weight_norm_mean_only"])
 class TestMeanOnlyAsABias:
     """The convolution knows its mean beforehand; taking it from the result is the reference."""
 
-    def outcome(self, takes_mean, axis_name=None, padding="full"):
+    def outcome(self, norm, takes_mean, axis_name=None, padding="full"):
         """Loss, gradients and statistics of a training pass over 6 images, 2 a device."""
         network = model(
-            norm="mean_only", features=(4, 4, 6, 6), hidden_units=8, padding=padding,
+            norm=norm, features=(4, 4, 6, 6), hidden_units=8, padding=padding,
             axis_name=axis_name,
         )  # fmt: skip
-        network = network.clone(norm=dataclasses.replace(network.norm, takes_mean=takes_mean))
+        given = ("use_running_average", "mean_of_x")[: 2 if takes_mean else 1]
+        network = network.clone(norm=dataclasses.replace(network.norm, given=given))
         rng = np.random.default_rng(0)
         images = jnp.asarray(rng.uniform(size=(6, 13, 13, 3)), jnp.float32)
         targets = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)
-        variables = jax.jit(lambda: init(network, 13))()
+        variables = jax.jit(lambda: network.init(jax.random.key(0), images, train=False))()
 
         def loss(params, images, targets):
             logits, updated = network.apply(
@@ -159,16 +161,16 @@ class TestMeanOnlyAsABias:
         return mean(variables["params"], *shares)
 
     @pytest.mark.parametrize("axis_name", [None, "batch"])
-    def test_equals_the_plain_path(self, axis_name):
-        plain, fused = (self.outcome(takes_mean, axis_name) for takes_mean in (False, True))
+    def test_equals_the_plain_path(self, norm, axis_name):
+        plain, fused = (self.outcome(norm, takes_mean, axis_name) for takes_mean in (False, True))
 
         def close(a, b):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(np.abs(a).max(), 1e-3))
 
         jax.tree.map(close, plain, fused)
 
-    def test_same_padding_takes_the_plain_path(self):
-        plain, fused = (self.outcome(takes_mean, padding="same") for takes_mean in (False, True))
+    def test_same_padding_takes_the_plain_path(self, norm):
+        plain, fused = (self.outcome(norm, takes, padding="same") for takes in (False, True))
         jax.tree.map(np.testing.assert_array_equal, plain, fused)
 
 
@@ -226,7 +228,10 @@ class TestDropout:
         assert jaxpr.count("random_bits") == 9
 
 
-@pytest.mark.parametrize(("field", "known"), [("padding", "full, same"), ("dtype", "float32")])
+@pytest.mark.parametrize(
+    ("field", "known"),
+    [("padding", "full, same"), ("dtype", "float32"), ("stats_pass", "dropout, clean")],
+)
 def test_unknown_choices_list_the_known_ones(field, known):
     with pytest.raises(UserError, match=f"config.model.{field}: no 'x'; there are: {known}"):
         model(**{field: "x"})

@@ -42,6 +42,10 @@ class Images(NamedTuple):
         """Bytes of each image."""
         return self.sizes.prod(axis=1) * 3
 
+    def first(self, count: int) -> "Images":
+        """The first `count` of them, or all if there are fewer."""
+        return Images(self.pixels, *(array[:count] for array in self[1:]))
+
     def packed(self) -> "Images":
         """Copies the pixels so that nothing lies between them."""
         ends = np.cumsum(self.lengths)
@@ -86,30 +90,50 @@ def train_batches(
     }
 
 
-def eval_batches(images: Images, *, batch_size: int, crop_size: int) -> Batches:
+def eval_batches(
+    images: Images, *, batch_size: int, crop_size: int, num_compared: int = 0
+) -> Batches:
     """Lays out every example's five windows, each example once; the last batch is padded.
 
     Where every image is exactly one window large, the five are one and it comes once.
 
+    Args:
+      images: of the split.
+      batch_size: over all hosts.
+      crop_size: side of the windows in pixels.
+      num_compared: how many of the first examples `compared_SN` marks.
+
     Returns:
-      `first_SNW` and `stride_SN` (int64, as `windows.place` says), `labels_SN` (int32),
-      `mask_SN` (float32, 0 for padding).
+      `first_SNW` and `stride_SN` (int64, as `windows.place` says; the centre last),
+      `labels_SN` (int32), `mask_SN` (float32, 0 for padding) and `compared_SN` (float32).
     """
     count = len(images.labels)
     height, width = images.sizes.T
     corners_N52 = windows.five_corners(height, width, crop_size)
     if (images.sizes == crop_size).all():
-        corners_N52 = corners_N52[:, :1]
+        corners_N52 = corners_N52[:, -1:]
     first, stride = windows.place(corners_N52, images.starts[:, None], images.sizes[:, None, 1])
     num_batches = -(-count // batch_size)
     chosen = np.resize(np.arange(count), num_batches * batch_size)
-    shape = (num_batches, batch_size)
+    places, shape = np.arange(len(chosen)), (num_batches, batch_size)
     return {
         "first_SNW": first[chosen].reshape(*shape, -1),
         "stride_SN": stride[chosen, 0].reshape(shape),
         "labels_SN": images.labels[chosen].reshape(shape),
-        "mask_SN": (np.arange(len(chosen)) < count).astype(np.float32).reshape(shape),
+        "mask_SN": (places < count).astype(np.float32).reshape(shape),
+        "compared_SN": (places < min(count, num_compared)).astype(np.float32).reshape(shape),
     }
+
+
+def compared_batches(images: Images, *, batch_size: int, crop_size: int, count: int) -> Batches:
+    """Lays out the centre windows (W = 1) of the first `count` examples.
+
+    Returns:
+      `first_SNW`, `stride_SN`, `labels_SN` and `mask_SN` as `eval_batches`.
+    """
+    batches = eval_batches(images.first(count), batch_size=batch_size, crop_size=crop_size)
+    del batches["compared_SN"]
+    return batches | {"first_SNW": batches["first_SNW"][:, :, -1:]}
 
 
 def cut_windows(pixels: np.ndarray, first: np.ndarray, stride: np.ndarray, crop_size: int):
