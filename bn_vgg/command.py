@@ -142,8 +142,18 @@ def _check_config_argument(argv: list[str]) -> None:
         raise UserError(f"--config={argument}: {str(error).strip().splitlines()[-1]}") from error
     for given in argv:
         override = re.match(r"--?config\.([\w.]+)", given)
-        if override and not any(f"{field}.".startswith(f"{override[1]}.") for field in fields):
-            raise UserError(f"no field config.{override[1]}; there are: {', '.join(fields)}")
+        if override:
+            _check_override(override[1], fields)
+
+
+def _check_override(name: str, fields: dict[str, object]) -> None:
+    if any(f"{field}.".startswith(f"{name}.") for field in fields):
+        return
+    whole, _, part = name.rpartition(".")
+    if fields.get(whole) == {}:
+        example = f"--config.{whole}=\"{{'{part}': …}}\""
+        raise UserError(f"config.{whole} is given as a whole: {example}")
+    raise UserError(f"no field config.{name}; there are: {', '.join(fields)}")
 
 
 def _configs() -> str:

@@ -8,24 +8,36 @@ from bn_vgg import lens
 from bn_vgg.data import batches
 from bn_vgg.data.batches import Batches
 from bn_vgg.feed import Feed
-from bn_vgg.metrics import ComparedMetrics
+from bn_vgg.metrics import ComparedMetrics, Moments
 from bn_vgg.parallel import Devices, round_up
 from bn_vgg.programs import Programs
 from bn_vgg.steps import empty_evaluation
 
 
 class Evaluated(NamedTuple):
-    """What came of evaluating.
+    """What came of evaluating a split with running statistics.
 
     Attributes:
       loss: mean over examples, by the five-window rule.
       error_rate: likewise.
-      scalars: of the lens, by name; see `Evaluator.validate`.
-      channels: what some of these summarize: an array (C,) for each layer and quantity.
+      error_rate_running: of the centre window alone, of the examples that are compared.
+      moments: of each layer's output, NumPy arrays.
     """
 
     loss: float
     error_rate: float
+    error_rate_running: float
+    moments: dict[str, Moments]
+
+
+class Observed(NamedTuple):
+    """What the lens shows.
+
+    Attributes:
+      scalars: by name, as they are recorded.
+      channels: what some of these summarize: an array (C,) for each layer and quantity.
+    """
+
     scalars: dict[str, float]
     channels: dict[str, np.ndarray]
 
@@ -69,38 +81,38 @@ class Evaluator:
             carried = self._programs.eval_steps(carried, state, several.batches, feed.pixels)
         metrics, moments = devices.fetch(carried)
         values = {name: value.item() for name, value in metrics.compute().items()}
-        running = {"error_rate_running": values.pop("error_rate_running")}
-        channels = lens.activity(moments, has_relu=not model.norm.has_activation)
-        return Evaluated(**values, scalars=running, channels=channels)
+        return Evaluated(**values, moments=moments)
 
-    def validate(
-        self, state: Any, valid_feed: Feed, train_feed: Feed, epoch_batches: Batches
-    ) -> Evaluated:
-        """Evaluates the validation split, and the running statistics if there are any.
+    def observe(
+        self, state: Any, validated: Evaluated, valid_feed: Feed, train_feed: Feed, epoch: Batches
+    ) -> Observed:
+        """Looks at the activations, and at the running statistics if there are any.
 
         Args:
           state: replicated.
-          valid_feed: of the validation split.
+          validated: of the validation split, in this state.
+          valid_feed: of that split.
           train_feed: of the training split.
-          epoch_batches: of the training split; the first are for the precise statistics.
+          epoch: its batches; the first are for the precise statistics.
 
         Returns:
-          `scalars` holds `valid/error_rate_running`, `valid/error_rate_precise` and
-          `valid/error_rate_batch` where there are running statistics and
-          `config.eval.precise_examples` is not 0, and a summary of `channels`.
+          `valid/error_rate_running`, `valid/error_rate_precise`, `valid/error_rate_batch`
+          and `lens.distances` where there are running statistics and
+          `config.eval.precise_examples` is not 0; and `lens.activity`.
         """
-        evaluated = self.evaluate(state, valid_feed)
-        rates, channels = {}, evaluated.channels
-        if self._precise_batches and self._programs.model.norm.averages:
-            precise = self._precise(state, train_feed, epoch_batches)
-            rates = evaluated.scalars | self._compare(state, precise, valid_feed)
+        norm = self._programs.model.norm
+        rates, channels = {}, lens.activity(validated.moments, has_relu=not norm.has_activation)
+        if self._precise_batches and norm.averages:
+            precise = self._precise(state, train_feed, epoch)
+            rates = {"error_rate_running": validated.error_rate_running}
+            rates |= self._compare(state, precise, valid_feed)
             precise, running = self._devices.fetch((precise, state.batch_stats))
             channels = lens.distances(running, precise, self._epsilon) | channels
         scalars = {f"valid/{name}": rate for name, rate in rates.items()}
-        return evaluated._replace(scalars=scalars | lens.summarize(channels), channels=channels)
+        return Observed(scalars | lens.summarize(channels), channels)
 
-    def _precise(self, state, feed: Feed, epoch_batches: Batches) -> lens.Precise:
-        first = {key: array[: self._precise_batches] for key, array in epoch_batches.items()}
+    def _precise(self, state, feed: Feed, epoch: Batches) -> lens.Precise:
+        first = {key: array[: self._precise_batches] for key, array in epoch.items()}
         empty = lens.Precise.empty(self._programs.model, None)
         precise = self._devices.replicate(empty).replace(batch_stats=state.batch_stats)
         for several in feed.several(first):

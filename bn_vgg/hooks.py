@@ -43,7 +43,7 @@ class Hooks:
         if self.writer is None:
             return
         self.writer.write_hparams(
-            {name: str(x) if isinstance(x, list) else x for name, x in hparams.items()}
+            {name: str(x) if isinstance(x, list | dict) else x for name, x in hparams.items()}
         )
         if images_NHWC is not None:
             self.writer.write_images(0, {"train/windows": grid(images_NHWC)[None]})

@@ -27,7 +27,7 @@ from bn_vgg.data import batches
 from bn_vgg.data.batches import Images
 from bn_vgg.data.prepared import PreparedData
 from bn_vgg.errors import UserError
-from bn_vgg.evaluation import Evaluated, Evaluator
+from bn_vgg.evaluation import Evaluated, Evaluator, Observed
 from bn_vgg.feed import Feed, choose_placement
 from bn_vgg.hooks import Hooks, epoch_line, format_seconds
 from bn_vgg.metrics import TrainMetrics
@@ -152,12 +152,13 @@ class Run:
         for epoch in range(self.progress.epoch, self.config.num_epochs):
             trained = self._train_epoch(epoch)
             validated = self._validate(epoch)
+            observed = self._observe(epoch, validated)
             self.progress = self.progress.after_epoch(
                 step=(epoch + 1) * self._steps_per_epoch(),
                 valid_error_rate=validated.error_rate,
                 seconds=seconds_before + time.monotonic() - self.started,
             )
-            self._record_epoch(trained, validated)
+            self._record_epoch(trained, validated, observed)
             self.checkpoints.save(self.devices.fetch(self.state), self.progress)
         return self._finish(seconds_before)
 
@@ -222,12 +223,17 @@ class Run:
           UserError: the loss is not a finite number. It tells of an epoch's last update,
             which no training loss comes after, before a checkpoint is written.
         """
-        of_epoch = self._train_batches(self.train_feed.images, epoch)
-        validated = self.evaluator.validate(self.state, self.valid_feed, self.train_feed, of_epoch)
+        validated = self.evaluator.evaluate(self.state, self.valid_feed)
         if not math.isfinite(validated.loss):
             step = (epoch + 1) * self._steps_per_epoch()
             raise self._not_finite(f"the validation loss after step {step}")
         return validated
+
+    def _observe(self, epoch: int, validated: Evaluated) -> Observed:
+        return self.evaluator.observe(
+            self.state, validated, self.valid_feed, self.train_feed,
+            self._train_batches(self.train_feed.images, epoch),
+        )  # fmt: skip
 
     def _not_finite(self, what: str) -> UserError:
         kept = self.progress.epoch
@@ -241,17 +247,19 @@ class Run:
         windows = self._first_windows() if self.progress.epoch == 0 else None
         self.hooks.write_start(flatten(self.config.to_dict()), windows)
 
-    def _record_epoch(self, trained: dict[str, float], validated: Evaluated) -> None:
+    def _record_epoch(
+        self, trained: dict[str, float], validated: Evaluated, observed: Observed
+    ) -> None:
         progress = self.progress
         scalars = {f"train/{name}": value for name, value in trained.items()}
         scalars |= {"valid/loss": validated.loss, "valid/error_rate": validated.error_rate}
-        scalars |= {"valid/best_error_rate": progress.best_error_rate} | validated.scalars
+        scalars |= {"valid/best_error_rate": progress.best_error_rate} | observed.scalars
         self.lines.append(
             {"epoch": progress.epoch, "step": progress.step, **scalars, "seconds": progress.seconds}
         )
         self.workdir.write_metrics(self.lines)
         if progress.epoch in (1, progress.best_epoch, self.config.num_epochs):
-            self.hooks.write_histograms(progress.step, validated.channels)
+            self.hooks.write_histograms(progress.step, observed.channels)
         self.hooks.write_scalars(progress.step, scalars)
         self.hooks.say(epoch_line(progress, self.config.num_epochs, scalars))
 

@@ -97,10 +97,13 @@ class Workdir:
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turns {'a': {'b': 1}} into {'a.b': 1}; tuples become lists, as in JSON."""
+    """Turns {'a': {'b': 1}} into {'a.b': 1}; tuples become lists, as in JSON.
+
+    Only what holds something is taken apart: {'a': {}} stays as it is.
+    """
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = list(value) if isinstance(value, tuple) else value

@@ -60,7 +60,7 @@ class TestMain:
         assert tags >= {
             "train/loss", "train/error_rate", "train/gradient_norm", "train/images_per_second",
             "valid/loss", "valid/error_rate", "valid/best_error_rate", "test/error_rate",
-            "train/windows",
+            "train/windows", "valid/error_rate_precise", "mean_distance/block0",
         }  # fmt: skip
         written = [
             (event.step, float(np.frombuffer(event.tensor_proto.tensor_content, np.float32)[0]))
@@ -106,7 +106,14 @@ class TestMain:
             (["--config=tests/test_cache.py"], "--config=tests/test_cache.py: "),
             (["--config=configs/full.py:tiny"], "'tiny'; there are: full, small, demo"),
             ([TINY, "--config.model.nrom=full"], "no field config.model.nrom; there are: "),
-            ([TINY, "--config.model.norm=batch"], "takes one of none, mean_only, full"),
+            ([TINY, "--config.model.norm=batch"], "no 'batch'; there are: none, mean_only, full"),
+            (
+                [TINY, "--config.model.norm=nowhere:Norm"],
+                "norm=nowhere:Norm: cannot import nowhere",
+            ),
+            ([TINY, "--config.model.norm_kwargs={'x': 1}"], "mean_only takes no 'x'; it takes: "),
+            ([TINY, "--config.model.norm_kwargs=5"], "as a ConfigDict: `5` is not a dict"),
+            ([TINY, "--config.model.norm_kwargs.x=1"], "given as a whole: --config.model.norm_kw"),
             ([TINY, "--config.model.dtype=int8"], "it takes one of float32, bfloat16"),
             ([TINY, "--config.seed=one"], "--config.seed=one"),
             ([TINY, '--config.model.features=(4,"a")'], "it takes positive integers"),

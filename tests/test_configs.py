@@ -84,7 +84,8 @@ def test_every_field_is_read():
 
 def test_every_field_but_the_free_text_is_checked():
     # The normalizer is checked by making the model.
-    free = {"data.source", "variant", "model.per_device_stats", "model.norm"}
+    free = {"data.source", "variant", "model.per_device_stats"}
+    free |= {"model.norm", "model.norm_kwargs"}
     assert set(_CHECKS) == set(flatten(default.get_config().to_dict())) - free
 
 

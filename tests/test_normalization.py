@@ -1,5 +1,6 @@
-"""Both batch normalizations against independent float64 NumPy, and the table of names."""
+"""The plug: shipped names, anybody's own by its path, and what is said of wrong ones."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,129 +8,229 @@ import pytest
 
 from bn_vgg.errors import UserError
 from bn_vgg.normalization import NORMALIZERS, make_norm_factory
+from bn_vgg.optimizer import rmsprop
+from bn_vgg.state import init_state
+from bn_vgg.vgg import make_model
+from configs import default
 
-EPSILON, DECAY = 1e-4, 0.995
-SHAPE = (6, 5, 7, 3)
+# A user's file: every class and function below is somebody's own normalizer.
+OWN = """
+import flax.linen as nn
+import jax.numpy as jnp
+
+NOT_CALLABLE = 3
 
 
-def make(norm, dtype=jnp.float32, axis_name=None):
-    factory = make_norm_factory(
-        norm, decay=DECAY, epsilon=EPSILON, axis_name=axis_name, dtype=dtype
+class Twice(nn.Module):
+    factor: float = 2.0
+
+    def __call__(self, x):
+        return x * self.factor
+
+
+def make_twice(name=None, factor=2.0, momentum=0.0):
+    return Twice(factor=factor + momentum, name=name)
+
+
+class Needs(nn.Module):
+    def __call__(self, x, temperature):
+        return x
+
+
+class OtherShape(nn.Module):
+    def __call__(self, x):
+        return x[:, :-1]
+
+
+class OtherDtype(nn.Module):
+    def __call__(self, x):
+        return x.astype(jnp.bfloat16)
+
+
+class Nothing(nn.Module):
+    def __call__(self, x):
+        pass
+
+
+class Fails(nn.Module):
+    def __call__(self, x):
+        return x + jnp.ones(17)
+
+
+class Silent(nn.Module):
+    pass
+
+
+def no_module(name=None):
+    return 3
+
+
+def make_badly(name=None):
+    raise RuntimeError("out of ideas")
+
+
+class StandardWeights(nn.Module):
+    replaces_bias = True
+
+    def __call__(self, x, mean_of_x):
+        shift = 0 if mean_of_x is None else mean_of_x()
+        return x - jnp.reshape(shift, (1, 1, 1, -1))
+
+    def kernel(self, kernel):
+        return kernel - kernel.mean((0, 1, 2), keepdims=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path, monkeypatch):
+    """Puts the user's files where Python finds them."""
+    (tmp_path / "own_norms.py").write_text(OWN)
+    (tmp_path / "broken_norms.py").write_text("import nowhere_to_be_found\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def network(norm, **changes):
+    settings = default.get_config().model.to_dict() | {
+        "norm": norm, "features": (4, 4), "hidden_units": 8
+    }  # fmt: skip
+    return make_model(**(settings | changes))
+
+
+def init(model, side=12):
+    return model.init(jax.random.key(0), jnp.ones((2, side, side, 3)), train=False)
+
+
+def factory(norm, axis_name=None, **kwargs):
+    return make_norm_factory(
+        norm, norm_kwargs=kwargs, decay=0.9, epsilon=1e-4, average="stdev",
+        axis_name=axis_name, dtype=jnp.float32,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["own_norms:Twice", "own_norms:make_twice"])
+def test_somebodys_own_stands_between_convolution_and_relu(norm):
+    model = network(norm, norm_kwargs={"factor": 3.0}, norm_decay=0.0)
+    plain = network("none")
+    variables = init(model)
+    assert jax.tree.structure(variables) == jax.tree.structure(init(plain))
+    # Without biases the network is homogeneous but for its dense layers: compare a block.
+    images = jnp.linspace(0, 1, 2 * 12 * 12 * 3).reshape(2, 12, 12, 3)
+    outputs = [
+        m.apply(variables, images, train=False, mutable=["intermediates"])[1]["intermediates"]
+        for m in (model, plain)
+    ]
+    tripled, once = (output["block0"]["output"][0] for output in outputs)
+    assert np.abs(once).max() > 0
+    np.testing.assert_allclose(tripled, 3 * once, rtol=1e-6)
+
+
+def test_a_functions_parameters_are_set_as_a_classs_fields():
+    assert factory("own_norms:make_twice").settings == {"momentum": 0.9}
+    assert factory("own_norms:Twice").settings == {}
+
+
+@pytest.mark.parametrize("name", ["GroupNorm", "LayerNorm", "BatchNorm", "RMSNorm"])
+def test_flaxs_own_fit_as_they_are(name):
+    kwargs = {"num_groups": 2} if name == "GroupNorm" else {}
+    made = factory(f"flax.linen:{name}", axis_name="batch", **kwargs)
+    assert made.replaces_bias == (name != "RMSNorm")
+    assert made.averages == (name == "BatchNorm")
+    assert made.settings["epsilon"] == 1e-4
+    # Statistics of single examples must not be shared by devices.
+    assert ("axis_name" in made.settings) == (name == "BatchNorm")
+    variables = init(network(f"flax.linen:{name}", norm_kwargs=kwargs))
+    assert ("bias" in variables["params"]["block0"]["conv"]) == (name == "RMSNorm")
+
+
+def test_full_equals_flaxs_batch_norm_in_the_network():
+    images = jax.random.uniform(jax.random.key(1), (4, 12, 12, 3))
+    results = []
+    for norm in ("full", "flax.linen:BatchNorm"):
+        model = network(norm, stats_average="variance")
+        results.append(model.apply(init(model), images, train=True, mutable=["batch_stats"]))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_weights_may_be_reparameterized_and_their_mean_is_then_known():
+    model = network("own_norms:StandardWeights")
+    variables = init(model)
+    images = jax.random.uniform(jax.random.key(1), (4, 12, 12, 3))
+    _, sown = model.apply(variables, images, train=True, mutable=["intermediates"])
+    kernel = variables["params"]["block0"]["conv"]["kernel"]
+    centred = kernel - kernel.mean((0, 1, 2), keepdims=True)
+    before = sown["intermediates"]["block0"]["before_norm"][0]
+    direct = jax.lax.conv_general_dilated(
+        images, centred, (1, 1), ((2, 2), (2, 2)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    return factory.make(name=None)
+    np.testing.assert_allclose(before, direct, rtol=1e-4, atol=1e-6)
+    expected = nn.relu(direct - direct.mean((0, 1, 2), keepdims=True))
+    after = sown["intermediates"]["block0"]["output"][0]
+    np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-6)
 
 
-def data(seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(1.5, 2.0, SHAPE)
-    grad = rng.normal(size=SHAPE)
-    params = {"bias": rng.normal(size=3), "scale": rng.normal(1, 0.3, size=3)}
-    stats = {"mean": rng.normal(size=3), "var": rng.uniform(0.5, 2, size=3)}
-    return x, grad, params, stats
+@pytest.mark.parametrize(
+    ("norm", "kwargs", "message"),
+    [
+        ("batch", {}, r"no 'batch'; there are: none, mean_only, full, .*package.module:ClassName"),
+        ("nowhere:Norm", {}, "cannot import nowhere: ModuleNotFoundError: No module named"),
+        ("broken_norms:Norm", {}, "cannot import broken_norms: .*nowhere_to_be_found"),
+        ("own_norms:Thrice", {}, "own_norms has no 'Thrice' .*: Twice, Needs, OtherShape"),
+        ("own_norms:NOT_CALLABLE", {}, "has no 'NOT_CALLABLE' that could be called"),
+        ("own_norms:no_module", {}, "own_norms:no_module is no normalizer: it makes no linen"),
+        ("own_norms:Silent", {}, "own_norms:Silent is no normalizer: it has no __call__"),
+        ("own_norms:Needs", {}, "Needs is no normalizer: its __call__ needs temperature"),
+        ("own_norms:make_badly", {}, "failed in .*own_norms.py, line .*: RuntimeError: out of"),
+        ("own_norms:Twice", {"power": 2}, "own_norms:Twice takes no 'power'; it takes: factor"),
+        ("none", {"power": 2}, "none takes no 'power'; it takes: nothing"),
+        ("group", {"groups": 2}, "group takes no 'groups'; it takes: .*num_groups"),
+        # What the configuration sets has one place.
+        ("full", {"epsilon": 1e-3}, "full takes no 'epsilon'; it takes: use_scale, use_bias"),
+    ],
+)  # fmt: skip
+def test_what_is_no_normalizer_is_refused_by_name(norm, kwargs, message):
+    with pytest.raises(UserError, match=message):
+        factory(norm, **kwargs)
 
 
-def reference(norm, x, grad, params, stats, train):
-    """Output, gradients of sum(y * grad), and new statistics, in float64."""
-    axes, count = (0, 1, 2), np.prod(x.shape[:3])
-    mean = x.mean(axes) if train else stats["mean"]
-    scale = params["scale"] if norm == "full" else np.ones(3)
-    var = (x.var(axes) if train else stats["var"]) if norm == "full" else np.ones(3) - EPSILON
-    inverse = 1 / np.sqrt(var + EPSILON)
-    normal = (x - mean) * inverse
-    y = normal * scale + params["bias"]
-    grad_normal = grad * scale
-    grad_x = grad_normal * inverse
-    if train:
-        grad_x -= inverse * grad_normal.sum(axes) / count
-        if norm == "full":
-            grad_x -= inverse * normal * (grad_normal * normal).sum(axes) / count
-    gradients = {"x": grad_x, "bias": grad.sum(axes), "scale": (grad * normal).sum(axes)}
-    new = dict(stats)
-    if train:
-        new["mean"] = DECAY * stats["mean"] + (1 - DECAY) * x.mean(axes)
-        new["var"] = DECAY * stats["var"] + (1 - DECAY) * x.var(axes)
-    return y, gradients, new
-
-
-def close(actual, expected):
-    """To 1e-5 of the array's largest value, so that entries near 0 do not decide."""
-    np.testing.assert_allclose(
-        actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max(), strict=False
-    )
-
-
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("norm", ["mean_only", "full"])
-def test_equals_float64(norm, train):
-    x, grad, params, stats = data()
-    module = make(norm)
-    held = ("bias", "mean") if norm == "mean_only" else ("bias", "scale", "mean", "var")
-    as_32 = {k: jnp.asarray(v, jnp.float32) for k, v in (params | stats).items() if k in held}
-    own_params = {k: v for k, v in as_32.items() if k in params}
-    own_stats = {k: v for k, v in as_32.items() if k in stats}
-
-    def loss(own_params, x):
-        y, updated = module.apply(
-            {"params": own_params, "batch_stats": own_stats},
-            x,
-            use_running_average=not train,
-            mutable=["batch_stats"],
-        )
-        return jnp.sum(y * jnp.asarray(grad, jnp.float32)), (y, updated["batch_stats"])
-
-    (_, (y, new_stats)), (grad_params, grad_x) = jax.value_and_grad(
-        loss, argnums=(0, 1), has_aux=True
-    )(own_params, jnp.asarray(x, jnp.float32))
-
-    expected_y, expected_grads, expected_stats = reference(norm, x, grad, params, stats, train)
-    close(y, expected_y)
-    close(grad_x, expected_grads["x"])
-    for name in own_params:
-        close(grad_params[name], expected_grads[name])
-    assert set(new_stats) == set(own_stats)
-    for name in own_stats:
-        close(new_stats[name], expected_stats[name])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "OtherShape",
+            r"OtherShape returned shape \(2, 13, 14, 4\) and dtype float32 for an input",
+        ),
+        ("OtherDtype", "OtherDtype returned shape .* and dtype bfloat16 for .* dtype float32"),
+        ("Nothing", "Nothing returned shape None"),
+        ("Fails", r"Fails failed in .*own_norms.py, line \d+: "),
+    ],
+)
+def test_what_it_does_wrong_is_said_by_name(name, message):
+    with pytest.raises(UserError, match=f"config.model.norm=own_norms:{message}"):
+        init(network(f"own_norms:{name}"))
 
 
 @pytest.mark.parametrize("norm", NORMALIZERS)
-def test_bfloat16_result_and_float32_statistics(norm):
-    x = jnp.asarray(data()[0], jnp.bfloat16)
-    module = make(norm, jnp.bfloat16)
-    variables = module.init(jax.random.key(0), x, use_running_average=False)
-    y, updated = module.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
-    assert y.dtype == jnp.bfloat16
-    assert y.shape == x.shape
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((variables, updated)))
-
-
-@pytest.mark.parametrize("norm", ["mean_only", "full"])
-def test_statistics_start_from_0_and_1_and_initializing_does_not_move_them(norm):
-    variables = make(norm).init(
-        jax.random.key(0), jnp.asarray(data()[0], jnp.float32), use_running_average=False
+def test_every_shipped_one_keeps_float32_in_a_network(norm):
+    model = network(
+        norm, dtype="bfloat16", norm_kwargs={"num_groups": 2} if norm == "group" else {}
     )
-    stats = variables["batch_stats"]
-    np.testing.assert_array_equal(stats["mean"], np.zeros(3))
-    if norm == "full":
-        np.testing.assert_array_equal(stats["var"], np.ones(3))
+    optimizer = rmsprop(**default.get_config().optimizer)
+    images = jax.random.uniform(jax.random.key(1), (4, 12, 12, 3))
+    state = init_state(model, optimizer, jax.random.key(0), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {np.dtype(np.float32)}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.variables))
+    assert model.apply(state.variables, images, train=False).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("norm", ["mean_only", "full"])
-def test_a_split_batch_with_an_axis_name_equals_the_whole(norm):
-    x = jnp.asarray(data()[0], jnp.float32)
-    whole, split = make(norm), make(norm, axis_name="parts")
-    variables = whole.init(jax.random.key(0), x, use_running_average=False)
-
-    def apply(module, x):
-        return module.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
-
-    expected_y, expected = apply(whole, x)
-    parts = x.reshape(2, 3, *SHAPE[1:])
-    y, updated = jax.vmap(lambda part: apply(split, part), axis_name="parts")(parts)
-    np.testing.assert_allclose(y.reshape(SHAPE), expected_y, rtol=1e-5, atol=1e-5)
-    for name, value in expected["batch_stats"].items():
-        np.testing.assert_allclose(updated["batch_stats"][name][0], value, rtol=1e-6, atol=1e-7)
-
-
-def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match=r"config.model.norm: no 'batch'; .*none, mean_only, full"):
-        make("batch")
+def test_initializing_from_data_gives_each_channel_mean_0_and_variance_1():
+    model = network("weight_norm", features=(4, 4, 6, 6))
+    images = jax.random.uniform(jax.random.key(1), (8, 20, 20, 3))
+    state = init_state(model, rmsprop(**default.get_config().optimizer), jax.random.key(0), images)
+    _, sown = model.apply(
+        state.variables, images, train=True, mutable=["intermediates"],
+        capture_intermediates=lambda module, _: module.name == "norm",
+    )  # fmt: skip
+    for i in range(4):
+        (y,) = sown["intermediates"][f"block{i}"]["norm"]["__call__"]
+        np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-4)
+        np.testing.assert_allclose(y.std((0, 1, 2)), 1, rtol=1e-3)

@@ -1,8 +1,12 @@
 """The README says what is so: its commands, links and numbers."""
 
 import json
+import os
+import pathlib
 import re
 import statistics
+import subprocess
+import sys
 
 import pytest
 
@@ -40,6 +44,26 @@ def test_every_config_it_names_is_there():
     named = set(re.findall(r"configs/(\w+)\.py", README))
     assert named
     assert [name for name in named if not (ROOT / "configs" / f"{name}.py").exists()] == []
+
+
+def test_the_example_of_an_own_normalizer_runs_as_printed(tmp_path, cache_folder):
+    """In an empty folder, but for the checkout's code and the file that the section shows."""
+    section = README.split("## Your own normalizer in five minutes")[1].split("\n## ")[0]
+    (module,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (command,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "my_norms.py").write_text(module)
+    for name in ("bn_vgg", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"BN_VGG_CACHE": str(cache_folder), "PATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "epoch   1/1" in done.stdout
+    result = json.loads((tmp_path / "runs/scale_only-demo/seed0/result.json").read_text())
+    assert result["config"]["model"]["norm"] == "my_norms:ScaleOnlyBatchNorm"
+    assert result["config"]["model"]["norm_kwargs"] == {"power": 0.5}
 
 
 def percent(values):

@@ -10,7 +10,7 @@ from bn_vgg.metrics import TrainMetrics
 from bn_vgg.normalization import NORMALIZERS
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.state import init_state
-from bn_vgg.steps import make_eval_step, make_predict_step, make_train_step
+from bn_vgg.steps import make_eval_step, make_predict_step, make_train_step, to_intensities
 from bn_vgg.vgg import DTYPES, make_model
 from configs import default
 
@@ -26,7 +26,8 @@ def build(norm="mean_only", dtype="float32", dropout_rate=0.0, features=(4, 4, 6
     }  # fmt: skip
     model = make_model(**settings)
     optimizer = rmsprop(**default.get_config().optimizer)
-    state = init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
+    images = to_intensities(train_batch()["windows_NWHWC"][:, 0])
+    state = init_state(model, optimizer, jax.random.key(0), images)
     return model, optimizer, state
 
 

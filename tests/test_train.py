@@ -8,6 +8,7 @@ import pytest
 
 from bn_vgg import feed
 from bn_vgg import train as loop
+from bn_vgg.data.batches import Images, cut_windows, train_batches
 from bn_vgg.data.prepared import prepare
 from bn_vgg.errors import UserError
 from bn_vgg.hooks import Hooks, format_seconds
@@ -191,7 +192,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, open_cache, tmp_pa
     more = epochs_of(tiny_config, 2)
     more.optimizer.learning_rate = 1e30
     config_path.write_text(json.dumps(more.to_dict()))
-    with pytest.raises(UserError, match=r"loss of step (7|8) is not a finite .* epoch 1 is kept"):
+    with pytest.raises(
+        UserError, match=r"loss of step (7|8) is not a finite .*norm=mean_only; .* epoch 1 is kept"
+    ):
         run(more, cache, tmp_path)
     after = load(str(tmp_path), "latest")
     assert after.step == before.step == 6
@@ -202,7 +205,7 @@ def test_an_epochs_last_update_is_looked_at_before_it_is_kept(tiny_config, open_
     """With one step an epoch no training loss comes after it."""
     tiny_config.batch_size = 48
     tiny_config.optimizer.learning_rate = 1e30
-    message = r"validation loss after step 1 is not a finite number; no epoch was done in"
+    message = r"validation loss after step 1 is not a finite number, .*; no epoch was done in"
     with pytest.raises(UserError, match=message):
         run(tiny_config, open_cache(tiny_config), tmp_path)
     with pytest.raises(UserError, match="has no checkpoint yet"):
@@ -223,7 +226,15 @@ def test_what_a_run_writes(tiny_config, open_cache, tmp_path):
     names = {
         "train/loss", "train/error_rate", "train/gradient_norm", "train/images_per_second",
         "valid/loss", "valid/error_rate", "valid/best_error_rate",
+        "valid/error_rate_running", "valid/error_rate_precise", "valid/error_rate_batch",
     }  # fmt: skip
+    blocks = [f"block{i}" for i in range(4)]
+    names |= {f"mean_distance/{block}" for block in blocks}
+    names |= {
+        f"{quantity}/{layer}"
+        for quantity in ("activation_mean", "activation_deviation", "never_active")
+        for layer in (*blocks, "hidden")
+    }
     assert [(line["epoch"], line["step"]) for line in epochs] == [(1, 6), (2, 12)]
     assert all(set(line) == names | {"epoch", "step", "seconds"} for line in epochs)
     assert [(step, set(s)) for step, s in recorder.scalars] == [
@@ -235,7 +246,79 @@ def test_what_a_run_writes(tiny_config, open_cache, tmp_path):
     # 8 windows of 16 pixels in a row.
     assert recorder.images["train/windows"].shape == (1, 16, 8 * 16, 3)
     assert recorder.hparams["model.norm"] == "mean_only"
+    for step, arrays in recorder.histograms.items():
+        assert step in (6, 12)
+        assert {name for name in names if "block" in name or "hidden" in name} == set(arrays)
+        assert arrays["mean_distance/block0"].shape == (4,)
+        assert arrays["activation_mean/hidden"].shape == (8,)
     assert sum(line.startswith("epoch ") for line in said) == 2
+
+
+def test_histograms_come_at_the_first_the_best_and_the_last_epoch(
+    tiny_config, open_cache, tmp_path
+):
+    tiny_config.num_epochs = 5
+    recorder = Recorder()
+    run(tiny_config, open_cache(tiny_config), tmp_path, writer=recorder)
+    errors = [line["valid/error_rate"] for line in lines(tmp_path)]
+    best_so_far = {i for i, error in enumerate(errors) if error < min([1, *errors[:i]])}
+    assert set(recorder.histograms) == {6 * (i + 1) for i in best_so_far | {0, 4}}
+
+
+@pytest.mark.parametrize("norm", ["mean_only", "none"])
+def test_the_lens_changes_nothing_and_can_be_turned_off(norm, tiny_config, open_cache, tmp_path):
+    cache = open_cache(tiny_config)
+    tiny_config.model.norm = norm
+    run(tiny_config, cache, tmp_path / "on")
+    tiny_config.eval.precise_examples = 0
+    run(tiny_config, cache, tmp_path / "off")
+    same(load(str(tmp_path / "on"), "latest").state, load(str(tmp_path / "off"), "latest").state)
+    for on, off in zip(lines(tmp_path / "on"), lines(tmp_path / "off"), strict=True):
+        assert off == {name: on[name] for name in off}
+        only_on = {name.split("/block")[0] for name in on.keys() - off.keys()}
+        rates = {f"valid/error_rate_{kind}" for kind in ("running", "precise", "batch")}
+        assert only_on == (rates | {"mean_distance"} if norm == "mean_only" else set())
+
+
+def test_precise_statistics_are_of_the_epochs_first_batches(tiny_config, open_cache, tmp_path):
+    """Nine images wanted are two batches of eight; taken here one by one from the checkpoint."""
+    tiny_config.num_epochs = 1
+    tiny_config.eval.precise_examples = 9
+    cache = open_cache(tiny_config)
+    run(tiny_config, cache, tmp_path)
+    trained, data = load(str(tmp_path), "latest"), prepared(tiny_config, cache)
+    images = Images.of(cache, data.splits.train)
+    plan = train_batches(images, seed=0, epoch=0, batch_size=8, crop_size=16)
+    before = []
+    for i in range(2):
+        windows = cut_windows(images.pixels, plan["first_SNW"][i], plan["stride_SN"][i], 16)
+        _, sown = trained.model.apply(
+            trained.state.variables, windows[:, 0] / np.float32(255), train=True,
+            mutable=["batch_stats", "intermediates"],
+        )  # fmt: skip
+        before.append(np.asarray(sown["intermediates"]["block0"]["before_norm"][0], np.float64))
+    x = np.concatenate(before)
+    running = trained.state.batch_stats["block0"]["norm"]["mean"]
+    distance = (running - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-4)
+    found = lines(tmp_path)[0]["mean_distance/block0"]
+    assert found == pytest.approx(np.sqrt(np.mean(distance**2)), rel=1e-3)
+
+
+def test_a_normalizer_that_breaks_the_loss_is_named_after_the_first_steps(
+    tiny_config, open_cache, tmp_path, monkeypatch
+):
+    (tmp_path / "bad_norm.py").write_text(
+        "import flax.linen as nn\n\nclass Bad(nn.Module):\n"
+        "    def __call__(self, x):\n        return x / 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(feed, "_BATCHES_AT_ONCE", 2)
+    tiny_config.model.norm = "bad_norm:Bad"
+    seen = []
+    with pytest.raises(UserError, match=r"loss of step 1 is not .*norm=bad_norm:Bad; no epoch"):
+        run(tiny_config, open_cache(tiny_config), tmp_path / "run", actions=[seen.append])
+    # Of six steps the first two were done.
+    assert seen == [2]
 
 
 def test_the_test_error_is_the_best_checkpoints(tiny_config, open_cache, tmp_path):
