@@ -40,8 +40,8 @@ class MeanOnlyBatchNorm(nn.Module):
     ):
         """Normalizes `x` of shape (..., C).
 
-        In training (`use_running_average` False) subtracts the batch's own mean and,
-        where `batch_stats` is mutable, moves the running mean towards it. `mean_of_x`,
+        In training (`use_running_average` False) subtracts the batch's own mean and moves
+        the running mean towards it, for which `batch_stats` must be mutable. `mean_of_x`,
         where it is given, computes that mean, (C,) and float32, without a pass over `x`:
         the whole layer is then no more than a bias.
         """
@@ -79,7 +79,7 @@ def batch_moments(x, axes: tuple[int, ...], axis_name: str | None = None):
     return mean, jnp.maximum(0.0, mean_square - lax.square(mean))
 
 
-def _normalize(x, moments, epsilon: float):
+def normalize_by(x, moments, epsilon: float):
     """Computes (x - mean) / sqrt(var + epsilon), float32, of moments that broadcast."""
     mean, var = moments
     return (x.astype(jnp.float32) - mean) * lax.rsqrt(var + epsilon)
@@ -89,7 +89,7 @@ def _normalize(x, moments, epsilon: float):
 AVERAGES = {"variance": (lambda var: var, lambda var: var), "stdev": (jnp.sqrt, jnp.square)}
 
 
-class _MomentNorm(nn.Module):
+class MomentNorm(nn.Module):
     """Fields, running statistics, scale and shift of the normalizers by mean and variance.
 
     Attributes:
@@ -127,7 +127,7 @@ class _MomentNorm(nn.Module):
         running = mean.value.reshape(like_x), var.value.reshape(like_x)
         # Initializing takes a batch of any size: it only learns the shapes.
         if use_running_average or self.is_initializing():
-            normal = _normalize(x, running, self.epsilon)
+            normal = normalize_by(x, running, self.epsilon)
         else:
             normal = self._normalize_batch(x, running)
         scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
@@ -147,7 +147,7 @@ class _MomentNorm(nn.Module):
         self.put_variable("batch_stats", "var", new_var.reshape(-1))
 
 
-class FullBatchNorm(_MomentNorm):
+class FullBatchNorm(MomentNorm):
     """Batch normalization: y = scale * (x - mean) / sqrt(var + epsilon) + bias.
 
     Ioffe and Szegedy 2015. The computation is Flax's own BatchNorm; only the running
@@ -181,7 +181,7 @@ class FullBatchNorm(_MomentNorm):
         return tuple(self.get_variable("batch_stats", name) for name in ("mean", "var"))
 
 
-class GhostBatchNorm(_MomentNorm):
+class GhostBatchNorm(MomentNorm):
     """Batch normalization of each sub-batch of `ghost_size` consecutive examples by itself.
 
     Hoffer, Hubara and Soudry 2017, "Train longer, generalize better", algorithm 1. The
@@ -210,7 +210,7 @@ class GhostBatchNorm(_MomentNorm):
         means = mean.mean(axis=0), of_var(var).mean(axis=0)
         over_ghosts, spread = lax.pmean(means, self.axis_name) if self.axis_name else means
         self._move(running, (over_ghosts, to_var(spread)))
-        return _normalize(ghosts, (mean, var), self.epsilon).reshape(x.shape)
+        return normalize_by(ghosts, (mean, var), self.epsilon).reshape(x.shape)
 
 
 def _check_share(share: int, ghost_size: int) -> None:
@@ -220,55 +220,3 @@ def _check_share(share: int, ghost_size: int) -> None:
             f"config.model.norm_kwargs.ghost_size: {ghost_size} does not divide a device's"
             f" share of the batch, {share} examples; these do: {fitting}"
         )
-
-
-class BatchRenorm(_MomentNorm):
-    """Batch renormalization: y = scale * ((x - mean) / sigma * r + d) + bias.
-
-    Ioffe 2017, "Batch Renormalization", algorithm 1. mean and sigma = sqrt(var + epsilon)
-    are the batch's. r and d, constants to the gradient, bring the result within bounds to
-    what the running statistics would make of it:
-
-      r = clip(sigma / sigma_running, 1 / r_max, r_max)
-      d = clip((mean - mean_running) / sigma_running, -d_max, d_max)
-
-    The bounds follow the paper's experiments: up to `warmup_updates` they are 1 and 0,
-    which is `FullBatchNorm`; from there they rise linearly. The defaults are the paper's,
-    for long training: the recipe's 60 epochs are some 12,000 updates and end near bounds
-    of 1.4 and 1.75. `batch_stats` counts the `updates`.
-
-    Attributes:
-      r_max, d_max: the bounds in the end; that of 1 / r is r_max, too.
-      warmup_updates: updates before the bounds begin to rise.
-      r_max_updates, d_max_updates: updates after which they have risen.
-    """
-
-    r_max: float = 3.0
-    d_max: float = 5.0
-    warmup_updates: int = 5000
-    r_max_updates: int = 40000
-    d_max_updates: int = 25000
-
-    def setup(self):
-        """Declares the count of updates."""
-        super().setup()
-        self.updates = self.variable("batch_stats", "updates", jnp.zeros, (), jnp.float32)
-
-    def _normalize_batch(self, x, running):
-        batch = batch_moments(x, tuple(range(x.ndim - 1)), self.axis_name)
-        r, d = self._corrections(running, batch, self.updates.value)
-        self.updates.value = self.updates.value + 1
-        self._move(running, batch)
-        return _normalize(x, batch, self.epsilon) * r + d
-
-    def _corrections(self, running, batch, updates):
-        """Computes r and d, in the shape of the moments."""
-        r_risen, d_risen = (
-            jnp.clip((updates - self.warmup_updates) / max(end - self.warmup_updates, 1), 0, 1)
-            for end in (self.r_max_updates, self.d_max_updates)
-        )
-        r_max, d_max = 1 + (self.r_max - 1) * r_risen, self.d_max * d_risen
-        (mean, var), (batch_mean, batch_var) = running, batch
-        r = jnp.sqrt((batch_var + self.epsilon) / (var + self.epsilon))
-        d = (batch_mean - mean) * lax.rsqrt(var + self.epsilon)
-        return lax.stop_gradient((jnp.clip(r, 1 / r_max, r_max), jnp.clip(d, -d_max, d_max)))

@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bn_vgg import lens
-from bn_vgg.data import batches
-from bn_vgg.data.batches import Batches
 from bn_vgg.feed import Feed
 from bn_vgg.metrics import ComparedMetrics, Moments
-from bn_vgg.parallel import Devices, round_up
+from bn_vgg.parallel import Devices
 from bn_vgg.programs import Programs
+from bn_vgg.run_data import RunData
 from bn_vgg.steps import empty_evaluation
 
 
@@ -49,20 +48,25 @@ class Evaluator:
         self,
         programs: Programs,
         devices: Devices,
+        data: RunData,
         *,
-        train_batch_size: int,
-        eval_batch_size: int,
-        crop_size: int,
         epsilon: float,
         precise_examples: int,
         compared_examples: int,
     ):
-        """Takes what stays the same; `config.eval` explains the last two."""
-        self._programs, self._devices = programs, devices
-        self._train_batch_size, self._crop_size = train_batch_size, crop_size
-        self._eval_batch_size = round_up(eval_batch_size, devices.count)
-        self._precise_batches = -(-precise_examples // train_batch_size)
-        self._compared_examples, self._epsilon = compared_examples, epsilon
+        """Takes what stays the same.
+
+        Args:
+          programs: of the run.
+          devices: that they run on.
+          data: of the run.
+          epsilon: added to variances, `config.model.norm_epsilon`.
+          precise_examples: as `config.eval` explains it.
+          compared_examples: likewise.
+        """
+        self._programs, self._devices, self._data = programs, devices, data
+        self._epsilon = epsilon
+        self._precise_examples, self._compared_examples = precise_examples, compared_examples
 
     def evaluate(self, state: Any, feed: Feed) -> Evaluated:
         """Evaluates all of a split by the five-window rule, with running statistics.
@@ -71,29 +75,20 @@ class Evaluator:
           state: replicated.
           feed: of the split.
         """
-        model, devices = self._programs.model, self._devices
-        carried = devices.replicate(empty_evaluation(model))
-        evaluated = batches.eval_batches(
-            feed.images, batch_size=self._eval_batch_size, crop_size=self._crop_size,
-            num_compared=self._compared_examples,
-        )  # fmt: skip
-        for several in feed.several(evaluated):
+        carried = self._devices.replicate(empty_evaluation(self._programs.model))
+        for several in feed.several(self._data.evaluated(feed, self._compared_examples)):
             carried = self._programs.eval_steps(carried, state, several.batches, feed.pixels)
-        metrics, moments = devices.fetch(carried)
+        metrics, moments = self._devices.fetch(carried)
         values = {name: value.item() for name, value in metrics.compute().items()}
         return Evaluated(**values, moments=moments)
 
-    def observe(
-        self, state: Any, validated: Evaluated, valid_feed: Feed, train_feed: Feed, epoch: Batches
-    ) -> Observed:
+    def observe(self, state: Any, validated: Evaluated, epoch: int) -> Observed:
         """Looks at the activations, and at the running statistics if there are any.
 
         Args:
           state: replicated.
           validated: of the validation split, in this state.
-          valid_feed: of that split.
-          train_feed: of the training split.
-          epoch: its batches; the first are for the precise statistics.
+          epoch: counted from 0; its first batches are for the precise statistics.
 
         Returns:
           `valid/error_rate_running`, `valid/error_rate_precise`, `valid/error_rate_batch`
@@ -102,30 +97,27 @@ class Evaluator:
         """
         norm = self._programs.model.norm
         rates, channels = {}, lens.activity(validated.moments, has_relu=not norm.has_activation)
-        if self._precise_batches and norm.averages:
-            precise = self._precise(state, train_feed, epoch)
+        if self._precise_examples and norm.averages:
+            precise = self._precise(state, epoch)
             rates = {"error_rate_running": validated.error_rate_running}
-            rates |= self._compare(state, precise, valid_feed)
+            rates |= self._compare(state, precise)
             precise, running = self._devices.fetch((precise, state.batch_stats))
             channels = lens.distances(running, precise, self._epsilon) | channels
         scalars = {f"valid/{name}": rate for name, rate in rates.items()}
         return Observed(scalars | lens.summarize(channels), channels)
 
-    def _precise(self, state, feed: Feed, epoch: Batches) -> lens.Precise:
-        first = {key: array[: self._precise_batches] for key, array in epoch.items()}
+    def _precise(self, state, epoch: int) -> lens.Precise:
+        feed = self._data.train
         empty = lens.Precise.empty(self._programs.model, None)
         precise = self._devices.replicate(empty).replace(batch_stats=state.batch_stats)
-        for several in feed.several(first):
+        for several in feed.several(self._data.precise(epoch, self._precise_examples)):
             precise = self._programs.precise_steps(precise, state, several.batches, feed.pixels)
         return precise
 
-    def _compare(self, state, precise: lens.Precise, feed: Feed) -> dict[str, float]:
-        compared = batches.compared_batches(
-            feed.images, batch_size=self._train_batch_size, crop_size=self._crop_size,
-            count=self._compared_examples,
-        )  # fmt: skip
+    def _compare(self, state, precise: lens.Precise) -> dict[str, float]:
+        feed = self._data.valid
         metrics = self._devices.replicate(ComparedMetrics.empty())
-        for several in feed.several(compared):
+        for several in feed.several(self._data.compared(self._compared_examples)):
             metrics = self._programs.compare_steps(
                 metrics, state, precise.batch_stats, several.batches, feed.pixels
             )

@@ -31,7 +31,8 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 
-from bn_vgg.batch_norm import BatchRenorm, FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
+from bn_vgg.batch_norm import FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
+from bn_vgg.batch_renorm import BatchRenorm
 from bn_vgg.errors import UserError
 from bn_vgg.example_norm import FilterResponseNorm, GroupNorm, InstanceNorm, LayerNorm
 from bn_vgg.weight_norm import WeightNorm, WeightNormMeanOnly

@@ -10,12 +10,10 @@ A run goes on from the first of these that is there:
 import math
 import statistics
 import time
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from clu import parameter_overview
 from ml_collections import ConfigDict
@@ -23,21 +21,18 @@ from tqdm import tqdm
 
 from bn_vgg import provenance
 from bn_vgg.checkpoint import Checkpoints, Progress
-from bn_vgg.data import batches
-from bn_vgg.data.batches import Images
 from bn_vgg.data.prepared import PreparedData
 from bn_vgg.errors import UserError
 from bn_vgg.evaluation import Evaluated, Evaluator, Observed
-from bn_vgg.feed import Feed, choose_placement
 from bn_vgg.hooks import Hooks, epoch_line, format_seconds
 from bn_vgg.metrics import TrainMetrics
 from bn_vgg.parallel import Devices, check_batch_size
 from bn_vgg.programs import make_programs
+from bn_vgg.run_data import RunData
 from bn_vgg.state import TrainState, init_state, num_parameters
 from bn_vgg.steps import to_intensities
 from bn_vgg.workdir import Workdir, flatten
 
-_SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 # What a stream of random numbers is for, folded into the seed's key.
 _INIT, _DROPOUT = 0, 1
 # How often the loss is looked at within an epoch, in dispatches. Looking waits for the device.
@@ -70,20 +65,22 @@ def train(config: ConfigDict, workdir: Workdir, data: PreparedData, hooks: Hooks
     """
     devices = Devices()
     check_batch_size(config.batch_size, devices.count)
-    images = {
-        split: Images.of(data.cache, examples) for split, examples in data.splits._asdict().items()
-    }
-    on_device = choose_placement(config.data.placement, [images["train"], images["valid"]])
+    run_data = RunData(
+        data,
+        devices,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval.batch_size,
+        crop_size=config.data.crop_size,
+        placement=config.data.placement,
+    )
     hooks.say(
         f"{config.name} seed {config.seed} on {devices.count} {jax.default_backend()} device(s): "
-        + ", ".join(f"{len(images[split].labels)} {name}" for split, name in _SPLITS.items())
-        + f" images, kept on the {'device' if on_device else 'host'}"
+        f"{run_data.about}"
     )
     checkpoints = Checkpoints(workdir.checkpoints)
     try:
-        return Run(
-            config, workdir, images, devices, checkpoints, hooks, on_device=on_device
-        ).to_the_end()
+        return Run(config, workdir, run_data, devices, checkpoints, hooks).to_the_end()
     finally:
         checkpoints.close()
 
@@ -91,26 +88,18 @@ def train(config: ConfigDict, workdir: Workdir, data: PreparedData, hooks: Hooks
 class Run:
     """A run in progress: its compiled steps, its state and what is known of it."""
 
-    def __init__(self, config, workdir, images, devices, checkpoints, hooks, *, on_device):
-        self.config, self.workdir, self.hooks = config, workdir, hooks
+    def __init__(self, config, workdir, data, devices, checkpoints, hooks):
+        self.config, self.workdir, self.data, self.hooks = config, workdir, data, hooks
         self.devices, self.checkpoints = devices, checkpoints
         self.started = time.monotonic()
         self.key = jax.random.key(config.seed)
         crop = config.data.crop_size
         self.programs = make_programs(config.model, config.optimizer, crop, devices)
-        self.images = images
-        self.place = partial(Feed, devices=devices, crop_size=crop, on_device=on_device)
-        self.train_feed, self.valid_feed = self.place(images["train"]), self.place(images["valid"])
         self.evaluator = Evaluator(
-            self.programs,
-            devices,
-            train_batch_size=config.batch_size,
-            eval_batch_size=config.eval.batch_size,
-            crop_size=crop,
-            epsilon=config.model.norm_epsilon,
+            self.programs, devices, data, epsilon=config.model.norm_epsilon,
             precise_examples=config.eval.precise_examples,
             compared_examples=config.eval.compared_examples,
-        )
+        )  # fmt: skip
         state = init_state(
             self.programs.model, self.programs.optimizer,
             jax.random.fold_in(self.key, _INIT), self._images_to_initialize_with(),
@@ -133,17 +122,9 @@ class Run:
 
     def _images_to_initialize_with(self) -> jax.Array:
         if self.programs.model.norm.initializes_from_data:
-            return to_intensities(jnp.asarray(self._first_windows()))
+            return to_intensities(jnp.asarray(self.data.first_windows()))
         side = self.config.data.crop_size
         return jnp.zeros((1, side, side, 3), jnp.float32)
-
-    def _first_windows(self) -> np.ndarray:
-        """The windows (N, H, W, 3) of the first batch."""
-        images = self.images["train"]
-        first = {key: array[0] for key, array in self._train_batches(images, 0).items()}
-        return batches.cut_windows(
-            images.pixels, first["first_SNW"], first["stride_SN"], self.config.data.crop_size
-        )[:, 0]
 
     def to_the_end(self) -> dict[str, Any]:
         """Trains what epochs are left and writes the result."""
@@ -152,9 +133,9 @@ class Run:
         for epoch in range(self.progress.epoch, self.config.num_epochs):
             trained = self._train_epoch(epoch)
             validated = self._validate(epoch)
-            observed = self._observe(epoch, validated)
+            observed = self.evaluator.observe(self.state, validated, epoch)
             self.progress = self.progress.after_epoch(
-                step=(epoch + 1) * self._steps_per_epoch(),
+                step=(epoch + 1) * self.data.steps_per_epoch,
                 valid_error_rate=validated.error_rate,
                 seconds=seconds_before + time.monotonic() - self.started,
             )
@@ -162,17 +143,14 @@ class Run:
             self.checkpoints.save(self.devices.fetch(self.state), self.progress)
         return self._finish(seconds_before)
 
-    def _steps_per_epoch(self) -> int:
-        return batches.num_train_batches(len(self.images["train"].labels), self.config.batch_size)
-
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         config, devices = self.config, self.devices
-        step, num_steps = epoch * self._steps_per_epoch(), self._steps_per_epoch()
+        step, num_steps = epoch * self.data.steps_per_epoch, self.data.steps_per_epoch
         key = jax.random.fold_in(jax.random.fold_in(self.key, _DROPOUT), epoch)
         key, metrics = devices.replicate((key, TrainMetrics.empty()))
         started = time.monotonic()
-        feed = self.train_feed
-        dispatches = feed.several(self._train_batches(feed.images, epoch))
+        feed = self.data.train
+        dispatches = feed.several(self.data.epoch(epoch))
         # A bar on a terminal, of the first host alone; it vanishes when the epoch is done.
         bar = tqdm(
             total=num_steps, desc=f"epoch {epoch + 1}/{config.num_epochs}", unit=" steps",
@@ -197,12 +175,6 @@ class Run:
         trained["images_per_second"] = images / (time.monotonic() - started)
         return trained
 
-    def _train_batches(self, images: Images, epoch: int) -> batches.Batches:
-        return batches.train_batches(
-            images, seed=self.config.seed, epoch=epoch,
-            batch_size=self.config.batch_size, crop_size=self.config.data.crop_size,
-        )  # fmt: skip
-
     def _look(self, metrics) -> dict[str, float]:
         """Fetches the means so far.
 
@@ -223,17 +195,11 @@ class Run:
           UserError: the loss is not a finite number. It tells of an epoch's last update,
             which no training loss comes after, before a checkpoint is written.
         """
-        validated = self.evaluator.evaluate(self.state, self.valid_feed)
+        validated = self.evaluator.evaluate(self.state, self.data.valid)
         if not math.isfinite(validated.loss):
-            step = (epoch + 1) * self._steps_per_epoch()
+            step = (epoch + 1) * self.data.steps_per_epoch
             raise self._not_finite(f"the validation loss after step {step}")
         return validated
-
-    def _observe(self, epoch: int, validated: Evaluated) -> Observed:
-        return self.evaluator.observe(
-            self.state, validated, self.valid_feed, self.train_feed,
-            self._train_batches(self.train_feed.images, epoch),
-        )  # fmt: skip
 
     def _not_finite(self, what: str) -> UserError:
         kept = self.progress.epoch
@@ -244,7 +210,7 @@ class Run:
         )
 
     def _write_start(self) -> None:
-        windows = self._first_windows() if self.progress.epoch == 0 else None
+        windows = self.data.first_windows() if self.progress.epoch == 0 else None
         self.hooks.write_start(flatten(self.config.to_dict()), windows)
 
     def _record_epoch(
@@ -266,8 +232,7 @@ class Run:
     def _finish(self, seconds_before: float) -> dict[str, Any]:
         self.checkpoints.wait()
         best = self.checkpoints.restore(self.progress.best_step, self.devices.fetch(self.state))
-        test_feed = self.place(self.images["test"])
-        tested = self.evaluator.evaluate(self.devices.replicate(best), test_feed)
+        tested = self.evaluator.evaluate(self.devices.replicate(best), self.data.test)
         result = {
             "config": self.config.to_dict(),
             "num_parameters": self.num_parameters,

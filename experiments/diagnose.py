@@ -13,7 +13,7 @@ from absl import flags
 
 from bn_vgg import command
 from bn_vgg.errors import UserError
-from experiments import diagnosis
+from experiments import diagnosis, verdicts
 from experiments.diagnosis import KINDS, Line, Run, percent, value
 
 _OUTPUT = flags.DEFINE_string(
@@ -40,7 +40,7 @@ def main(workdir: str) -> None:
     """Runs the command."""
     command.log_to_file(None)
     try:
-        from experiments import figures
+        from experiments import diagnosis_figure, figures
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
@@ -53,7 +53,8 @@ def main(workdir: str) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         with command.replacing(output / "diagnosis.png") as partial:
-            figures.save(figures.draw_diagnosis(run.lines, spikes, title_of(run)), partial)
+            picture = diagnosis_figure.draw_diagnosis(run.lines, spikes, title_of(run))
+            figures.save(picture, partial)
         with command.replacing(output / "diagnosis.md") as partial:
             partial.write_text(markdown(run, spikes), encoding="utf-8")
     except OSError as error:
@@ -81,7 +82,7 @@ def markdown(run: Run, spikes: list[diagnosis.Spike]) -> str:
             "",
             f"The run: {', '.join(settings)}.",
             "",
-            *(f"- {sentence}" for sentence in diagnosis.explain(run.lines, run.config, run.sizes)),
+            *(f"- {sentence}" for sentence in verdicts.explain(run.lines, run.config, run.sizes)),
             "",
             "![Errors, running averages and dead units over epochs](diagnosis.png)",
             "",

@@ -1,4 +1,4 @@
-"""Pictures: the style that all of them share, and the one of a run's diagnosis.
+"""Pictures: the style that all of them share, and axes of errors and of layers over epochs.
 
 Only matplotlib's objects are used, no pyplot, so that nothing needs a display or is global.
 """
@@ -54,10 +54,8 @@ STYLE: Any = {
     "savefig.dpi": DPI,
 }
 _NOT_MEASURED = "#d9d9d9"
-# Inches: around the axes, of the errors, of a map's row, and between two axes.
-_LEFT, _RIGHT, _TOP, _BOTTOM, _ERRORS, _ROW, _BETWEEN = 0.85, 2.05, 0.85, 0.55, 4.0, 0.23, 0.5
 # Numbers fit into a map's cells, and dots do not hide a line, up to so many epochs.
-_FEW_EPOCHS, _DOTTED_EPOCHS = 12, 30
+FEW_EPOCHS, _DOTTED_EPOCHS = 12, 30
 
 
 class Curve(NamedTuple):
@@ -136,39 +134,6 @@ def style() -> Iterator[None]:
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG, whatever the path ends in."""
     figure.savefig(path, format="png", dpi=DPI)
-
-
-def draw_diagnosis(lines: list[Line], spikes: list[Spike], title: str) -> Figure:
-    """Draws the errors and, below and aligned with them, a map of each thing measured."""
-    maps = [spec for spec in MAPS if layers(lines, spec.name)]
-    heights = [_ERRORS] + [_ROW * len(layers(lines, spec.name)) for spec in maps]
-    total = _TOP + sum(heights) + _BETWEEN * len(maps) + _BOTTOM
-    with style():
-        figure = Figure(figsize=(WIDTH, total))
-        figure.text(0.15 / WIDTH, 1 - 0.12 / total, title, va="top", size=13, weight="bold")
-        bottom, every = total - _TOP, []
-        for height, spec in zip(heights, [None, *maps], strict=True):
-            bottom -= height
-            place = (_LEFT / WIDTH, bottom / total, 1 - (_LEFT + _RIGHT) / WIDTH, height / total)
-            axes = figure.add_axes(place)
-            if spec is None:
-                draw_errors(axes, lines)
-                mark_spikes(axes, spikes)
-            else:
-                draw_map(axes, lines, spec)
-            bottom -= _BETWEEN
-            every.append(axes)
-        first, last = lines[0]["epoch"], lines[-1]["epoch"]
-        for axes in every:
-            # Over a map's numbers a line would cross them out.
-            covered = axes is not every[0] and last - first < _FEW_EPOCHS
-            for spike in [] if covered else spikes:
-                axes.axvline(spike.epoch, color=COLOURS["grey"], lw=0.8, ls=":", zorder=0.5)
-            axes.set_xlim(first - 0.5, last + 0.5)
-            axes.xaxis.set_major_locator(ticker.MaxNLocator(15, integer=True, min_n_ticks=1))
-            axes.tick_params(labelbottom=axes is every[-1])
-        every[-1].set_xlabel("epoch")
-    return figure
 
 
 def draw_errors(axes: Axes, lines: list[Line]) -> None:
@@ -259,7 +224,7 @@ def draw_map(axes: Axes, lines: list[Line], spec: Map) -> None:
     bar.minorticks_off()
     bar.outline.set_visible(False)
     bar.set_label(spec.unit)
-    if values.shape[1] <= _FEW_EPOCHS:
+    if values.shape[1] <= FEW_EPOCHS:
         _write_numbers(axes, first, values, spec)
 
 

@@ -1,5 +1,6 @@
 """Times whole runs: an epoch with everything that belongs to it, and how soon one starts."""
 
+import contextlib
 import itertools
 import os
 import statistics
@@ -7,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,7 @@ from bn_vgg import train
 from bn_vgg.data import batches, cache
 from bn_vgg.data.batches import Images
 from bn_vgg.data.prepared import prepare
+from bn_vgg.evaluation import Evaluator
 from bn_vgg.feed import Feed
 from bn_vgg.hooks import Hooks
 from bn_vgg.parallel import Devices
@@ -36,7 +40,7 @@ def measure_training(config: ConfigDict, cache_folder: Path, epochs: int) -> dic
     """Times epochs of a run, and the bare training and evaluation steps before and after it.
 
     The epoch that compiles does not count. An epoch is its training, its evaluation by five
-    windows, its checkpoint and its records.
+    windows, precise statistics, its checkpoint and its records.
     """
     config.num_epochs = epochs + 1
     images = cache.open_or_build(
@@ -57,7 +61,8 @@ def measure_training(config: ConfigDict, cache_folder: Path, epochs: int) -> dic
     with tempfile.TemporaryDirectory() as folder:
         workdir = Workdir(folder)
         workdir.claim(config.to_dict(), data.about)
-        train.train(config, workdir, data, Hooks(say=print))
+        with _timing(Evaluator, "observe") as observing:
+            train.train(config, workdir, data, Hooks(say=print))
         lines = workdir.read_metrics()
     _take_turns(bare)
     step, evaluation = (statistics.median(one.seconds) for one in bare)
@@ -80,6 +85,7 @@ def measure_training(config: ConfigDict, cache_folder: Path, epochs: int) -> dic
         "share_of_bare_in_training": in_training * step / config.batch_size,
         "share_of_bare_in_epoch": (steps * step + evaluation) / epoch,
         "training_share_of_epoch": steps * step / epoch,
+        "lens_share_of_epoch": statistics.median(observing[1:]) / epoch,
     }
 
 
@@ -104,6 +110,21 @@ def _evaluation(config: ConfigDict, images: Images):
         jax.block_until_ready(carried)
 
     return evaluate
+
+
+@contextlib.contextmanager
+def _timing(kind: type, method: str) -> Iterator[list[float]]:
+    """Yields a list that grows by the seconds of each call of a class's method."""
+    seconds, original = [], getattr(kind, method)
+
+    def timed(*args, **kwargs):
+        started = time.perf_counter()
+        result = original(*args, **kwargs)
+        seconds.append(time.perf_counter() - started)
+        return result
+
+    with mock.patch.object(kind, method, timed):
+        yield seconds
 
 
 def _take_turns(bare: list[Timed]) -> None:

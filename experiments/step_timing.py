@@ -81,7 +81,7 @@ def measure(
             # XLA as it comes: its own gradients, no options.
             with mock.patch.object(vgg, "conv3x3", plain_conv):
                 contenders[norm, "plain"] = Timed(single_step(config, images, labels), 1)
-        if torch_vgg is not None:
+        if torch_vgg is not None and norm in torch_vgg.NORMS:
             step = torch_vgg.make_step(
                 config.model.to_dict(), config.optimizer.to_dict(), images, labels
             )

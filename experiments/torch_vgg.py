@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+# What of config.model.norm is there.
+NORMS = ("none", "mean_only", "full")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class MeanOnlyBatchNorm(nn.Module):
-    """y = x - mean(x) + bias; see bn_vgg.normalization.MeanOnlyBatchNorm."""
+    """y = x - mean(x) + bias; see bn_vgg.batch_norm.MeanOnlyBatchNorm."""
 
     def __init__(self, channels: int, decay: float):
         super().__init__()

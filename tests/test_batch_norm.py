@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_vgg.batch_norm import BatchRenorm, FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
+from bn_vgg.batch_norm import FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
 from bn_vgg.errors import UserError
 from tests.norm_checks import (
     DECAY,
@@ -23,14 +23,8 @@ from tests.norm_checks import (
 
 SHAPE, GHOST = (6, 3, 4, 2), 2
 AXES = (0, 1, 2)
-# After 20 updates r is at most 2 and d at most 1. Of the two channels drawn, both lie
-# below those bounds in the one and beyond them in the other.
-RISE = {"warmup_updates": 10, "r_max_updates": 30, "d_max_updates": 50}
-RENORM = {"r_max": 3.0, "d_max": 4.0} | RISE
-# The bounds of r and d after so many updates, by hand.
-BOUNDS = {5: (1, 0), 10: (1, 0), 20: (2, 1), 30: (3, 2), 90: (3, 4)}
 AVERAGES = ["variance", "stdev"]
-WITH_MOMENTS = [FullBatchNorm, GhostBatchNorm, BatchRenorm]
+WITH_MOMENTS = [FullBatchNorm, GhostBatchNorm]
 ALL = [MeanOnlyBatchNorm, *WITH_MOMENTS]
 
 
@@ -38,37 +32,25 @@ def make(cls, **fields):
     own = {
         MeanOnlyBatchNorm: {},
         GhostBatchNorm: {"epsilon": EPSILON, "ghost_size": GHOST},
-        BatchRenorm: {"epsilon": EPSILON} | RENORM,
     }.get(cls, {"epsilon": EPSILON})
     return cls(**({"momentum": DECAY} | own | fields))
 
 
-def state_of(cls, updates=20.0):
+def state_of(cls):
     """Parameters and running statistics to start from."""
     if cls is MeanOnlyBatchNorm:
         return draw_vectors(2, "bias"), draw_vectors(2, "mean")
-    stats = draw_vectors(2, "mean", "var", seed=2)
-    if cls is BatchRenorm:
-        stats["updates"] = np.asarray(updates)
-    return draw_vectors(2, "scale", "bias"), stats
+    return draw_vectors(2, "scale", "bias"), draw_vectors(2, "mean", "var", seed=2)
 
 
-def normalized(cls, x, stats, renorm):
-    """(x - mean) / sigma of a training batch, with renorm's r and d given."""
+def normalized(cls, x):
+    """(x - mean) / sigma of a training batch."""
     if cls is MeanOnlyBatchNorm:
         return x - x.mean(AXES)
     if cls is GhostBatchNorm:
         parts = np.split(x, len(x) // GHOST)
-        return np.concatenate([normalized(FullBatchNorm, p, stats, None) for p in parts])
-    y = (x - x.mean(AXES)) / np.sqrt(x.var(AXES) + EPSILON)
-    return y * renorm[0] + renorm[1] if cls is BatchRenorm else y
-
-
-def renorm_of(x, stats, bounds):
-    r_max, d_max = bounds
-    sigma = np.sqrt(stats["var"] + EPSILON)
-    r = np.clip(np.sqrt(x.var(AXES) + EPSILON) / sigma, 1 / r_max, r_max)
-    return r, np.clip((x.mean(AXES) - stats["mean"]) / sigma, -d_max, d_max)
+        return np.concatenate([normalized(FullBatchNorm, p) for p in parts])
+    return (x - x.mean(AXES)) / np.sqrt(x.var(AXES) + EPSILON)
 
 
 def moved(cls, x, stats, average):
@@ -80,8 +62,6 @@ def moved(cls, x, stats, average):
     new = {"mean": DECAY * stats["mean"] + (1 - DECAY) * mean}
     if "var" in stats:
         new["var"] = (DECAY * stats["var"] ** power + (1 - DECAY) * spread) ** (1 / power)
-    if "updates" in stats:
-        new["updates"] = stats["updates"] + 1
     return new
 
 
@@ -91,12 +71,10 @@ def moved(cls, x, stats, average):
 )
 def test_training_equals_float64(cls, average):
     (x, grad), (params, stats) = draw(SHAPE), state_of(cls)
-    # The derivative takes r and d as constants: they are computed once, from the x given.
-    renorm = renorm_of(x, stats, BOUNDS[20]) if cls is BatchRenorm else None
     module = make(cls, **({"average": average} if average else {}))
 
     def formula(params, x):
-        return params.get("scale", 1) * normalized(cls, x, stats, renorm) + params["bias"]
+        return params.get("scale", 1) * normalized(cls, x) + params["bias"]
 
     new = moved(cls, x, stats, average)
     check(module, formula, params, stats, new, x, grad, use_running_average=False)
@@ -112,16 +90,6 @@ def test_evaluation_equals_float64_and_moves_nothing(cls):
 
     # Five examples: not a multiple of the ghost size, which only training needs.
     check(make(cls), formula, params, stats, stats, x[:5], grad[:5], use_running_average=True)
-
-
-@pytest.mark.parametrize("updates", BOUNDS)
-def test_renorm_bounds_rise_linearly_after_the_warmup(updates):
-    (x, grad), (params, stats) = draw(SHAPE), state_of(BatchRenorm, updates)
-    # Both r and d lie above every upper bound in one channel, below every lower in the other.
-    stats |= {"mean": np.array([-8.0, 60.0]), "var": np.array([0.01, 99.0])}
-    y, _, _ = run(make(BatchRenorm), params, stats, x, grad, use_running_average=False)
-    renorm = renorm_of(x, stats, BOUNDS[updates])
-    close(y, params["scale"] * normalized(BatchRenorm, x, stats, renorm) + params["bias"])
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -150,26 +118,14 @@ def test_full_is_flax_batch_norm_bit_for_bit(jit, shared):
 
 
 @pytest.mark.parametrize("average", AVERAGES)
-@pytest.mark.parametrize(
-    "other",
-    [
-        GhostBatchNorm(DECAY, EPSILON, ghost_size=SHAPE[0]),
-        BatchRenorm(DECAY, EPSILON),
-        BatchRenorm(DECAY, EPSILON, warmup_updates=0, r_max=1.0, d_max=0.0),
-    ],
-    ids=["one ghost", "warm-up", "bounds of 1 and 0"],
-)
-def test_special_cases_equal_full(other, average):
+def test_one_ghost_equals_full(average):
     (x, grad), (params, stats) = draw(SHAPE), state_of(FullBatchNorm)
-    own = {"updates": np.asarray(20.0)} if isinstance(other, BatchRenorm) else {}
-    full = make(FullBatchNorm, average=average)
-    other = other.clone(average=average)
-    y, new, gradients = run(full, params, stats, x, grad, use_running_average=False)
-    y_2, new_2, gradients_2 = run(other, params, stats | own, x, grad, use_running_average=False)
-    close(y_2, y)
-    jax.tree.map(close, gradients_2, gradients)
-    for name in stats:
-        close(new_2[name], new[name])
+    modules = (make(FullBatchNorm), make(GhostBatchNorm, ghost_size=SHAPE[0]))
+    full, ghost = (
+        run(m.clone(average=average), params, stats, x, grad, use_running_average=False)
+        for m in modules
+    )
+    jax.tree.map(close, ghost, full)
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -192,9 +148,7 @@ def test_initializing_moves_nothing_and_needs_no_axis(cls, train):
     start = {"mean": np.zeros(2), "bias": np.zeros(2)}
     if cls is not MeanOnlyBatchNorm:
         start |= {"var": np.ones(2), "scale": np.ones(2)}
-    if cls is BatchRenorm:
-        start["updates"] = np.zeros(())
-    names = {"params": {"bias", "scale"}, "batch_stats": {"mean", "var", "updates"}}
+    names = {"params": {"bias", "scale"}, "batch_stats": {"mean", "var"}}
     expected = {key: {n: start[n] for n in own if n in start} for key, own in names.items()}
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bn_vgg.errors import UserError
-from experiments import diagnosis
+from experiments import diagnosis, verdicts
 from experiments.diagnosis import AVERAGES, KINDS, UNDECIDED, WEIGHTS, Sizes
 from tests.conftest import ROOT
 
@@ -134,7 +134,7 @@ def test_the_bound_on_a_standard_error_holds_for_made_up_images():
 
 class TestExplain:
     def explain(self, lines, **config):
-        return "\n".join(diagnosis.explain(lines, config, SIZES))
+        return "\n".join(verdicts.explain(lines, config, SIZES))
 
     def test_averages_and_weights(self):
         lines = lensed(
@@ -185,7 +185,7 @@ class TestExplain:
 
     def test_dead_units_dropout_and_time_constant(self):
         said = "\n".join(
-            diagnosis.explain(
+            verdicts.explain(
                 layered(lensed(flat(0.3), flat(0.2))), diagnosis.flatten(CONFIG), SIZES
             )
         )
@@ -202,7 +202,7 @@ class TestExplain:
 
     @pytest.mark.parametrize("lines", [[{"epoch": 1}], plain(0.3), lensed(flat(0.0), flat(1.0))])
     def test_it_says_something_of_anything(self, lines):
-        assert diagnosis.explain(lines)
+        assert verdicts.explain(lines)
 
 
 def test_layers_are_in_the_networks_order():
@@ -269,11 +269,11 @@ class TestPicture:
     @pytest.mark.parametrize("num_epochs", [1, 5, 60])
     def test_the_axes_are_what_was_measured(self, num_epochs, tmp_path):
         pytest.importorskip("matplotlib")
-        from experiments import figures
+        from experiments import diagnosis_figure, figures
 
         lines = layered(lensed(*[flat(0.3)] * num_epochs))
         spikes = [diagnosis.Spike(1, 1, 0.1, AVERAGES)]
-        figure = figures.draw_diagnosis(lines, spikes, "a run")
+        figure = diagnosis_figure.draw_diagnosis(lines, spikes, "a run")
         titles = [axes.get_title(loc="left") for axes in figure.axes]
         assert titles[0] == "Error. Spikes: A of the averages"
         assert len([title for title in titles if title]) == 4
@@ -285,16 +285,16 @@ class TestPicture:
 
     def test_without_a_lens_there_is_one_panel(self):
         pytest.importorskip("matplotlib")
-        from experiments import figures
+        from experiments import diagnosis_figure
 
-        assert len(figures.draw_diagnosis(plain(0.3, 0.2), [], "a run").axes) == 1
-        assert figures.draw_diagnosis([{"epoch": 4}], [], "nothing but an epoch").axes
+        assert len(diagnosis_figure.draw_diagnosis(plain(0.3, 0.2), [], "a run").axes) == 1
+        assert diagnosis_figure.draw_diagnosis([{"epoch": 4}], [], "nothing but an epoch").axes
 
     def test_names_do_not_overlap(self):
         pytest.importorskip("matplotlib")
-        from experiments import figures
+        from experiments import diagnosis_figure
 
-        figure = figures.draw_diagnosis(lensed(flat(0.3), flat(0.0)), [], "a run")
+        figure = diagnosis_figure.draw_diagnosis(lensed(flat(0.3), flat(0.0)), [], "a run")
         figure.canvas.draw()
         boxes = [text.get_window_extent() for text in figure.axes[0].texts]
         assert len(boxes) == 5  # four errors and the footnote

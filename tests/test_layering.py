@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 ORDER = """
 errors
 batch_norm convolution pooling
-example_norm weight_norm
+batch_renorm example_norm weight_norm
 normalization
 vgg
 data.source data.cartoon_animals
@@ -23,7 +23,7 @@ data.cache data.splits data.windows
 data.batches data.prepared
 optimizer metrics parallel provenance distributed checkpoint workdir
 state hooks feed
-steps
+run_data steps
 lens
 config_checks programs
 evaluation command tensorboard
