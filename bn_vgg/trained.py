@@ -42,7 +42,10 @@ def load(path: str, which: str = "best") -> Trained:
     class_names = workdir.read("data.json")["class_names"]
     if not workdir.checkpoints.exists():
         raise UserError(f"{path} has no checkpoint yet: the first is written after an epoch")
-    model = make_model(**config["model"])
+    try:
+        model = make_model(**config["model"])
+    except TypeError as error:
+        raise UserError(f"{path} was written by another version of this code: {error}") from error
     crop = config["data"]["crop_size"]
     like = jax.eval_shape(
         lambda: init_state(

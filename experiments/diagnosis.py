@@ -24,6 +24,7 @@ SPIKE_SHARE = 0.5
 MANY_EPOCHS_ERRORS = 3
 # Where a few epochs are looked at that were chosen beforehand.
 FEW_EPOCHS_ERRORS = 2
+
 AVERAGES, WEIGHTS, UNDECIDED = "averages", "weights", "undecided"
 KINDS = {kind: f"valid/error_rate_{kind}" for kind in ("running", "precise", "batch")}
 

@@ -131,6 +131,16 @@ def test_interrupted_after_any_epoch_equals_uninterrupted(
     assert int(load(str(tmp_path / "whole"), "latest").state.step) == 3 * steps_per_epoch
 
 
+def test_a_run_of_another_version_is_said_to_be_one(tiny_config, open_cache, tmp_path):
+    tiny_config.num_epochs = 1
+    run(tiny_config, open_cache(tiny_config), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["model"]["stats_pass"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="written by another version of this code: .*stats_pass"):
+        load(str(tmp_path))
+
+
 def test_the_seed_decides(tiny_config, open_cache, tmp_path):
     tiny_config.num_epochs = 1
     cache = open_cache(tiny_config)
