@@ -52,7 +52,10 @@ class Hooks:
     def write_histograms(self, step: int, channels: Mapping[str, np.ndarray]) -> None:
         """Writes how each quantity spreads over a layer's channels."""
         if self.writer is not None:
-            self.writer.write_histograms(step, channels)
+            # TensorBoard shows neither of a scalar and a histogram of the same name.
+            self.writer.write_histograms(
+                step, {f"channels/{name}": array for name, array in channels.items()}
+            )
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes and flushes, so that TensorBoard shows an epoch as soon as it is done."""

@@ -69,6 +69,10 @@ class TestMain:
         lines = [json.loads(x) for x in (trained_run / "metrics.jsonl").read_text().splitlines()]
         expected = [(line["step"], line["valid/error_rate"]) for line in lines]
         assert written == [(step, pytest.approx(value)) for step, value in expected]
+        for tag, plugin in (
+            ("mean_distance/block0", "scalars"), ("channels/mean_distance/block0", "histograms"),
+        ):  # fmt: skip
+            assert events.SummaryMetadata(tag).plugin_data.plugin_name == plugin
         hparams = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
         assert b"mean_only" in hparams
         assert str(trained_run).encode() in hparams  # names the row in the table of runs

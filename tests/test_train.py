@@ -258,9 +258,10 @@ def test_what_a_run_writes(tiny_config, open_cache, tmp_path):
     assert recorder.hparams["model.norm"] == "mean_only"
     for step, arrays in recorder.histograms.items():
         assert step in (6, 12)
-        assert {name for name in names if "block" in name or "hidden" in name} == set(arrays)
-        assert arrays["mean_distance/block0"].shape == (4,)
-        assert arrays["activation_mean/hidden"].shape == (8,)
+        of_layers = {name for name in names if "block" in name or "hidden" in name}
+        assert {f"channels/{name}" for name in of_layers} == set(arrays)
+        assert arrays["channels/mean_distance/block0"].shape == (4,)
+        assert arrays["channels/activation_mean/hidden"].shape == (8,)
     assert sum(line.startswith("epoch ") for line in said) == 2
 
 
