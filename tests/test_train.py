@@ -137,7 +137,7 @@ def test_a_run_of_another_version_is_said_to_be_one(tiny_config, open_cache, tmp
     config = json.loads((tmp_path / "config.json").read_text())
     del config["model"]["stats_pass"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="written by another version of this code: .*stats_pass"):
+    with pytest.raises(UserError, match=r"written by another version of this code: .*stats_pass"):
         load(str(tmp_path))
 
 
