@@ -35,8 +35,9 @@ def answer_early(runs: Runs) -> Answer:
             f"batch norm and {_each(found, 'baseline')} without ({named})"
             + ("; without, next to nothing has been learnt yet." if near else "."),
             "On the compared images, running averages then cost "
-            f"{_each(found, 'lag')} against precise statistics, and "
-            f"{_each(found, 'lag, fast decay')} with decay 0.9.",
+            f"{_each(found, 'lag')} against precise statistics "
+            f"({_each(found, 'lag, fast decay')} with decay 0.9), and in the epoch where they "
+            f"cost most {_each(found, 'largest lag of all epochs')}.",
         ]
     rows = [["", *(f"seed {seed}" for seed in seeds)]]
     rows += [

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -91,6 +92,31 @@ def test_numbers_are_those_of_recorded_runs(folder):
         assert cells[1] == str(len(results))
         assert cells[2] == percent([result["best_valid_error_rate"] for result in results])
         assert cells[3] == percent([result["test_error_rate"] for result in results])
+
+
+ANSWERED = sorted(path.stem for path in (RESULTS / "questions").glob("*.png"))
+
+
+@pytest.mark.parametrize("question", ANSWERED)
+def test_answers_are_what_the_recorded_runs_say(question, tmp_path):
+    """Sentence by sentence, decided here again from the runs' lines."""
+    out = tmp_path / "questions"
+    shutil.copytree(RESULTS / "questions", out)
+    (out / f"{question}.json").unlink()
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "experiments.questions", question, "--report_only",
+            f"--out={out}",
+        ],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answer = json.loads((out / f"{question}.json").read_text())
+    assert answer["missing"] == []
+    assert all(sentence in FLAT for sentence in answer["sentences"])
+    assert f"experiments/results/questions/{question}.png" in README
+    for path in (RESULTS / "questions").glob("*/seed*/result.json"):
+        assert not json.loads(path.read_text())["commit"].endswith("-dirty")
 
 
 def recorded_benchmark(name):
