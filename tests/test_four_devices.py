@@ -1,16 +1,21 @@
-"""A script: three steps on one device and on four, for each normalizer named. Prints JSON.
+"""Each normalizer computes on four devices what it computes on one.
 
-XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m tests.four_devices full ghost
+Also the script that the test runs where there are four:
+XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m tests.test_four_devices full ghost
 """
 
 import json
+import os
+import subprocess
 import sys
 
 import jax
 import numpy as np
 
+from bn_vgg.normalization import NORMALIZERS
 from bn_vgg.state import init_state
 from bn_vgg.steps import make_train_step
+from tests.conftest import ROOT
 from tests.test_steps import build
 
 KWARGS = {
@@ -18,6 +23,23 @@ KWARGS = {
     "group": {"num_groups": 2},
     "batch_renorm": {"warmup_updates": 0},
 }
+
+
+def test_every_normalizer_computes_the_same_on_four_devices():
+    """Parameters and statistics after three steps, to 1e-4 of each array's largest value.
+
+    tests/test_parallel.py does the seed's three by whole runs.
+    """
+    norms = sorted(set(NORMALIZERS) - {"mean_only", "full", "none"})
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.test_four_devices", *norms],
+        cwd=ROOT, env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    worst = json.loads(done.stdout.splitlines()[-1])
+    assert set(worst) == set(norms)
+    assert max(worst.values()) < 1e-4, worst
 
 
 def after_three_steps(norm, batch, devices):
