@@ -53,7 +53,7 @@ class WeightNorm(nn.Module):
         return unit_kernel(kernel_33IO)
 
 
-class WeightNormMeanOnly(nn.Module):
+class WeightNormMeanOnly(MeanOnlyBatchNorm):
     """Weight normalization with mean-only batch normalization.
 
     Salimans and Kingma 2016, "Weight Normalization", section 4: with v the raw weights,
@@ -63,19 +63,9 @@ class WeightNormMeanOnly(nn.Module):
 
     Initialized from data, as `WeightNorm` is: scale = 1 / s; bias = 0, as the mean is
     subtracted anyway. The running mean is of t and kept as `MeanOnlyBatchNorm` keeps it.
-
-    Attributes:
-      momentum: weight of the old value in the running mean, which starts from 0.
-      axis_name: of the mapped axis whose devices share one batch; None where the
-        batch is whole.
-      dtype: of the result; None keeps the input's. The mean is always float32.
+    Fields are `MeanOnlyBatchNorm`'s.
     """
 
-    momentum: float = 0.99
-    axis_name: str | None = None
-    dtype: Any = None
-
-    replaces_bias: ClassVar[bool] = True
     initializes_from_data: ClassVar[bool] = True
 
     @nn.compact
@@ -90,14 +80,13 @@ class WeightNormMeanOnly(nn.Module):
         """
         scale = self.param("scale", lambda _: 1 / _stdev_over_batch(x))
         t = x.astype(jnp.float32) * scale.reshape((1,) * (x.ndim - 1) + (-1,))
-        mean_only = MeanOnlyBatchNorm(self.momentum, self.axis_name, self.dtype or x.dtype)
-        nn.share_scope(self, mean_only)
-        return mean_only(
+        y = super().__call__(
             t,
-            # There is no running mean yet, and the layers behind initialize from this result.
+            # There is no running mean yet, and the layers above initialize from the result.
             use_running_average=use_running_average and not self.is_initializing(),
             mean_of_x=(lambda: scale * mean_of_x()) if mean_of_x else None,
         )
+        return y.astype(self.dtype or x.dtype)
 
     def kernel(self, kernel_33IO):
         """Computes v / ||v||, as `WeightNorm.kernel`."""

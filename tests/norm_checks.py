@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+
+from bn_vgg.errors import UserError
 
 EPSILON, DECAY = 1e-4, 0.9
 
@@ -105,3 +108,23 @@ def check_bfloat16(module, **kwargs):
     )
     np.testing.assert_allclose(y.astype(jnp.float32), wide, rtol=2**-8, atol=1e-6)
     jax.tree.map(close, updated, expected)
+
+
+def check_dead_channel(module, params, stats, shape):
+    """Statistics and gradients have no NaN where a channel does not vary at all."""
+    params, stats = as_32((params, stats))
+
+    def apply(x):
+        variables = {"params": params, "batch_stats": stats}
+        return module.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+
+    # The new statistics take part, with a gradient of 0, as they do inside a scan.
+    (y, updated), pullback = jax.vjp(apply, jnp.zeros(shape))
+    (x_grad,) = pullback((jnp.ones_like(y), jax.tree.map(jnp.zeros_like, updated)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, updated, x_grad)))
+
+
+def check_unknown_average(module, shape):
+    """An unknown `average` is refused with those that there are."""
+    with pytest.raises(UserError, match=r"model.stats_average: no 'mean'; .*variance, stdev"):
+        module.init(jax.random.key(0), jnp.zeros(shape), use_running_average=True)

@@ -14,7 +14,9 @@ from tests.norm_checks import (
     as_32,
     check,
     check_bfloat16,
+    check_dead_channel,
     check_split,
+    check_unknown_average,
     close,
     draw,
     draw_vectors,
@@ -165,17 +167,7 @@ def test_momentum_may_be_traced(cls):
 
 @pytest.mark.parametrize("cls", WITH_MOMENTS)
 def test_a_dead_channel_has_no_nan_in_statistics_and_gradients(cls):
-    params, stats = as_32(state_of(cls))
-    module = make(cls, average="stdev")
-
-    def apply(x):
-        variables = {"params": params, "batch_stats": stats}
-        return module.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
-
-    # The new statistics take part, with a gradient of 0, as they do inside a scan.
-    (y, updated), pullback = jax.vjp(apply, jnp.zeros(SHAPE))
-    (x_grad,) = pullback((jnp.ones_like(y), jax.tree.map(jnp.zeros_like, updated)))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, updated, x_grad)))
+    check_dead_channel(make(cls, average="stdev"), *state_of(cls), SHAPE)
 
 
 def test_mean_only_takes_the_mean_that_it_is_given():
@@ -188,9 +180,7 @@ def test_mean_only_takes_the_mean_that_it_is_given():
 
 @pytest.mark.parametrize("cls", WITH_MOMENTS)
 def test_an_unknown_average_lists_the_known_ones(cls):
-    x = jnp.zeros(SHAPE)
-    with pytest.raises(UserError, match=r"model.stats_average: no 'mean'; .*variance, stdev"):
-        make(cls, average="mean").init(jax.random.key(0), x, use_running_average=True)
+    check_unknown_average(make(cls, average="mean"), SHAPE)
 
 
 @pytest.mark.parametrize("ghost_size", [4, 0, -2, 12])

@@ -7,14 +7,14 @@ import pytest
 
 from bn_vgg.batch_norm import FullBatchNorm
 from bn_vgg.batch_renorm import BatchRenorm
-from bn_vgg.errors import UserError
 from tests.norm_checks import (
     DECAY,
     EPSILON,
-    as_32,
     check,
     check_bfloat16,
+    check_dead_channel,
     check_split,
+    check_unknown_average,
     close,
     draw,
     draw_vectors,
@@ -145,20 +145,8 @@ def test_momentum_may_be_traced():
 
 
 def test_a_dead_channel_has_no_nan_in_statistics_and_gradients():
-    params, stats = as_32(state())
-    module = make(average="stdev")
-
-    def apply(x):
-        variables = {"params": params, "batch_stats": stats}
-        return module.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
-
-    # The new statistics take part, with a gradient of 0, as they do inside a scan.
-    (y, updated), pullback = jax.vjp(apply, jnp.zeros(SHAPE))
-    (x_grad,) = pullback((jnp.ones_like(y), jax.tree.map(jnp.zeros_like, updated)))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, updated, x_grad)))
+    check_dead_channel(make(average="stdev"), *state(), SHAPE)
 
 
 def test_an_unknown_average_lists_the_known_ones():
-    x = jnp.zeros(SHAPE)
-    with pytest.raises(UserError, match=r"model.stats_average: no 'mean'; .*variance, stdev"):
-        make(average="mean").init(jax.random.key(0), x, use_running_average=True)
+    check_unknown_average(make(average="mean"), SHAPE)
