@@ -1,16 +1,30 @@
-"""Checkpoints by Orbax: the latest, and the best by validation error."""
+"""Checkpoints by Orbax: the latest two, and the best by validation error.
+
+Each carries a digest of what it holds. One that was torn or changed on disk is noticed when
+it is read, and set aside; nothing that is read is unpickled or executed.
+"""
 
 import contextlib
 import dataclasses
+import hashlib
+import json
+import math
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, first_line
+
+# Orbax's names for the two parts of a checkpoint, and for the file in the second one.
+_STATE, _METRICS, _METRICS_FILE = "state", "metrics", "metrics"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +34,13 @@ class Progress:
     Attributes:
       epoch: epochs done.
       step: updates done.
-      valid_error_rate: after that epoch.
+      valid_error_rate: after that epoch; infinite within an epoch.
       best_epoch: the first epoch with the lowest validation error so far, from 1.
       best_step: the updates done by then; names its checkpoint.
       best_error_rate: that error.
       seconds: wall time spent on the run so far, over all its processes.
+      within_epoch: what the epoch in progress has measured, `TrainMetrics` leaf by leaf;
+        None between epochs.
     """
 
     epoch: int = 0
@@ -34,6 +50,7 @@ class Progress:
     best_step: int = 0
     best_error_rate: float = float("inf")
     seconds: float = 0.0
+    within_epoch: list[float] | None = None
 
     def after_epoch(self, *, step: int, valid_error_rate: float, seconds: float) -> "Progress":
         """Returns the progress one epoch on; of equal errors the earlier is the best."""
@@ -42,29 +59,178 @@ class Progress:
         best = (epoch, step, valid_error_rate) if better else self.best
         return Progress(epoch, step, valid_error_rate, *best, seconds)
 
+    def in_epoch(self, *, step: int, measured: list[float], seconds: float) -> "Progress":
+        """Returns the progress some steps into the next epoch."""
+        return Progress(self.epoch, step, math.inf, *self.best, seconds, measured)
+
     @property
     def best(self) -> tuple[int, int, float]:
         """Epoch, step and error of the best."""
         return self.best_epoch, self.best_step, self.best_error_rate
 
 
-class Checkpoints:
-    """The checkpoints of one run, in one folder, each named by its step.
+class DamagedError(UserError):
+    """A checkpoint that is not what was written, or not all of it."""
 
-    Written while training goes on; every host takes part in saving and restoring.
+
+def steps(folder: epath.Path) -> list[int]:
+    """The steps whose checkpoints are in the folder, whole or not, the newest first."""
+    if not folder.exists():
+        return []
+    return sorted(
+        (int(each.name) for each in folder.iterdir() if each.name.isdigit()), reverse=True
+    )
+
+
+def read(folder: epath.Path, step: int, like: Any) -> tuple[Progress, Any]:
+    """Reads the checkpoint at `step` and checks it.
+
+    Args:
+      folder: of the run's checkpoints.
+      step: names it.
+      like: a tree of the state's structure, shapes and dtypes.
+
+    Returns:
+      Its progress, and its state as NumPy arrays.
+
+    Raises:
+      DamagedError: it is not whole, its content has changed, or it does not fit `like`.
+      UserError: the system does not let it be read.
+    """
+    path = folder / str(step)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+    try:
+        about = json.loads((path / _METRICS / _METRICS_FILE).read_text())
+        digest = about.pop("digest", None)
+        progress = Progress(**about)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            state = reader.restore(path / _STATE, args=ocp.args.StandardRestore(abstract))
+        state = jax.device_get(state)
+        jax.tree.map(_check_shape, state, abstract)
+    except PermissionError as error:
+        raise UserError(f"no permission to read {error.filename or path}") from error
+    except Exception as error:  # a changed byte makes Orbax raise a dozen types
+        raise DamagedError(f"{path} cannot be read: {first_line(error)}") from error
+    # Checkpoints of format 1 have no digest.
+    if progress.step != step or digest not in (None, _digest(progress, state)):
+        raise DamagedError(f"{path} is damaged: it does not hold what was written")
+    return progress, state
+
+
+def _check_shape(found: np.ndarray, wanted: jax.ShapeDtypeStruct) -> None:
+    if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+        raise ValueError(
+            f"an array is {found.dtype}{found.shape}, not {wanted.dtype}{wanted.shape}"
+        )
+
+
+def _digest(progress: Progress, state: Any) -> str:
+    """Of everything that a run goes on from, independent of how it is stored."""
+    found = hashlib.blake2b(json.dumps(dataclasses.asdict(progress)).encode(), digest_size=16)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """The loop asks that, see `distributed.preempted`: JAX expects each number just once."""
+        return False
+
+
+class Checkpoints:
+    """The checkpoints of a run in progress, in one folder, each named by its step.
+
+    Written while training goes on; every host takes part in saving.
     """
 
-    def __init__(self, folder: epath.Path):
-        def best_last(metrics):  # the earlier of two equals is the better
-            return -metrics["valid_error_rate"], -metrics["step"]
+    def __init__(self, folder: epath.Path, *, set_aside: epath.Path):
+        """Takes the folders.
 
-        keep = AnyPreservationPolicy([LatestN(1), BestN(get_metric_fn=best_last, n=1)])
-        self._folder = folder
-        self._manager = ocp.CheckpointManager(
-            folder,
-            # Without `best_fn` Orbax neither writes metrics nor reads them when resuming.
-            options=ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=best_last),
+        Args:
+          folder: of the checkpoints.
+          set_aside: what is damaged is moved to this one.
+        """
+        self._folder, self._aside = folder, set_aside
+        self._open: ocp.CheckpointManager | None = None
+        self._num_bytes = 0
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Made when it is first used: it reads all checkpoints, so damaged ones go before."""
+        if self._open is None:
+
+            def best_last(metrics):  # the earlier of two equals is the better
+                return -metrics["valid_error_rate"], -metrics["step"]
+
+            # Two, so that a run can go on if the latest is damaged.
+            keep = AnyPreservationPolicy([LatestN(2), BestN(get_metric_fn=best_last, n=1)])
+            with self._writing():
+                self._open = _Manager(
+                    self._folder,
+                    # Without `best_fn` Orbax neither writes metrics nor reads them.
+                    options=ocp.CheckpointManagerOptions(
+                        preservation_policy=keep, best_fn=best_last
+                    ),
+                )
+        return self._open
+
+    def newest(self, like: Any) -> tuple[Progress, Any, list[str]] | None:
+        """Reads the newest checkpoint that is intact, and whose best one is intact too.
+
+        What is damaged, and what came after the one that is returned, is set aside.
+
+        Args:
+          like: as `read` takes it.
+
+        Returns:
+          Progress, state, and what was wrong with newer checkpoints, if anything; None where
+          there is no checkpoint.
+
+        Raises:
+          UserError: there are checkpoints, but none is intact; nothing was moved.
+        """
+        found, wrong = {}, {}
+        for step in steps(self._folder):
+            try:
+                found[step] = read(self._folder, step, like)
+            except DamagedError as error:
+                wrong[step] = str(error)
+        if not found and not wrong:
+            return None
+        whole = [s for s in found if found[s][0].best_step in (*found, 0)]
+        if not whole:
+            raise UserError(self._why_none(found, wrong))
+        step = whole[0]
+        if jax.process_count() > 1:  # nobody may still be reading what is moved
+            multihost_utils.sync_global_devices("checkpoints are read")
+        for other in [*wrong, *(s for s in found if s > step)]:
+            self._set_aside(other)
+        progress, state = found[step]
+        newer = [why for s, why in wrong.items() if s > step]
+        return progress, state, newer
+
+    def _why_none(self, found: dict[int, tuple[Progress, Any]], wrong: dict[int, str]) -> str:
+        again = "nothing was changed: name another --workdir to train from the seed"
+        if not found:
+            return f"{next(iter(wrong.values()))}; no checkpoint of this run is intact; {again}"
+        latest = max(found)
+        best = found[latest][0].best_step
+        why = wrong.get(best, f"{self._folder / str(best)} is missing")
+        return (
+            f"{why}; it was the run's best, without which there is no result. The latest, "
+            f"{latest}, is intact: python -m bn_vgg.export --which=latest; {again}"
         )
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() != 0:
+            return
+        taken = len(list(self._aside.iterdir())) if self._aside.exists() else 0
+        self._aside.mkdir(parents=True, exist_ok=True)
+        logging.info("setting checkpoint %d aside, in %s", step, self._aside)
+        (self._folder / str(step)).rename(self._aside / f"{step}-{taken}")
 
     def save(self, state: Any, progress: Progress) -> None:
         """Begins to write `state`, arrays of one replica, and returns.
@@ -72,19 +238,35 @@ class Checkpoints:
         Raises:
           UserError: this write, or the one before it, failed.
         """
+        about = dataclasses.asdict(progress) | {"digest": _digest(progress, state)}
+        self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         with self._writing():
+            if progress.step in self._manager.all_steps():  # of an epoch not yet evaluated
+                self._manager.delete(progress.step)
             self._manager.save(
                 progress.step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
-                metrics=dataclasses.asdict(progress),
+                args=ocp.args.Composite(**{_STATE: ocp.args.StandardSave(state)}),
+                metrics=about,
             )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot write a checkpoint in {self._folder}: {error}") from error
+        except Exception as error:  # what a full disk raises depends on who notices it
+            raise UserError(
+                f"cannot write a checkpoint{self._needs()} in {self._folder}: {first_line(error)}; "
+                "run the same command again when there is room: it goes on from the one before"
+            ) from error
+
+    def _needs(self) -> str:
+        if not self._num_bytes or "://" in str(self._folder):
+            return ""
+        try:
+            free = f"{shutil.disk_usage(self._folder).free:,} are free"
+        except OSError as error:
+            free = error.strerror or str(error)
+        return f" of {self._num_bytes:,} bytes ({free})"
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk.
@@ -95,34 +277,25 @@ class Checkpoints:
         with self._writing():
             self._manager.wait_until_finished()
 
-    def latest_step(self) -> int | None:
-        """The newest checkpoint's step, or None where there is none."""
-        return self._manager.latest_step()
+    def read(self, step: int, like: Any) -> Any:
+        """Reads the state at `step`, see `read` above."""
+        return read(self._folder, step, like)[1]
 
-    def progress(self, step: int) -> Progress:
-        """Reads what is known about the checkpoint at `step`."""
-        return Progress(**self._manager.metrics(step))
+    def __enter__(self) -> "Checkpoints":
+        return self
 
-    def restore(self, step: int, like: Any) -> Any:
-        """Reads the state at `step` as NumPy arrays.
-
-        Args:
-          step: of the checkpoint.
-          like: a tree of the same structure, shapes and dtypes.
+    def __exit__(self, kind, error, traceback) -> None:
+        """Waits for what is being written and lets go of the folder.
 
         Raises:
-          UserError: the checkpoint does not fit `like`, or cannot be read.
+          UserError: the last write failed, and nothing else had before.
         """
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+        if self._open is None:
+            return
         try:
-            item = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            )
-        except (OSError, ValueError, KeyError) as error:
-            first_line = str(error).strip().split("\n")[0]
-            raise UserError(f"{self._folder}/{step} cannot be read: {first_line}") from error
-        return jax.device_get(item.state)
-
-    def close(self) -> None:
-        """Waits for what is being written and lets go of the folder."""
-        self._manager.close()
+            with self._writing():
+                self._open.close()
+        except UserError:
+            if error is None:
+                raise
+            logging.info("after an error, this one as well", exc_info=True)

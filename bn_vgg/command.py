@@ -1,11 +1,14 @@
 """What the commands share: flags and errors that end in one line, not a traceback."""
 
+import ast
 import contextlib
+import io
 import logging as std_logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,17 +17,14 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from bn_vgg import stopping
 from bn_vgg.config_checks import check_config
-from bn_vgg.errors import UserError
+from bn_vgg.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError
 from bn_vgg.workdir import flatten
-
-# Exit statuses. 1 is Python's own, of an unexpected exception.
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 
 
 def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> None:
-    """Parses the flags, runs `main` and exits; see the statuses above.
+    """Parses the flags, runs `main` and exits; see the statuses in errors.py.
 
     A UserError becomes `error: …` on standard error. So does a wrong flag.
 
@@ -36,6 +36,12 @@ def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> No
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.get_absl_handler().setLevel(std_logging.WARNING)
+    # Orbax tells of a full disk by pages for each of its threads; the error itself is one line.
+    logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
+    sys.unraisablehook = _log_unraisable
+    # A file's name may hold what is no text; standard error escapes that of its own accord.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     app.run(
         lambda argv: _guarded(partial(main, *argv[1:])),
         flags_parser=partial(_parse_flags, positional=positional),
@@ -50,8 +56,33 @@ def checked_config(flag: flags.FlagHolder) -> ConfigDict:
     """
     if flag.value is None:
         raise UserError(f"--config is missing; {_configs()}")
-    check_config(flag.value.to_dict())
+    try:
+        config = flag.value.to_dict()
+    except Exception as error:  # values that other values stand for may be missing
+        raise UserError(f"--config has values that cannot be read: {_described(error)}") from error
+    check_config(config)
     return flag.value
+
+
+def load_config(arguments: Sequence[str]) -> ConfigDict:
+    """Returns the configuration that a command with these arguments would have.
+
+    Args:
+      arguments: `--config=FILE:VARIANT` and `--config.FIELD=VALUE`, nothing else.
+
+    Raises:
+      UserError: as the command would.
+    """
+    _check_config_argument(["", *arguments])
+    alone = flags.FlagValues()
+    flag = config_flags.DEFINE_config_file(
+        "config", flag_values=alone, sys_argv=list(arguments), lock_config=True
+    )
+    try:
+        alone(["", *arguments])
+    except Exception as error:  # besides flags.Error, what ml_collections and the file raise
+        raise UserError(_described(error)) from error
+    return checked_config(flag)
 
 
 def keep_compiled(folder: Path) -> None:
@@ -60,8 +91,18 @@ def keep_compiled(folder: Path) -> None:
     JAX_COMPILATION_CACHE_DIR, where it is set, has the last word.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+        # XLA divides a CPU's sums among the cores that a process may use, but does not tell
+        # programs for different numbers of them apart.
+        kept = folder / "xla" / f"{len(usable_cores())}_cores"
+        jax.config.update("jax_compilation_cache_dir", str(kept))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def usable_cores() -> list[int]:
+    """The processor's cores that this process may use, by their numbers."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def say(line: str) -> None:
@@ -71,18 +112,49 @@ def say(line: str) -> None:
 
 
 def log_to_file(path: epath.Path | None) -> None:
-    """Sends what the libraries log to a file, and only warnings to the terminal."""
+    """Sends what the libraries log to a file, and only warnings to the terminal.
+
+    The file takes the place of the one that it was sent to before.
+    """
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setLevel(std_logging.WARNING)
+    root = std_logging.getLogger()
+    for earlier in _log_handlers():
+        root.removeHandler(earlier)
+        with contextlib.suppress(OSError):  # what is left to write of it may find no room
+            earlier.close()
     if path is None or "://" in str(path):
         return
-    handler = std_logging.FileHandler(path)
+    try:
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     # Orbax logs dozens of lines a checkpoint: its warnings are enough.
     handler.addFilter(
         lambda record: record.levelno > std_logging.INFO or "orbax" not in record.pathname
     )
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
-    std_logging.getLogger().addHandler(handler)
+    root.addHandler(handler)
+
+
+def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """What is raised where nobody can catch it, as in a callback of TensorStore's."""
+    error = unraisable.exc_value
+    logging.info("%s: %r", unraisable.err_msg or "ignored", error, exc_info=error)
+
+
+def log_path() -> str | None:
+    """The file that is logged to, if there is one."""
+    return next((handler.baseFilename for handler in _log_handlers()), None)
+
+
+class _LogFile(std_logging.FileHandler):
+    def handleError(self, record: std_logging.LogRecord) -> None:  # noqa: N802 - logging's
+        """A disk that is full is told of by what needs the room, not by pages for each line."""
+
+
+def _log_handlers() -> list[_LogFile]:
+    return [each for each in std_logging.getLogger().handlers if isinstance(each, _LogFile)]
 
 
 @contextlib.contextmanager
@@ -97,20 +169,32 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _guarded(main: Callable[[], int | None]) -> int | None:
+    stopping.raise_on_terminate()
     try:
         return main()
     except UserError as error:
+        logging.info("the error came from here", exc_info=True)
         return _fail(str(error), EXIT_USER_ERROR)
+    except Interrupted as error:
+        return _fail(str(error), error.status)
     except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again", EXIT_INTERRUPTED)
+        return _fail("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
+    except Exception as error:
+        path = log_path()
+        if path is None:
+            raise
+        logging.info("a bug, or too little memory", exc_info=True)
+        what = traceback.format_exception_only(error)[-1].strip().split("\n")[0]
+        return _fail(f"{what}; the traceback is in {path}", EXIT_BUG)
 
 
 def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
     try:
+        argv = [_with_underscores(argument) for argument in argv]
         _check_config_argument(argv)
         rest = flags.FLAGS(argv)
-    except (UserError, flags.Error) as error:
-        sys.exit(_fail(str(error).replace("\n", " "), EXIT_USER_ERROR))
+    except Exception as error:  # besides flags.Error, what ml_collections and the file raise
+        sys.exit(_fail(_described(error), EXIT_USER_ERROR))
     given = rest[1:]
     if len(given) > len(positional):
         unexpected = given[len(positional)]
@@ -121,6 +205,14 @@ def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
     return rest
 
 
+def _with_underscores(argument: str) -> str:
+    """Takes `--dry-run` as `--dry_run`, as most other programs write it."""
+    name, equals, value = argument.partition("=")
+    underscored = "--" + name.removeprefix("--").replace("-", "_")
+    known = name.startswith("--") and underscored.removeprefix("--") in flags.FLAGS
+    return f"{underscored}{equals}{value}" if known else argument
+
+
 def _check_config_argument(argv: list[str]) -> None:
     """Loads the configuration once, without overrides: ml_collections' errors are pages.
 
@@ -128,22 +220,32 @@ def _check_config_argument(argv: list[str]) -> None:
       UserError: the file is missing or fails, or an override names no field of it.
     """
     argument = _config_argument(argv)
-    if not argument:
+    if argument is None:
         return
     path = argument.partition(":")[0]
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # Path's own raises where the name is too long
         raise UserError(f"--config: no file {path}; {_configs()}")
     alone = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[argument])
+    # Where ml_collections executes the files, each among the names that the last one left.
+    sys.modules.pop("config_config", None)
     try:
         alone([argv[0], f"--config={argument}"])
-        fields = flatten(alone.config.to_dict())
-    except Exception as error:  # whatever the file's own code raises
-        raise UserError(f"--config={argument}: {str(error).strip().splitlines()[-1]}") from error
+        loaded = alone.config
+        fields = flatten(loaded.to_dict()) if isinstance(loaded, ConfigDict) else None
+    except (Exception, SystemExit) as error:  # whatever the file's own code raises
+        why = (str(error).strip().splitlines() or [""])[-1]
+        if not isinstance(error, flags.Error):  # these quote what was raised
+            why = f"{type(error).__name__}: {why}".removesuffix(": ")
+        raise UserError(f"--config={argument}: {why}") from error
+    if fields is None:
+        made = type(loaded).__name__
+        raise UserError(f"--config={argument}: get_config returns no ConfigDict but a {made}")
     for given in argv:
         override = re.match(r"--?config\.([\w.]+)", given)
         if override:
             _check_override(override[1], fields)
+            _check_depth(override[1], given.partition("=")[2])
 
 
 def _check_override(name: str, fields: dict[str, object]) -> None:
@@ -156,17 +258,30 @@ def _check_override(name: str, fields: dict[str, object]) -> None:
     raise UserError(f"no field config.{name}; there are: {', '.join(fields)}")
 
 
+def _check_depth(name: str, value: str) -> None:
+    try:
+        ast.literal_eval(value)  # as ml_collections does, for some types
+    except (MemoryError, RecursionError) as error:
+        raise UserError(f"config.{name}: the value is nested too deeply") from error
+    except Exception:  # a text, or what ml_collections itself complains about
+        return
+
+
 def _configs() -> str:
     return f"there are: {', '.join(sorted(map(str, Path('configs').glob('[!_]*.py'))))}"
 
 
-def _config_argument(argv: list[str]) -> str:
+def _config_argument(argv: list[str]) -> str | None:
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         if argument.lstrip("-") == "config":
             return following
         if argument.lstrip("-").startswith("config="):
             return argument.partition("=")[2]
-    return ""
+    return None
+
+
+def _described(error: Exception) -> str:
+    return " ".join(str(error).splitlines()) or type(error).__name__
 
 
 def _fail(message: str, status: int) -> int:

@@ -1,4 +1,16 @@
-"""The one exception that a command turns into a one-line message."""
+"""Exceptions that a command turns into a one-line message, and its exit statuses."""
+
+import signal
+
+EXIT_BUG = 1
+EXIT_USER_ERROR = 2
+# Some image could not be read; all others were predicted.
+EXIT_UNREADABLE = 3
+# Another host of the run hangs, is gone or has failed: the same command goes on with the run.
+EXIT_HOST_LOST = 4
+# What a shell says of a process that the signal ended.
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class UserError(Exception):
@@ -6,9 +18,30 @@ class UserError(Exception):
 
     The message is one line that says what happened, where, and what to do next.
     Commands print it as `error: …` and exit with status 2; everything else that
-    is raised is a bug and keeps its traceback.
+    is raised is a bug.
     """
+
+    def __init__(self, message: str):
+        # Names of files and texts of other people's errors may hold line breaks.
+        super().__init__(" ".join(message.splitlines()))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name where it has none."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 class NotThereError(UserError):
     """A file or folder that was named does not exist."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop by another signal than Ctrl-C's, or has kept what it had.
+
+    Attributes:
+      status: to exit with.
+    """
+
+    def __init__(self, asked: signal.Signals, message: str):
+        super().__init__(f"{message}; run the same command again to go on")
+        self.status = 128 + asked

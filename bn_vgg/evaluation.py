@@ -1,5 +1,6 @@
 """What a run evaluates: errors of a split, and the running statistics under the lens."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +54,7 @@ class Evaluator:
         epsilon: float,
         precise_examples: int,
         compared_examples: int,
+        after_dispatch: Callable[[], None] = lambda: None,
     ):
         """Takes what stays the same.
 
@@ -63,10 +65,12 @@ class Evaluator:
           epsilon: added to variances, `config.model.norm_epsilon`.
           precise_examples: as `config.eval` explains it.
           compared_examples: likewise.
+          after_dispatch: called after every few batches.
         """
         self._programs, self._devices, self._data = programs, devices, data
         self._epsilon = epsilon
         self._precise_examples, self._compared_examples = precise_examples, compared_examples
+        self._after_dispatch = after_dispatch
 
     def evaluate(self, state: Any, feed: Feed) -> Evaluated:
         """Evaluates all of a split by the five-window rule, with running statistics.
@@ -78,6 +82,7 @@ class Evaluator:
         carried = self._devices.replicate(empty_evaluation(self._programs.model))
         for several in feed.several(self._data.evaluated(feed, self._compared_examples)):
             carried = self._programs.eval_steps(carried, state, several.batches, feed.pixels)
+            self._after_dispatch()
         metrics, moments = self._devices.fetch(carried)
         values = {name: value.item() for name, value in metrics.compute().items()}
         return Evaluated(**values, moments=moments)
@@ -112,6 +117,7 @@ class Evaluator:
         precise = self._devices.replicate(empty).replace(batch_stats=state.batch_stats)
         for several in feed.several(self._data.precise(epoch, self._precise_examples)):
             precise = self._programs.precise_steps(precise, state, several.batches, feed.pixels)
+            self._after_dispatch()
         return precise
 
     def _compare(self, state, precise: lens.Precise) -> dict[str, float]:
@@ -121,5 +127,6 @@ class Evaluator:
             metrics = self._programs.compare_steps(
                 metrics, state, precise.batch_stats, several.batches, feed.pixels
             )
+            self._after_dispatch()
         computed = self._devices.fetch(metrics).compute()
         return {name: value.item() for name, value in computed.items()}

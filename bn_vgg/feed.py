@@ -55,12 +55,18 @@ class Feed:
             self.pixels = devices.replicate(packed.pixels)
             self.images = packed._replace(pixels=packed.pixels[:0].copy())
 
-    def several(self, batches: Batches) -> Iterator[Several]:
-        """Yields stacked batches of all hosts, this host's part of some of them at a time."""
+    def several(self, batches: Batches, skip: int = 0) -> Iterator[Several]:
+        """Yields stacked batches of all hosts, this host's part of some of them at a time.
+
+        Args:
+          batches: all of an epoch, or of a split.
+          skip: so many of the first.
+        """
         rows = self._devices.host_rows(batches["labels_SN"].shape[1])
         batches = {key: array[:, rows] for key, array in batches.items()}
+        at_once = batches_at_once(len(batches["labels_SN"]))
+        batches = {key: array[skip:] for key, array in batches.items()}
         num_batches = len(batches["labels_SN"])
-        at_once = batches_at_once(num_batches)
 
         def lay_out(index: int) -> dict[str, np.ndarray]:
             chosen = slice(index * at_once, (index + 1) * at_once)
@@ -114,14 +120,25 @@ def one_after_the_other(update, carry, several, pixels, crop_size: int):
     """
 
     def turn(carry, batch):
-        batch = {key.replace("_S", "_"): array for key, array in batch.items()}
-        if pixels is None:
-            windows = batch.pop("windows_NW")
-        else:
-            windows = cut_on_device(pixels, batch.pop("first_NW"), batch.pop("stride_N"), crop_size)
-        return update(carry, batch | {"windows_NWHWC": windows}), None
+        return update(carry, with_windows(batch, pixels, crop_size)), None
 
     return lax.scan(turn, carry, several)[0]
+
+
+def with_windows(batch, pixels, crop_size: int):
+    """Returns one of the stacked batches as a step takes it.
+
+    Args:
+      batch: of `Several.batches`, without the first axis.
+      pixels: `Feed.pixels`.
+      crop_size: side of the windows in pixels.
+    """
+    batch = {key.replace("_S", "_"): array for key, array in batch.items()}
+    if pixels is None:
+        windows = batch.pop("windows_NW")
+    else:
+        windows = cut_on_device(pixels, batch.pop("first_NW"), batch.pop("stride_N"), crop_size)
+    return batch | {"windows_NWHWC": windows}
 
 
 def cut_on_device(pixels, first_NW, stride_N, crop_size: int):

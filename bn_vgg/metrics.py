@@ -1,5 +1,7 @@
 """What is measured, accumulated over batches (state, merge, compute: clu.metrics)."""
 
+from collections.abc import Sequence
+
 import flax
 import jax
 import jax.numpy as jnp
@@ -12,35 +14,43 @@ _NEVER = 2**31 - 1
 
 @flax.struct.dataclass
 class FirstNonFinite(metrics.Metric):
-    """The first step whose loss was not a finite number; -1 where all were.
+    """The first step that made a number which is not finite, and what the one before it had.
 
     Kept on the device, so that a run is stopped at the right step without fetching the
     loss of each.
+
+    Attributes:
+      step: its number, counted from 1; `_NEVER` where all was finite.
+      loss: of the last step before it; -1 where there was none.
+      gradient_norm: likewise. It can overflow where every gradient is finite.
     """
 
     step: jnp.ndarray
+    loss: jnp.ndarray
+    gradient_norm: jnp.ndarray
 
     @classmethod
-    def from_model_output(cls, loss, step, **_):
-        """Takes one step's `loss` and the step's number, counted from 1."""
-        return cls(step=jnp.where(jnp.isfinite(loss), _NEVER, step).astype(jnp.int32))
+    def from_model_output(cls, loss, gradient_norm, step, finite, **_):
+        """Takes one step's `loss`, `gradient_norm` and number, and whether all is `finite`."""
+        return cls(jnp.where(finite, _NEVER, step).astype(jnp.int32), loss, gradient_norm)
 
     @classmethod
     def empty(cls):
         """No step yet."""
-        return cls(step=jnp.asarray(_NEVER, jnp.int32))
+        # Two arrays: the same buffer cannot be donated twice.
+        none = (jnp.asarray(-1, jnp.float32), jnp.asarray(-1, jnp.float32))
+        return cls(jnp.asarray(_NEVER, jnp.int32), *none)
 
     def merge(self, other):
-        """The earlier of the two."""
-        return type(self)(step=jnp.minimum(self.step, other.step))
-
-    def reduce(self):
-        """The earliest of an axis of them."""
-        return type(self)(step=jnp.min(self.step))
+        """Takes the next step in."""
+        step = jnp.minimum(self.step, other.step)
+        loss = jnp.where(step == _NEVER, other.loss, self.loss)
+        norm = jnp.where(step == _NEVER, other.gradient_norm, self.gradient_norm)
+        return type(self)(step, loss, norm)
 
     def compute(self):
-        """The step's number, or -1."""
-        return jnp.where(self.step == _NEVER, -1, self.step)
+        """The step's number, or -1, then the loss and the gradient norm."""
+        return jnp.where(self.step == _NEVER, -1, self.step), self.loss, self.gradient_norm
 
 
 @flax.struct.dataclass
@@ -61,6 +71,13 @@ class TrainMetrics(metrics.Collection):
     error_rate: metrics.Average.from_output("error_rate")  # type: ignore[valid-type]
     gradient_norm: metrics.Average.from_output("gradient_norm")  # type: ignore[valid-type]
     first_non_finite: FirstNonFinite
+
+    def with_leaves(self, numbers: Sequence[float]) -> "TrainMetrics":
+        """The same with these numbers as its leaves, as `jax.tree.leaves` orders them."""
+        leaves, tree = jax.tree.flatten(self)
+        return jax.tree.unflatten(
+            tree, [jnp.asarray(x, leaf.dtype) for x, leaf in zip(numbers, leaves, strict=True)]
+        )
 
 
 @flax.struct.dataclass

@@ -148,10 +148,11 @@ def make_norm_factory(
         not take `norm_kwargs`.
     """
     build = _find(norm)
+    with _naming(norm, build):
+        takes = _parameters(build)
     settings = {"momentum": decay, "epsilon": epsilon, "dtype": dtype, "average": average}
-    takes = _parameters(build)
     own = [name for name in takes if name not in (*settings, "axis_name", "name", "parent")]
-    unknown = sorted(set(norm_kwargs) - set(own))
+    unknown = sorted(set(norm_kwargs) - set(own), key=str)
     if unknown:
         raise UserError(
             f"config.model.norm_kwargs: {norm} takes no {unknown[0]!r}; "
@@ -187,7 +188,7 @@ def _find(norm: str) -> Callable[..., nn.Module]:
         )
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module's own code raises
+    except (Exception, SystemExit) as error:  # whatever the module's own code raises
         raise UserError(
             f"config.model.norm={norm}: cannot import {module_name}: "
             f"{type(error).__name__}: {_first_line(error)}"
@@ -234,8 +235,11 @@ def _naming(norm: str, build: Callable) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
-        file = inspect.getsourcefile(build)
+    except (Exception, SystemExit) as error:
+        try:
+            file = inspect.getsourcefile(build)
+        except TypeError:  # it is built into Python
+            file = None
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
         where = f" in {file}, line {lines[-1]}" if lines else ""
         raise UserError(
@@ -243,5 +247,5 @@ def _naming(norm: str, build: Callable) -> Iterator[None]:
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -20,6 +21,7 @@ class Devices:
       count: devices over all hosts.
       local: devices of this host.
       axis_name: what per-device code passes to collectives; None with one device.
+      copy: copies a tree of arrays on the devices, so that the originals may be donated.
     """
 
     def __init__(self):
@@ -28,6 +30,7 @@ class Devices:
         self.axis_name = AXIS if self.count > 1 else None
         mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
         self._sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+        self.copy = self.compile(_copy)
 
     def compile(self, step: Callable, *, donated: tuple[int, ...] = ()) -> Callable:
         """Compiles per-device code; mapped arguments have the devices as leading axis."""
@@ -50,9 +53,13 @@ class Devices:
 
     def fetch(self, replicated):
         """Copies one of the equal replicas to host memory, as NumPy arrays."""
-        if self.axis_name is not None:
-            replicated = jax.tree.map(lambda x: x.addressable_shards[0].data[0], replicated)
-        return jax.device_get(replicated)
+        return jax.device_get(self.first(replicated))
+
+    def first(self, replicated):
+        """Returns the replica on the first local device."""
+        if self.axis_name is None:
+            return replicated
+        return jax.tree.map(lambda x: x.addressable_shards[0].data[0], replicated)
 
     def shard(self, batches: dict[str, np.ndarray]) -> dict[str, Any]:
         """Shares out this host's part of stacked batches (S, N, ...), axis 1, over its devices."""
@@ -70,6 +77,10 @@ class Devices:
         """The rows of each global batch that this host feeds."""
         rows = batch_size // self.count * self.local
         return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+
+
+def _copy(tree):
+    return jax.tree.map(jnp.copy, tree)
 
 
 def check_batch_size(batch_size: int, num_devices: int) -> None:

@@ -18,7 +18,7 @@ from bn_vgg import command, trained
 from bn_vgg.data import files, images
 from bn_vgg.data.cache import default_folder
 from bn_vgg.data.windows import five_windows
-from bn_vgg.errors import UserError
+from bn_vgg.errors import EXIT_UNREADABLE, UserError
 from bn_vgg.steps import make_predict_step
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
@@ -30,8 +30,6 @@ _FORMAT = flags.DEFINE_enum(
     "format", "probabilities", ["probabilities", "kaggle"], "Columns of the CSV file."
 )
 
-# Some image could not be read; all others were predicted.
-EXIT_UNREADABLE = 3
 _BATCH = 100
 
 
@@ -54,6 +52,8 @@ def main() -> int:
         if len(run.class_names) != 2:
             raise UserError(f"--format=kaggle is for two classes, not {len(run.class_names)}")
     output = Path(_OUTPUT.value)
+    if not output.name:
+        raise UserError(f"--output={_OUTPUT.value} is no file: name the CSV file to write")
     unreadable = 0
     try:
         with (
@@ -82,10 +82,12 @@ def predict(run: trained.Trained, found: list[files.ImageFile]) -> Iterator[Pred
 
     def read(file: files.ImageFile) -> np.ndarray | images.UnreadableImage:
         try:
-            image = images.scale_shorter_side(images.decode(file.read_bytes()), min_side)
+            with images.until_it_is_small():
+                image = images.scale_shorter_side(file.decode(), min_side)
             return five_windows(np.asarray(image), crop)
         except images.UnreadableImage as error:
-            return error
+            # Anew: the traceback of what was raised holds the file's bytes.
+            return images.UnreadableImage(str(error))
 
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(found), _BATCH):
@@ -124,7 +126,7 @@ def _row(prediction: Prediction, class_names: list[str]) -> list[Any]:
 
 def _kaggle_id(name: str) -> int:
     stem = PurePosixPath(name).stem
-    if not stem.isdecimal():
+    if not stem.isdecimal() or len(stem) > 18:  # int() refuses more than 4,300 digits
         raise UserError(f"--format=kaggle: {name} is not called by its id, as 1.jpg is")
     return int(stem)
 

@@ -1,9 +1,11 @@
 """The compiled programs of a run: several training or evaluation steps a dispatch."""
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 from bn_vgg.feed import one_after_the_other
@@ -11,6 +13,7 @@ from bn_vgg.lens import make_compare_step, make_precise_step
 from bn_vgg.metrics import merge_moments
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.parallel import Devices
+from bn_vgg.state import init_state
 from bn_vgg.steps import make_eval_step, make_train_step
 from bn_vgg.vgg import VGG, make_model
 
@@ -21,6 +24,7 @@ class Programs(NamedTuple):
     Attributes:
       model: of `config.model`.
       optimizer: of `config.optimizer`.
+      init: `(rng, images_NHWC) -> state`, see `state.init_state`.
       train_steps: `((state, metrics), rng, several, pixels) -> (state, metrics)`.
       eval_steps: `((metrics, moments), state, several, pixels) -> (metrics, moments)`.
       precise_steps: `(precise, state, several, pixels) -> precise`.
@@ -29,10 +33,39 @@ class Programs(NamedTuple):
 
     model: VGG
     optimizer: optax.GradientTransformation
+    init: Callable
     train_steps: Callable
     eval_steps: Callable
     precise_steps: Callable
     compare_steps: Callable
+
+
+class Session:
+    """What the runs of one process share: its devices, and programs that are compiled once.
+
+    Runs that differ in seed, data or length alone have the same programs.
+
+    Attributes:
+      devices: all of the process's.
+    """
+
+    def __init__(self):
+        self.devices = Devices()
+        self._programs: dict[str, Programs] = {}
+
+    def programs(
+        self,
+        model_settings: Mapping[str, Any],
+        optimizer_settings: Mapping[str, Any],
+        crop_size: int,
+    ) -> Programs:
+        """Returns the programs of `make_programs`, made when they are first asked for."""
+        key = json.dumps([model_settings, optimizer_settings, crop_size], sort_keys=True)
+        if key not in self._programs:
+            self._programs[key] = make_programs(
+                model_settings, optimizer_settings, crop_size, self.devices
+            )
+        return self._programs[key]
 
 
 def make_programs(
@@ -92,6 +125,7 @@ def make_programs(
     return Programs(
         model=model,
         optimizer=optimizer,
+        init=jax.jit(partial(init_state, model, optimizer)),
         train_steps=devices.compile(train_steps, donated=(0,)),
         eval_steps=devices.compile(eval_steps, donated=(0,)),
         precise_steps=devices.compile(precise_steps),

@@ -1,6 +1,8 @@
 """Where a number comes from: hardware, versions, commit."""
 
+import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shlex
@@ -47,6 +49,20 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
+
+
+def digest(module: str) -> str:
+    """A digest of a module's source, or of all of a package's; empty where there is none."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return ""
+    path = Path(spec.origin)
+    files = sorted(path.parent.rglob("*.py")) if spec.submodule_search_locations else [path]
+    hashed = hashlib.blake2b(digest_size=8)
+    for file in files:
+        content = file.read_bytes()
+        hashed.update(f"{file.relative_to(path.parent)} {len(content)}\n".encode() + content)
+    return hashed.hexdigest()
 
 
 def command() -> str:

@@ -48,11 +48,13 @@ class RunData:
           UserError: the images do not fit where they are wanted.
         """
         self._seed, self._batch_size, self._crop_size = seed, batch_size, crop_size
-        self._eval_batch_size = round_up(eval_batch_size, devices.count)
         self._images = {
             split: Images.of(data.cache, examples)
             for split, examples in data.splits._asdict().items()
         }
+        # More would be padding alone.
+        most = max(len(images.labels) for images in self._images.values())
+        self._eval_batch_size = round_up(min(eval_batch_size, most), devices.count)
         used = [self._images["train"], self._images["valid"]]
         on_device = choose_placement(placement, used)
         counts = (f"{len(self._images[split].labels)} {name}" for split, name in _SPLITS.items())

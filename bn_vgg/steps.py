@@ -4,6 +4,8 @@ They are written for one device. With `axis_name` they run mapped over several, 
 with its share of the batch, and agree on gradients, statistics and metrics.
 """
 
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -28,28 +30,19 @@ def make_train_step(
     """
     passes_twice = model.stats_pass == "clean" and model.dropout_rate > 0
 
+    loss_of = make_loss(model)
+
     def train_step(state: TrainState, batch, rng):
-        images_NHWC = to_intensities(batch["windows_NWHWC"][:, 0])
-
-        def loss_fn(params):
-            logits_NC, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images_NHWC,
-                train=True,
-                positions_N=batch["positions_N"],
-                rngs={"dropout": rng},
-                mutable=["batch_stats"],
-            )
-            losses_N = optax.softmax_cross_entropy_with_integer_labels(logits_NC, batch["labels_N"])
-            return losses_N.mean(), (logits_NC, updated)
-
-        (loss, (logits_NC, updated)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params
+        (loss, (logits_NC, updated)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, state.batch_stats, batch, rng
         )
         error_rate = jnp.mean(logits_NC.argmax(-1) != batch["labels_N"])
         if passes_twice:
             _, updated = model.clone(dropout_rate=0.0).apply(
-                state.variables, images_NHWC, train=True, mutable=["batch_stats"]
+                state.variables,
+                to_intensities(batch["windows_NWHWC"][:, 0]),
+                train=True,
+                mutable=["batch_stats"],
             )
         batch_stats = updated.get("batch_stats", {})
         if axis_name is not None:
@@ -70,10 +63,45 @@ def make_train_step(
             error_rate=error_rate,
             gradient_norm=optax.tree.norm(gradients),
             step=new_state.step,
+            # A gradient that is not finite leaves a mean square that is not.
+            finite=jnp.isfinite(loss) & all_finite(new_state),
         )
         return new_state, metrics
 
     return train_step
+
+
+def make_loss(model: VGG):
+    """Returns `loss(params, batch_stats, batch, rng) -> (loss, (logits_NC, updated))`.
+
+    It is the training step's: the mean over the batch, with dropout. `updated` holds the
+    collection `batch_stats`.
+    """
+
+    def loss(params, batch_stats, batch, rng):
+        logits_NC, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            to_intensities(batch["windows_NWHWC"][:, 0]),
+            train=True,
+            positions_N=batch["positions_N"],
+            rngs={"dropout": rng},
+            mutable=["batch_stats"],
+        )
+        losses_N = optax.softmax_cross_entropy_with_integer_labels(logits_NC, batch["labels_N"])
+        return losses_N.mean(), (logits_NC, updated)
+
+    return loss
+
+
+def all_finite(tree):
+    """Whether all numbers of a tree of arrays are finite."""
+    # A maximum with a NaN is a NaN. It is cheaper to have than a test of each number, and most
+    # of the cost is that of starting a hundred reductions: one for all arrays of a shape.
+    of_shape: dict[tuple[int, ...], list] = {}
+    for leaf in jax.tree.leaves(tree):
+        of_shape.setdefault(leaf.shape, []).append(jnp.abs(leaf).astype(jnp.float32))
+    largest = [jnp.max(reduce(jnp.maximum, arrays), initial=0) for arrays in of_shape.values()]
+    return (jnp.stack(largest) < jnp.inf).all()
 
 
 def make_eval_step(model: VGG, axis_name: str | None = None):

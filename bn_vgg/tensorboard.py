@@ -1,20 +1,24 @@
 """TensorBoard by CLU, whose writers import TensorFlow: imported only where it is asked for."""
 
+import contextlib
+import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from clu import metric_writers, periodic_actions
 from etils import epath
 from tensorboard.plugins.hparams import api as hp
 from tensorboard.plugins.hparams import summary_v2
 
+from bn_vgg.errors import UserError, first_line
 from bn_vgg.hooks import Hooks
 
 # The columns that TensorBoard's table of runs shows unasked. It takes them from whichever
 # run it reads first, so they are the same in all.
-_HPARAM_COLUMNS = ("name", "model.norm", "seed")
+_HPARAM_COLUMNS = ("name", "model.norm", "data.min_side", "model.dropout_rate", "seed")
 _METRIC_COLUMNS = (
     "valid/best_error_rate",
     "test/error_rate",
@@ -31,14 +35,37 @@ class Writer:
     """
 
     def __init__(self, folder: epath.Path, run: str, *, just_logging: bool):
-        self._writer = metric_writers.create_default_writer(
-            folder, just_logging=just_logging, asynchronous=False
-        )
-        self.run = run
-        self.write_scalars = self._writer.write_scalars
-        self.write_histograms = self._writer.write_histograms
-        self.write_images = self._writer.write_images
-        self.flush = self._writer.flush
+        self.run, self._folder = run, folder
+        with self._writing():
+            self._writer = metric_writers.create_default_writer(
+                folder, just_logging=just_logging, asynchronous=False
+            )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (tf.errors.OpError, OSError) as error:
+            raise UserError(
+                f"cannot write TensorBoard's files in {self._folder}: {first_line(error)}; run the "
+                "same command again when they can be written"
+            ) from error
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:  # noqa: D102
+        with self._writing():
+            self._writer.write_scalars(step, scalars)
+
+    def write_histograms(self, step: int, arrays: Mapping[str, Any]) -> None:  # noqa: D102
+        with self._writing():
+            self._writer.write_histograms(step, arrays)
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:  # noqa: D102
+        with self._writing():
+            self._writer.write_images(step, images)
+
+    def flush(self) -> None:  # noqa: D102
+        with self._writing():
+            self._writer.flush()
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Writes the configuration, and which of it the table shows.
@@ -53,11 +80,12 @@ class Writer:
         for summary in (columns, summary_v2.hparams_pb(dict(hparams), trial_id=self.run)):
             (value,) = summary.value
             nothing = np.zeros(0, np.float32)
-            self._writer.write_summaries(0, {value.tag: nothing}, {value.tag: value.metadata})
+            with self._writing():
+                self._writer.write_summaries(0, {value.tag: nothing}, {value.tag: value.metadata})
 
 
 def make_hooks(
-    say: Callable[[str], None],
+    hooks: Hooks,
     folder: epath.Path,
     run: str,
     *,
@@ -65,17 +93,17 @@ def make_hooks(
     num_steps: int,
     profile: bool,
 ) -> Hooks:
-    """Returns the hooks of a run that TensorBoard can show.
+    """Returns `hooks` and those of a run that TensorBoard can show.
 
     Args:
-      say: shows a line to a person.
+      hooks: without a writer.
       folder: the run's.
       run: its name in TensorBoard's table.
       is_first: whether this is the first host: the others only log.
       num_steps: of the whole run, for the time left that is logged twice a minute.
       profile: whether to trace a few steps.
     """
-    actions: list[Callable[[int], Any]] = []
+    actions: list[Callable[[int], Any]] = [*hooks.actions]
     if is_first:
         actions.append(periodic_actions.ReportProgress(num_train_steps=num_steps, every_secs=30))
         if profile:
@@ -87,4 +115,4 @@ def make_hooks(
             calls = itertools.count(1)
             actions.append(lambda step: tracing(next(calls)))
     writer = Writer(folder, run, just_logging=not is_first)
-    return Hooks(writer=writer, actions=actions, say=say)
+    return dataclasses.replace(hooks, writer=writer, actions=actions)

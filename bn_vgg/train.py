@@ -3,8 +3,10 @@
 A run goes on from the first of these that is there:
 
   1. `result.json` of as many epochs as are asked for: it is finished (`finished_result`);
-  2. the latest checkpoint: training goes on with the epoch after it;
+  2. the newest checkpoint that is intact: training goes on with the step after it;
   3. nothing: training begins from the seed.
+
+It stops, when it is asked to, after the dispatch in progress, and keeps what it has.
 """
 
 import math
@@ -19,18 +21,21 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from bn_vgg import provenance
-from bn_vgg.checkpoint import Checkpoints, Progress
+from bn_vgg import distributed, provenance
+from bn_vgg.checkpoint import Checkpoints
 from bn_vgg.data.prepared import PreparedData
-from bn_vgg.errors import UserError
+from bn_vgg.errors import Interrupted, UserError
 from bn_vgg.evaluation import Evaluated, Evaluator, Observed
 from bn_vgg.hooks import Hooks, epoch_line, format_seconds
+from bn_vgg.keeping import Keeper
 from bn_vgg.metrics import TrainMetrics
-from bn_vgg.parallel import Devices, check_batch_size
-from bn_vgg.programs import make_programs
+from bn_vgg.non_finite import Finder, Found, Remembered
+from bn_vgg.parallel import check_batch_size
+from bn_vgg.programs import Session
 from bn_vgg.run_data import RunData
-from bn_vgg.state import TrainState, init_state, num_parameters
+from bn_vgg.state import num_parameters
 from bn_vgg.steps import to_intensities
+from bn_vgg.stopping import StopRequest
 from bn_vgg.workdir import Workdir, flatten
 
 # What a stream of random numbers is for, folded into the seed's key.
@@ -47,7 +52,13 @@ def finished_result(config: ConfigDict, workdir: Workdir) -> dict[str, Any] | No
     return result if result["config"]["num_epochs"] == config.num_epochs else None
 
 
-def train(config: ConfigDict, workdir: Workdir, data: PreparedData, hooks: Hooks) -> dict[str, Any]:
+def train(
+    config: ConfigDict,
+    workdir: Workdir,
+    data: PreparedData,
+    hooks: Hooks,
+    session: Session | None = None,
+) -> dict[str, Any]:
     """Trains, evaluates and keeps the best, up to `config.num_epochs`.
 
     Args:
@@ -55,15 +66,18 @@ def train(config: ConfigDict, workdir: Workdir, data: PreparedData, hooks: Hooks
       workdir: where it is kept, and resumed from.
       data: what to train on.
       hooks: what else to do along the way.
+      session: shared with other runs of the process; its own if it is None.
 
     Returns:
       What `result.json` holds.
 
     Raises:
       UserError: the devices cannot share a batch, a checkpoint cannot be read or
-        written, or a loss was not finite.
+        written, or a number was not finite.
+      Interrupted: it was asked to stop.
     """
-    devices = Devices()
+    session = session or Session()
+    devices = session.devices
     check_batch_size(config.batch_size, devices.count)
     run_data = RunData(
         data,
@@ -74,51 +88,55 @@ def train(config: ConfigDict, workdir: Workdir, data: PreparedData, hooks: Hooks
         crop_size=config.data.crop_size,
         placement=config.data.placement,
     )
+    distributed.agree({"images": run_data.about})
     hooks.say(
         f"{config.name} seed {config.seed} on {devices.count} {jax.default_backend()} device(s): "
         f"{run_data.about}"
     )
-    checkpoints = Checkpoints(workdir.checkpoints)
-    try:
-        return Run(config, workdir, run_data, devices, checkpoints, hooks).to_the_end()
-    finally:
-        checkpoints.close()
+    stop = StopRequest()
+    with (
+        Checkpoints(workdir.checkpoints, set_aside=workdir.damaged) as checkpoints,
+        stop.listening(),
+    ):
+        keeper = Keeper(workdir, checkpoints, devices, hooks.say)
+        return Run(config, keeper, run_data, session, hooks, stop).to_the_end()
 
 
 class Run:
-    """A run in progress: its compiled steps, its state and what is known of it."""
+    """A run in progress: its compiled steps, its state and what is known of it.
 
-    def __init__(self, config, workdir, data, devices, checkpoints, hooks):
-        self.config, self.workdir, self.data, self.hooks = config, workdir, data, hooks
-        self.devices, self.checkpoints = devices, checkpoints
-        self.started = time.monotonic()
+    Attributes:
+      state: after `step` updates, on the devices.
+      metrics: of the epoch in progress so far, on the devices.
+      remembered: from when it was last looked at within the epoch, or from its beginning.
+      last_step: what the last step that was looked at had, for a person.
+    """
+
+    def __init__(self, config, keeper, data, session, hooks, stop):
+        self.config, self.keeper, self.data, self.hooks = config, keeper, data, hooks
+        self.devices, self.stop = session.devices, stop
         self.key = jax.random.key(config.seed)
-        crop = config.data.crop_size
-        self.programs = make_programs(config.model, config.optimizer, crop, devices)
+        self.programs = session.programs(
+            config.model.to_dict(), config.optimizer.to_dict(), config.data.crop_size
+        )
         self.evaluator = Evaluator(
-            self.programs, devices, data, epsilon=config.model.norm_epsilon,
+            self.programs, self.devices, data, epsilon=config.model.norm_epsilon,
             precise_examples=config.eval.precise_examples,
             compared_examples=config.eval.compared_examples,
+            after_dispatch=self._stop_if_asked,
         )  # fmt: skip
-        state = init_state(
-            self.programs.model, self.programs.optimizer,
-            jax.random.fold_in(self.key, _INIT), self._images_to_initialize_with(),
+        state = self.programs.init(
+            jax.random.fold_in(self.key, _INIT), self._images_to_initialize_with()
+        )
+        self.finder = Finder(
+            self.programs, self.devices,
+            crop_size=config.data.crop_size, by_operation=config.debug.nans,
         )  # fmt: skip
         self.num_parameters = num_parameters(state.params)
         parameter_overview.log_parameter_overview(state.variables)
-        self.progress, self.lines = Progress(), []
-        self.state = devices.replicate(self._resume(state))
-
-    def _resume(self, state: TrainState) -> TrainState:
-        step = self.checkpoints.latest_step()
-        if step is None:
-            return state
-        self.progress = self.checkpoints.progress(step)
-        # A line may have been written for an epoch whose checkpoint was not.
-        lines = self.workdir.read_metrics()
-        self.lines = [line for line in lines if line["epoch"] <= self.progress.epoch]
-        self.hooks.say(f"resuming after epoch {self.progress.epoch} (step {step})")
-        return self.checkpoints.restore(step, state)
+        state, metrics = keeper.take_up(state)
+        self.step, self.last_step = keeper.progress.step, ""
+        self.state, self.metrics = self.devices.replicate((state, metrics))
 
     def _images_to_initialize_with(self) -> jax.Array:
         if self.programs.model.norm.initializes_from_data:
@@ -128,132 +146,177 @@ class Run:
 
     def to_the_end(self) -> dict[str, Any]:
         """Trains what epochs are left and writes the result."""
-        seconds_before = self.progress.seconds
         self._write_start()
-        for epoch in range(self.progress.epoch, self.config.num_epochs):
+        while (epoch := self.keeper.progress.epoch) < self.config.num_epochs:
             trained = self._train_epoch(epoch)
-            validated = self._validate(epoch)
+            validated = self._validate()
             observed = self.evaluator.observe(self.state, validated, epoch)
-            self.progress = self.progress.after_epoch(
-                step=(epoch + 1) * self.data.steps_per_epoch,
-                valid_error_rate=validated.error_rate,
-                seconds=seconds_before + time.monotonic() - self.started,
-            )
+            self.keeper.end_epoch(self.step, validated.error_rate)
+            self.metrics = self.devices.replicate(TrainMetrics.empty())
             self._record_epoch(trained, validated, observed)
-            self.checkpoints.save(self.devices.fetch(self.state), self.progress)
-        return self._finish(seconds_before)
+            self.keeper.save(self.state)
+            distributed.epoch_done()
+        return self._finish()
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
-        config, devices = self.config, self.devices
-        step, num_steps = epoch * self.data.steps_per_epoch, self.data.steps_per_epoch
-        key = jax.random.fold_in(jax.random.fold_in(self.key, _DROPOUT), epoch)
-        key, metrics = devices.replicate((key, TrainMetrics.empty()))
+        config, num_steps = self.config, self.data.steps_per_epoch
+        key = self.devices.replicate(self._dropout_key(epoch))
+        self._remember()
+        done = self.step - epoch * num_steps
         started = time.monotonic()
         feed = self.data.train
-        dispatches = feed.several(self.data.epoch(epoch))
+        dispatches = feed.several(self.data.epoch(epoch), skip=done)
         # A bar on a terminal, of the first host alone; it vanishes when the epoch is done.
         bar = tqdm(
-            total=num_steps, desc=f"epoch {epoch + 1}/{config.num_epochs}", unit=" steps",
-            leave=False, disable=None if jax.process_index() == 0 else True,
+            total=num_steps, initial=done, desc=f"epoch {epoch + 1}/{config.num_epochs}",
+            unit=" steps", leave=False, disable=None if jax.process_index() == 0 else True,
         )  # fmt: skip
         with bar:
             for number, several in enumerate(dispatches, start=1):
-                self.state, metrics = self.programs.train_steps(
-                    (self.state, metrics), key, several.batches, feed.pixels
+                self.state, self.metrics = self.programs.train_steps(
+                    (self.state, self.metrics), key, several.batches, feed.pixels
                 )
-                step += several.size
+                self.step += several.size
                 for action in self.hooks.actions:
-                    action(step)
-                if step == several.size:
-                    self._look(metrics)
-                    logging.info("the first %d steps are done", step)
+                    action(self.step)
+                if self.step == several.size:
+                    self._look()
+                    logging.info("the first %d steps are done", self.step)
                 if number % _DISPATCHES_BETWEEN_LOOKS == 0:
-                    bar.set_postfix(loss=f"{self._look(metrics)['loss']:.3f}")
+                    bar.set_postfix(loss=f"{self._look()['loss']:.3f}")
+                    self._remember()
                 bar.update(several.size)
-        trained = self._look(metrics)
-        images = num_steps * config.batch_size
+                self._stop_if_asked()
+                self._keep_now_and_then(several.size)
+        trained = self._look()
+        images = (num_steps - done) * config.batch_size
         trained["images_per_second"] = images / (time.monotonic() - started)
         return trained
 
-    def _look(self, metrics) -> dict[str, float]:
-        """Fetches the means so far.
+    def _dropout_key(self, epoch: int) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(self.key, _DROPOUT), epoch)
+
+    def _remember(self) -> None:
+        copies = self.devices.copy((self.state, self.metrics))
+        self.remembered = Remembered(self.step, *copies)
+
+    def _stop_if_asked(self) -> None:
+        distributed.step_done()
+        asked = self.stop.asked()
+        if asked is None:
+            return
+        if self.step > self.keeper.progress.step:
+            self._keep()
+        self.keeper.wait()
+        raise Interrupted(asked, f"stopped by {asked.name} and kept after step {self.step}")
+
+    def _keep_now_and_then(self, num_steps: int) -> None:
+        """Writes a checkpoint where the last `num_steps` have passed a multiple of so many."""
+        every = self.config.checkpoint.every_steps
+        ends_epoch = self.step % self.data.steps_per_epoch == 0
+        if every and self.step // every > (self.step - num_steps) // every and not ends_epoch:
+            self._keep()
+
+    def _keep(self) -> None:
+        self._look()
+        self.keeper.keep_within_epoch(self.step, self.state, self.metrics)
+
+    def _look(self) -> dict[str, float]:
+        """Fetches the epoch's means so far.
 
         Raises:
-          UserError: a loss was not a finite number.
+          UserError: a loss, gradient, statistic or parameter was not a finite number.
         """
-        computed = jax.device_get(self.devices.fetch(metrics).compute())
-        values = {name: value.item() for name, value in computed.items()}
-        first = values.pop("first_non_finite")
+        computed = jax.device_get(self.devices.fetch(self.metrics).compute())
+        first, loss, norm = (x.item() for x in computed.pop("first_non_finite"))
+        if loss >= 0:  # otherwise no step of this epoch was finite
+            last = first - 1 if first >= 0 else self.step
+            self.last_step = f"; step {last} had loss {loss:.4g}, gradient norm {norm:.4g}"
         if first >= 0:
-            raise self._not_finite(f"the loss of step {first}")
-        return values
+            raise self._stopped(first)
+        return {name: value.item() for name, value in computed.items()}
 
-    def _validate(self, epoch: int) -> Evaluated:
-        """Evaluates after `epoch`, counted from 0.
+    def _stopped(self, first: int) -> UserError:
+        """Finds out why step `first` was not finite."""
+        distributed.start()  # what follows is compiled anew
+        epoch, feed = self.keeper.progress.epoch, self.data.train
+        found = self.finder.in_training(
+            self.remembered, first, self._dropout_key(epoch), feed, self.data.epoch(epoch),
+            begun=epoch * self.data.steps_per_epoch,
+        )  # fmt: skip
+        return self._not_finite(found, f"at step {first}")
+
+    def _validate(self) -> Evaluated:
+        """Evaluates at the end of an epoch.
 
         Raises:
           UserError: the loss is not a finite number. It tells of an epoch's last update,
             which no training loss comes after, before a checkpoint is written.
         """
-        validated = self.evaluator.evaluate(self.state, self.data.valid)
+        feed = self.data.valid
+        validated = self.evaluator.evaluate(self.state, feed)
         if not math.isfinite(validated.loss):
-            step = (epoch + 1) * self.data.steps_per_epoch
-            raise self._not_finite(f"the validation loss after step {step}")
+            distributed.start()
+            batches = self.data.evaluated(feed, self.config.eval.compared_examples)
+            found = self.finder.in_validation(self.state, validated.moments, feed, batches)
+            raise self._not_finite(found, f"after step {self.step}")
         return validated
 
-    def _not_finite(self, what: str) -> UserError:
-        kept = self.progress.epoch
-        left = f"the checkpoint of epoch {kept} is kept" if kept else "no epoch was done"
+    def _not_finite(self, found: Found, when: str) -> UserError:
+        """Keeps what was remembered, if no checkpoint is newer, and tells of it all."""
+        keeper = self.keeper
+        if self.remembered.step > keeper.progress.step or self.remembered.step == 0:
+            keeper.keep_within_epoch(*self.remembered)
+            keeper.wait()
+        last = self.last_step and self.last_step + found.before
         return UserError(
-            f"{what} is not a finite number, with config.model.norm={self.config.model.norm}; "
-            f"{left} in {self.workdir.path}"
+            f"{found.what} {when} is not a finite number{found.where}, with config.model.norm="
+            f"{self.config.model.norm}{last}; the checkpoint of step {keeper.progress.step} is "
+            f"kept in {keeper.workdir.path}{found.advice}"
         )
 
     def _write_start(self) -> None:
-        windows = self.data.first_windows() if self.progress.epoch == 0 else None
+        windows = self.data.first_windows() if self.step == 0 else None
         self.hooks.write_start(flatten(self.config.to_dict()), windows)
 
     def _record_epoch(
         self, trained: dict[str, float], validated: Evaluated, observed: Observed
     ) -> None:
-        progress = self.progress
+        progress = self.keeper.progress
         scalars = {f"train/{name}": value for name, value in trained.items()}
         scalars |= {"valid/loss": validated.loss, "valid/error_rate": validated.error_rate}
         scalars |= {"valid/best_error_rate": progress.best_error_rate} | observed.scalars
-        self.lines.append(
-            {"epoch": progress.epoch, "step": progress.step, **scalars, "seconds": progress.seconds}
-        )
-        self.workdir.write_metrics(self.lines)
+        self.keeper.write_line(scalars)
         if progress.epoch in (1, progress.best_epoch, self.config.num_epochs):
             self.hooks.write_histograms(progress.step, observed.channels)
         self.hooks.write_scalars(progress.step, scalars)
         self.hooks.say(epoch_line(progress, self.config.num_epochs, scalars))
 
-    def _finish(self, seconds_before: float) -> dict[str, Any]:
-        self.checkpoints.wait()
-        best = self.checkpoints.restore(self.progress.best_step, self.devices.fetch(self.state))
+    def _finish(self) -> dict[str, Any]:
+        progress = self.keeper.progress
+        best = self.keeper.best(self.devices.fetch(self.state))
         tested = self.evaluator.evaluate(self.devices.replicate(best), self.data.test)
         result = {
             "config": self.config.to_dict(),
             "num_parameters": self.num_parameters,
-            "best_epoch": self.progress.best_epoch,
-            "best_valid_error_rate": self.progress.best_error_rate,
+            "best_epoch": progress.best_epoch,
+            "best_valid_error_rate": progress.best_error_rate,
             "test_error_rate": tested.error_rate,
             # The median: an epoch after a start includes the compilation.
             "images_per_second": statistics.median(
-                line["train/images_per_second"] for line in self.lines
+                line["train/images_per_second"] for line in self.keeper.lines
             ),
-            "wall_seconds": seconds_before + time.monotonic() - self.started,
+            "wall_seconds": self.keeper.seconds(),
             "hardware": provenance.hardware(),
             "versions": provenance.versions(),
             "commit": provenance.commit(),
             "command": provenance.command(),
         }
-        self.hooks.write_scalars(self.progress.step, {"test/error_rate": tested.error_rate})
-        self.workdir.write("result.json", result)
+        self.hooks.write_scalars(progress.step, {"test/error_rate": tested.error_rate})
+        self.keeper.write_result(result)
         self.hooks.say(
             f"best epoch {result['best_epoch']}: valid error "
             f"{result['best_valid_error_rate']:.4f}, test error {result['test_error_rate']:.4f}"
-            f"  ({format_seconds(result['wall_seconds'])}; {self.workdir.path}/result.json)"
+            f"  ({format_seconds(result['wall_seconds'])}; {self.keeper.workdir.path}/result.json)"
         )
         return result

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bn_vgg.checkpoint import Checkpoints
+from bn_vgg import checkpoint
 from bn_vgg.errors import UserError
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.state import TrainState, init_state
@@ -38,10 +38,9 @@ def load(path: str, which: str = "best") -> Trained:
       UserError: there is no run, no checkpoint yet, or it cannot be read.
     """
     workdir = Workdir(path, writes=False)
+    workdir.check_format()
     config = workdir.read("config.json")
     class_names = workdir.read("data.json")["class_names"]
-    if not workdir.checkpoints.exists():
-        raise UserError(f"{path} has no checkpoint yet: the first is written after an epoch")
     try:
         model = make_model(**config["model"])
     except TypeError as error:
@@ -52,13 +51,16 @@ def load(path: str, which: str = "best") -> Trained:
             model, rmsprop(**config["optimizer"]), jax.random.key(0), jnp.zeros((1, crop, crop, 3))
         )
     )
-    checkpoints = Checkpoints(workdir.checkpoints)
-    try:
-        latest = checkpoints.latest_step()
-        if latest is None:
-            raise UserError(f"{path} has no checkpoint yet: the first is written after an epoch")
-        step = checkpoints.progress(latest).best_step if which == "best" else latest
-        state = checkpoints.restore(step, like)
-    finally:
-        checkpoints.close()
-    return Trained(model, state, config, class_names, step)
+    progress, state = _newest(workdir, like)
+    if which == "best":
+        if not progress.best_step:
+            raise UserError(f"{path} has no best checkpoint yet: it is chosen after an epoch")
+        progress, state = checkpoint.read(workdir.checkpoints, progress.best_step, like)
+    return Trained(model, state, config, class_names, progress.step)
+
+
+def _newest(workdir: Workdir, like: TrainState) -> tuple[checkpoint.Progress, TrainState]:
+    steps = checkpoint.steps(workdir.checkpoints)
+    if not steps:
+        raise UserError(f"{workdir.path} has no checkpoint yet: the first comes after an epoch")
+    return checkpoint.read(workdir.checkpoints, steps[0], like)

@@ -1,7 +1,7 @@
 """The 8-layer VGG: convolution, normalization, ReLU, dropout, pooling; two dense layers."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -205,6 +205,26 @@ def layer_activations(collections: Mapping[str, Any], which: str) -> dict[str, j
     if which == "output":
         found["hidden"] = hidden
     return {layer: array for layer, (array,) in found.items()}
+
+
+def count_values(
+    crop_size: int, features: Sequence[int], hidden_units: int, num_classes: int, padding: str
+) -> tuple[int, int]:
+    """Counts without building anything, so that it can be told what is too large to build.
+
+    Returns:
+      The weights, and the values that the convolutions compute for one example; the weights
+      are 0 where the poolings leave nothing of a window.
+    """
+    side, channels, weights, computed = crop_size, 3, 0, 0
+    for i, more in enumerate(features):
+        weights += 9 * channels * more
+        side, channels = side + 2 * PADDINGS[padding] - 2, more
+        computed += side * side * channels
+        side //= 1 + i % 2
+    if side == 0:
+        return 0, computed
+    return weights + side * side * channels * hidden_units + hidden_units * num_classes, computed
 
 
 def make_model(

@@ -1,21 +1,35 @@
 """What a run keeps in its folder besides checkpoints: config, data, metrics, result.
 
+format.json     the version of all this, and of the code that wrote it;
 config.json     the configuration, nested, as run;
 data.json       the data's fingerprint, classes and numbers of examples;
 metrics.jsonl   a line per epoch;
 result.json     written when the run is finished.
+
+`.lock` is held by the process that trains, `.lock.json` says which one that is.
 """
 
+import contextlib
 import json
 import os
+import shutil
+from collections.abc import Container, Iterator
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+import bn_vgg
+from bn_vgg import locking
 from bn_vgg.errors import UserError
 
+# Of a run's files. Raise it when code of the version before could not go on with a run.
+# 1: no format.json, checkpoints without a digest and at the end of epochs alone. Still read.
+FORMAT = 2
+
 # What may differ from start to start, besides more epochs: it changes nothing but speed.
-_ONLY_SPEED = {"data.placement", "eval.batch_size"}
+_ONLY_SPEED = {"data.placement", "eval.batch_size", "checkpoint.every_steps", "debug.nans"}
+_ONLY_SPEED |= {"resources.CPU", "resources.GPU", "resources.TPU"}
 
 
 class Workdir:
@@ -24,6 +38,48 @@ class Workdir:
     def __init__(self, path: str, *, writes: bool = True):
         self.path = epath.Path(path).expanduser()
         self._writes = writes
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out, on this machine or a shared file system.
+
+        An object store has no locks: nothing is done there, nor by hosts that do not write.
+
+        Raises:
+          UserError: another process is in it; names that one. Or it cannot be written.
+        """
+        if not self._writes or "://" in str(self.path):
+            yield
+            return
+        lock = Path(self.path) / ".lock"
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            holding = contextlib.ExitStack()
+            holding.enter_context(locking.held(lock))
+        with holding:
+            try:
+                yield
+            finally:
+                self._leave_no_trace(lock)
+
+    def _leave_no_trace(self, lock: Path) -> None:
+        """Removes the folder where no run came to be in it."""
+        with contextlib.suppress(OSError):
+            if {each.name for each in self.path.iterdir()} <= {lock.name, f"{lock.name}.json"}:
+                shutil.rmtree(self.path)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write the working directory {self.path}: {reason}") from error
+
+    @property
+    def damaged(self) -> epath.Path:
+        """Where checkpoints are moved that cannot be used."""
+        return self.path / "damaged"
 
     @property
     def checkpoints(self) -> epath.Path:
@@ -39,17 +95,36 @@ class Workdir:
           UserError: it holds a run of another configuration or on other data, or cannot
             be written.
         """
-        try:
+        with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
+            self.check_format()
             if (self.path / "config.json").exists():
                 _refuse_other(self.path, self.read("config.json"), config)
             if (self.path / "data.json").exists():
                 _refuse_other_data(self.path, self.read("data.json"), data)
+            self.write("format.json", {"format": FORMAT, "bn_vgg": bn_vgg.__version__})
             self.write("config.json", config)
             self.write("data.json", data)
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"cannot write the working directory {self.path}: {reason}") from error
+
+    def check_there(self) -> None:
+        """Raises a UserError where the folder was removed: Orbax would begin another one."""
+        if not self.exists("config.json"):
+            raise UserError(
+                f"{self.path} is gone, with what was kept of the run: its config.json is not "
+                "there any more; run the same command again, which begins from the seed"
+            )
+
+    def check_format(self) -> None:
+        """Raises a UserError where a later version of the code has written the folder."""
+        if not self.exists("format.json"):
+            return
+        about = self.read("format.json")
+        if about["format"] > FORMAT:
+            raise UserError(
+                f"{self.path} holds a run of format {about['format']}, written by bn_vgg "
+                f"{about['bn_vgg']}; this is {bn_vgg.__version__}, which reads formats up to "
+                f"{FORMAT}: use that version, or name another --workdir"
+            )
 
     def read(self, name: str) -> Any:
         """Reads a JSON file.
@@ -74,11 +149,18 @@ class Workdir:
         self._write_text(name, json.dumps(content, indent=2) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Reads the epochs' lines; none where nothing was written yet."""
+        """Reads the epochs' lines; none where nothing was written yet.
+
+        Raises:
+          UserError: one of them is no JSON.
+        """
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is damaged: {error}") from error
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Writes all epochs' lines anew: object stores cannot append."""
@@ -89,24 +171,37 @@ class Workdir:
             return
         partial = self.path / f"{name}.partial"
         try:
-            partial.write_text(text)
+            with partial.open("w") as file:
+                file.write(text)
+                if "://" not in str(partial):  # there before it takes the other's name
+                    file.flush()
+                    os.fsync(file.fileno())
             partial.replace(self.path / name)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
             reason = error.strerror or error
-            raise UserError(f"cannot write {self.path / name}: {reason}") from error
+            raise UserError(
+                f"cannot write {self.path / name} ({len(text):,} bytes): {reason}; "
+                "run the same command again when it can be written"
+            ) from error
 
 
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(
+    nested: dict[str, Any], prefix: str = "", fields: Container[str] = ()
+) -> dict[str, Any]:
     """Turns {'a': {'b': 1}} into {'a.b': 1}; tuples become lists, as in JSON.
 
-    Only what holds something is taken apart: {'a': {}} stays as it is.
+    Only what holds something is taken apart: {'a': {}} stays as it is. So does the value of
+    each of `fields`, named in full.
     """
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value and name not in fields:
+            flat |= flatten(value, f"{name}.", fields)
         else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+            flat[name] = list(value) if isinstance(value, tuple) else value
     return flat
 
 

@@ -88,6 +88,19 @@ def get_config(variant: str = "full") -> ConfigDict:
     # by precise and by their own batch's statistics.
     config.eval.compared_examples = 1000
 
+    config.checkpoint = ConfigDict()
+    # Updates between checkpoints within an epoch, rounded up to a dispatch's end (ten at most);
+    # 0: only at its end, and when the run is asked to stop. Changes nothing in training.
+    config.checkpoint.every_steps = 0
+
+    config.debug = ConfigDict()
+    # Where a number is not finite, take that step again operation by operation, to find the
+    # one that made it. Costs nothing before.
+    config.debug.nans = False
+
+    # What a run of a sweep asks of a Ray cluster; fractions share a GPU. Changes only the speed.
+    config.resources = ConfigDict({"CPU": 1.0, "GPU": 0.0, "TPU": 0.0})
+
     if variant == "demo":
         _make_demo(config)
     return config

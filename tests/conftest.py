@@ -30,6 +30,19 @@ def compilation_cache(cache_folder):
     command.keep_compiled(cache_folder)
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For tests of what becomes of whole runs, their processes included.
+
+    XLA takes half the time, which is most of what these take, to compile to slower programs.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def run_command(cache_folder):
     """Runs `python -m bn_vgg.NAME …` from the checkout, as a person would."""

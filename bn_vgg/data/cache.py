@@ -7,7 +7,8 @@ It holds
   index.npz    `sizes` (height, width), `labels`, `keys`, `splits`, one row an image;
   about.json   the source, classes, settings, and the report of what was left out.
 
-It is built under another name and renamed when complete, so one that is there is whole.
+It is built under another name and renamed when complete, so one that is there is whole. One
+process builds it, others wait.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from bn_vgg import locking
 from bn_vgg.data import images, sources
 from bn_vgg.data.source import Source
 from bn_vgg.errors import NotThereError, UserError
@@ -102,7 +105,11 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
     """
     # What a spec was found to hold last time, for when its source cannot be asked.
     settings = f"{spec}\0{min_side}\0{_FORMAT}"
-    alias = folder / "sources" / hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
+    alias = (
+        folder
+        / "sources"
+        / hashlib.blake2b(settings.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+    )
     known = folder / alias.read_text().strip() if alias.is_file() else None
     if known is not None and not known.is_dir():
         known = None
@@ -118,12 +125,16 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
     name = _name(source, min_side)
     try:
         if not (folder / name).is_dir():
-            _build(source, min_side, folder, name, quiet)
+            folder.mkdir(parents=True, exist_ok=True)
+            with locking.held(folder / f".{name}.lock", wait=_say_who_builds):
+                if not (folder / name).is_dir():
+                    _build(source, min_side, folder, name, quiet)
         alias.parent.mkdir(parents=True, exist_ok=True)
         _write_text(alias, name)
     except OSError as error:
         raise UserError(
-            f"cannot write the image cache in {folder}: {error.strerror or error}; "
+            f"cannot write the image cache in {folder}, of at least "
+            f"{len(source.records) * min_side**2 * 3:,} bytes: {error.strerror or error}; "
             "set --cache_dir or BN_VGG_CACHE to a folder with room"
         ) from error
     return _open(folder / name)
@@ -135,6 +146,16 @@ def _name(source: Source, min_side: int) -> str:
 
 
 def _open(folder: Path) -> ImageCache:
+    try:
+        return _read(folder)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        reason = images.describe(error)
+        raise UserError(
+            f"{folder} is damaged ({reason}); delete that folder and it is made again"
+        ) from error
+
+
+def _read(folder: Path) -> ImageCache:
     about = json.loads((folder / "about.json").read_text())
     with np.load(folder / "index.npz", allow_pickle=False) as index:
         sizes = index["sizes"].astype(np.int64)
@@ -156,9 +177,14 @@ def _open(folder: Path) -> ImageCache:
         )
 
 
+def _say_who_builds(owner: str) -> None:
+    tqdm.write(f"waiting for {owner}, which builds the image cache", file=sys.stderr)
+
+
 def _build(source: Source, min_side: int, folder: Path, name: str, quiet: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
+    for left in folder.glob(f"building-{name}-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    building = Path(tempfile.mkdtemp(prefix=f"building-{name}-", dir=folder))
     try:
         kept, sizes, unreadable = _write_images(source, min_side, building / "images.bin", quiet)
         _check_readable(source, unreadable)
@@ -180,7 +206,8 @@ def _build(source: Source, min_side: int, folder: Path, name: str, quiet: bool) 
             "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         _write_text(building / "about.json", json.dumps(about, indent=1))
-        _publish(building, folder / name)
+        building.chmod(0o755)  # mkdtemp's are private; a cache may be shared
+        building.rename(folder / name)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     if unreadable and not quiet:
@@ -216,9 +243,11 @@ def _decoded(source: Source, min_side: int) -> Iterator[np.ndarray | images.Unre
 
     def read(index: int) -> np.ndarray | images.UnreadableImage:
         try:
-            return np.asarray(images.scale_shorter_side(source.read(index), min_side))
+            with images.until_it_is_small():
+                return np.asarray(images.scale_shorter_side(source.read(index), min_side))
         except images.UnreadableImage as error:
-            return error
+            # Anew: the traceback of what was raised holds the file's bytes.
+            return images.UnreadableImage(str(error))
 
     ahead = 256  # bounds what is decoded but not yet written
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -233,16 +262,6 @@ def _check_readable(source: Source, unreadable: dict[str, str]) -> None:
             f"{source.description}: {len(unreadable)} of {len(source.records)} images cannot be "
             f"read, more than {_MAX_UNREADABLE:.0%}; the first is {key}: {why}"
         )
-
-
-def _publish(building: Path, final: Path) -> None:
-    # mkdtemp's folders are private; a cache may be shared.
-    building.chmod(0o755)
-    try:
-        building.rename(final)
-    except OSError:
-        if not final.is_dir():  # else another process was first, with the same content
-            raise
 
 
 def _write_text(path: Path, text: str) -> None:

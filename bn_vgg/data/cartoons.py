@@ -18,6 +18,7 @@ from bn_vgg.errors import UserError
 
 # Raise it when a change here or in `cartoon_animals` changes a pixel: it is part of cache keys.
 VERSION = 1
+MAX_IMAGES = 1_000_000
 _OVERSAMPLING = 2
 
 
@@ -28,7 +29,7 @@ class Cartoons:
     a smaller set is the beginning of a larger one.
 
     Args:
-      num_images: at least 2; even indices are cats, odd ones dogs.
+      num_images: 2 to MAX_IMAGES; even indices are cats, odd ones dogs.
       seed: in [0, 2**64).
 
     Raises:
@@ -36,8 +37,10 @@ class Cartoons:
     """
 
     def __init__(self, *, num_images: int = 4000, seed: int = 0):
-        if num_images < 2:
-            raise UserError(f"cartoons: num_images is {num_images}; give at least 2")
+        if not 2 <= num_images <= MAX_IMAGES:
+            raise UserError(
+                f"cartoons: num_images is {num_images}; give at least 2, at most {MAX_IMAGES:,}"
+            )
         if not 0 <= seed < 2**64:
             raise UserError(f"cartoons: seed is {seed}; give one from 0 to 2**64 - 1")
         self._seed = seed

@@ -13,6 +13,8 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from PIL import Image
+
 from bn_vgg.data import images
 from bn_vgg.data.images import UnreadableImage
 from bn_vgg.errors import NotThereError, UserError
@@ -21,8 +23,12 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 # Of one image file. It bounds what a hostile archive can make a read allocate.
 MAX_BYTES = 256 * 2**20
+# Files of more bytes are read one at a time: an archive may be full of the largest.
+_LARGE = 16 * 2**20
 
 _ENDINGS = ", ".join(EXTENSIONS)
+# What breaks a line or steers a terminal.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class ImageFile(NamedTuple):
@@ -44,6 +50,15 @@ class ImageFile(NamedTuple):
     stamp: int
     container: "_Folder | _Archive"
     inner: str
+
+    def decode(self) -> Image.Image:
+        """Reads and decodes the file, from any thread; large ones wait for each other.
+
+        Raises:
+          UnreadableImage: as for `read_bytes` and `images.decode`.
+        """
+        with images.one_at_a_time(self.size > _LARGE):
+            return images.decode(self.read_bytes())
 
     def read_bytes(self) -> bytes:
         """Reads the file, from any thread.
@@ -180,12 +195,31 @@ def _expand(spec: str) -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
-    paths = sorted(glob.glob(pattern, recursive=True))
+    paths = sorted(_glob(pattern))
     useful = [p for p in paths if os.path.isdir(p) or _is_zip(p) or _is_image(p)]
     if not useful:
         what = "no folder, zip archive or image" if paths else "nothing"
         raise NotThereError(f"{pattern!r} matches {what}{_where(pattern)}")
     return useful
+
+
+def _glob(pattern: str) -> set[str]:
+    """Like `glob.glob`, but `**` follows no links: they may lead back up, without end."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        return set(glob.glob(pattern))
+    at = parts.index("**")
+    tail = list(itertools.dropwhile(lambda part: part == "**", parts[at:]))
+    found: set[str] = set()
+    for top in glob.glob(os.sep.join([*parts[:at], ""])) if at else [os.curdir]:
+        for folder, folders, names in os.walk(top):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            if tail:
+                found |= _glob(os.path.join(glob.escape(folder), *tail))
+            else:
+                found.add(folder)
+                found |= {os.path.join(folder, x) for x in names if not x.startswith(".")}
+    return found
 
 
 def _list_input(path: str) -> list[ImageFile]:
@@ -265,8 +299,9 @@ def _is_hidden(name: str) -> bool:
 
 
 def _printable(name: str) -> str:
-    """Escapes the bytes of a file name that are no UTF-8: printing and hashing would fail."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """Escapes control characters, and bytes that are no UTF-8: hashing them would fail."""
+    visible = _CONTROL.sub(lambda match: repr(match[0])[1:-1], name)
+    return visible.encode("utf-8", "backslashreplace").decode()
 
 
 def _where(path: str) -> str:

@@ -1,6 +1,9 @@
 """From the bytes of an image file to an upright 8-bit RGB image of a given shorter side."""
 
+import contextlib
 import io
+import threading
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -14,6 +17,17 @@ MAX_PIXELS = 80_000_000
 # The longer side follows from the shorter, so a strip of 1 x 50,000 pixels would become
 # 128 x 6,400,000. Photographs, panoramas included, stay far below this.
 MAX_ASPECT_RATIO = 20
+
+# Larger images are decoded one at a time, so that memory is bounded by one of MAX_PIXELS.
+_LARGE = 8_000_000
+_large_one = threading.RLock()
+# Of each thread: `until`, where it is to let the next large one go on.
+_waiting = threading.local()
+# What is converted at once, so that intermediate results stay small.
+_STRIP_PIXELS = 1_000_000
+# Of the memory for pixels: each thread's heap keeps freed blocks of Pillow's 16 MiB, but what is
+# larger than 32 MiB goes back to the system at once.
+_BLOCK_BYTES = 64 * 2**20
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,10 +59,11 @@ def decode(data: bytes) -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImage(f"{width}x{height} pixels: more than {MAX_PIXELS:,}")
-            image.load()
-            turn = _TURNS.get(_orientation(image))
-            rgb = _rgb(image)
-        return rgb if turn is None else rgb.transpose(turn)
+            with one_at_a_time(width * height > _LARGE):
+                image.load()
+                turn = _TURNS.get(_orientation(image))
+                rgb = _rgb(image)
+                return rgb if turn is None else rgb.transpose(turn)
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:  # its text holds only the address of the BytesIO
@@ -56,6 +71,28 @@ def decode(data: bytes) -> Image.Image:
         raise UnreadableImage(reason) from error
     except Exception as error:  # Pillow's decoders raise nearly every built-in one on rubbish
         raise UnreadableImage(describe(error)) from error
+
+
+@contextlib.contextmanager
+def one_at_a_time(large: bool) -> Iterator[None]:
+    """Waits, before something large, until no other thread is in the midst of such."""
+    if not large:
+        yield
+        return
+    until = getattr(_waiting, "until", None)
+    if until is not None:
+        until.enter_context(_large_one)
+    with _large_one:
+        Image.core.set_block_size(_BLOCK_BYTES)
+        yield
+
+
+@contextlib.contextmanager
+def until_it_is_small() -> Iterator[None]:
+    """Whatever large is decoded within this is over for `one_at_a_time` only at its end."""
+    with contextlib.ExitStack() as _waiting.until:
+        yield
+    _waiting.until = None
 
 
 def scale_shorter_side(image: Image.Image, side: int) -> Image.Image:
@@ -96,14 +133,26 @@ def _orientation(image: Image.Image) -> int:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bit(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    image = image.convert("RGB")
-    # What is left describes the file. Its orientation must not be applied a second time.
-    image.info.clear()
-    return image
+    # A new image has none of what describes the file: its orientation must not be applied twice.
+    rgb = Image.new("RGB", image.size)
+    for box in _strips(image):
+        strip = image.crop(box)
+        if strip.has_transparency_data:
+            strip = strip.convert("RGBA")
+            white = Image.new("RGBA", strip.size, "white")
+            strip = Image.alpha_composite(white, strip)
+        rgb.paste(strip.convert("RGB"), box)
+    return rgb
+
+
+def _strips_values(image: Image.Image) -> Iterator[np.ndarray]:
+    return (np.asarray(image.crop(box)) for box in _strips(image))
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -113,8 +162,9 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     are 8-bit levels. Nothing says what other values of I and F mean: they are stretched, the
     least becomes black and the greatest white.
     """
-    values = np.asarray(image).astype(np.float64)
-    low, high = float(values.min()), float(values.max())
+    # Of each strip; NaN where one of its values is, as NumPy's minimum of these is again.
+    lows, highs = zip(*((v.min(), v.max()) for v in _strips_values(image)), strict=True)
+    low, high = float(np.min(lows)), float(np.max(highs))
     if not np.isfinite([low, high]).all():
         raise UnreadableImage("has pixels that are not finite numbers")
     tops = (1.0, 255.0) if image.mode == "F" else (65535.0,)
@@ -123,8 +173,11 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         low, top = low, max(high, low + 1)
     else:
         low = 0.0
-    levels = np.rint((values - low) * (255 / (top - low))).astype(np.uint8)
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        levels[values == transparent] = 255
-    return Image.fromarray(levels)
+    levels = []
+    for values in _strips_values(image):
+        scaled = (values.astype(np.float64) - low) * (255 / (top - low))
+        levels.append(np.rint(scaled).astype(np.uint8))
+        if isinstance(transparent, int):
+            levels[-1][values == transparent] = 255
+    return Image.fromarray(np.concatenate(levels))

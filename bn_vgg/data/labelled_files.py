@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from bn_vgg.data import images
 from bn_vgg.data.files import ImageFile, list_images, natural_key
 from bn_vgg.data.source import Record
 from bn_vgg.errors import UserError
@@ -54,7 +53,7 @@ class LabelledFiles:
         Raises:
           UnreadableImage: the file cannot be read or decoded; the message says why.
         """
-        return images.decode(self._files[index].read_bytes())
+        return self._files[index].decode()
 
 
 def _classify(files: list[ImageFile], spec: str) -> tuple[list[str], list[str]]:

@@ -1,7 +1,7 @@
 """From the text of `config.data.source` to a source of images."""
 
+import os
 import re
-from pathlib import Path
 
 from bn_vgg.data.source import Source
 from bn_vgg.errors import NotThereError, UserError
@@ -27,7 +27,7 @@ def kind(spec: str) -> str:
         return "cartoons"
     if re.fullmatch(r"\w+(:[\w.*]+)?", spec):
         return "tfds"
-    if spec.startswith(("/", ".", "~")) or set(spec) & set("*?[,") or Path(spec).exists():
+    if spec.startswith(("/", ".", "~")) or set(spec) & set("*?[,") or os.path.exists(spec):
         return "files"
     if re.fullmatch(r"\w+/[\w.-]+(:[\w.*]+)?", spec) and not spec.endswith(".zip"):
         return "tfds"  # with a builder configuration: imagenet_resized/32x32
@@ -41,6 +41,8 @@ def open_source(spec: str) -> Source:
             from bn_vgg.data.cartoons import Cartoons
 
             number = spec.partition(":")[2]
+            if len(number) > 9:  # int() refuses more than 4,300 digits
+                raise UserError(f"config.data.source={spec}: that is more than can be drawn")
             return Cartoons(num_images=int(number)) if number else Cartoons()
         case "files":
             from bn_vgg.data.labelled_files import LabelledFiles

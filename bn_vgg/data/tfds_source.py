@@ -182,7 +182,7 @@ def _prepare(builder: Any) -> None:
 def _hide_gpus() -> None:
     """Keeps TensorFlow, with which TFDS encodes images, off the GPU memory that JAX needs."""
     try:
-        import tensorflow as tf  # type: ignore[import-untyped]
+        import tensorflow as tf
     except ImportError:
         return  # some sets can do without, and TFDS says so for the others
     with contextlib.suppress(RuntimeError):  # it is in use already, so this comes too late

@@ -1,0 +1,124 @@
+"""A run in this process, from its configuration to its result: what every command starts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+import bn_vgg
+from bn_vgg import checkpoint, command, distributed, provenance, train
+from bn_vgg.data import cache as image_cache
+from bn_vgg.data.batches import num_train_batches
+from bn_vgg.data.prepared import PreparedData, prepare
+from bn_vgg.hooks import Hooks
+from bn_vgg.programs import Session
+from bn_vgg.workdir import Workdir, flatten
+
+
+def launch(
+    config: ConfigDict,
+    path: str,
+    *,
+    cache_folder: Path,
+    session: Session | None = None,
+    say: Callable[[str], None] = command.say,
+    tensorboard: bool = True,
+    profile: bool = False,
+) -> dict[str, Any]:
+    """Makes a run, goes on with it, or finds it finished.
+
+    Args:
+      config: checked.
+      path: of the working directory.
+      cache_folder: where decoded images and compiled programs are kept.
+      session: shared with other runs of this process.
+      say: shows a line to a person; on the first host alone.
+      tensorboard: whether to write its files, which imports TensorFlow.
+      profile: whether to trace a few steps for it.
+
+    Returns:
+      What `result.json` holds.
+
+    Raises:
+      UserError: the data, the working directory or the devices do not suit, hosts disagree
+        about them, the configuration or the code, or as `train`.
+    """
+    is_first, several = jax.process_index() == 0, jax.process_count() > 1
+    say = say if is_first else logging.info
+    command.keep_compiled(cache_folder)
+    if several:
+        distributed.agree(flatten({"config": config.to_dict(), "code": _code(config)}))
+    workdir = Workdir(path, writes=is_first)
+    with workdir.locked():
+        data = prepare_data(config, cache_folder, quiet=not is_first)
+        if several:
+            distributed.agree(flatten({"data": data.about, "workdir": _kept(workdir)}))
+        distributed.start()
+        workdir.claim(config.to_dict(), data.about)
+        distributed.check_shared(workdir.path / "config.json")
+        finished = train.finished_result(config, workdir)
+        if finished is not None:
+            say(f"this run is finished: see {workdir.path}/result.json")
+            return finished
+        command.log_to_file(workdir.path / "log.txt" if is_first else None)
+        hooks = Hooks(say=say)
+        if tensorboard:
+            from bn_vgg import tensorboard as board  # imports TensorFlow, which costs seconds
+
+            steps_per_epoch = num_train_batches(len(data.splits.train), config.batch_size)
+            hooks = board.make_hooks(
+                hooks,
+                workdir.path,
+                path.removeprefix("runs/"),
+                is_first=is_first,
+                num_steps=steps_per_epoch * config.num_epochs,
+                profile=profile,
+            )
+        return train.train(config, workdir, data, hooks, session)
+
+
+def prepare_data(config: ConfigDict, cache_folder: Path, *, quiet: bool = False) -> PreparedData:
+    """Opens the decoded images of a configuration, making them if need be, and splits them.
+
+    Args:
+      config: checked.
+      cache_folder: where decoded images are kept.
+      quiet: whether to show no progress.
+
+    Raises:
+      UserError: the data cannot be read, or do not suit the configuration.
+    """
+    images = image_cache.open_or_build(
+        config.data.source, min_side=config.data.min_side, folder=cache_folder, quiet=quiet
+    )
+    return prepare(
+        images,
+        source=config.data.source,
+        valid_examples=config.data.valid_examples,
+        test_examples=config.data.test_examples,
+        num_classes=config.model.num_classes,
+        batch_size=config.batch_size,
+    )
+
+
+def _code(config: ConfigDict) -> dict[str, Any]:
+    """What computes a run, which has to be the same on all hosts."""
+    own_norm, _, _ = config.model.norm.rpartition(":")
+    return {
+        "version": bn_vgg.__version__,
+        "digest": provenance.digest("bn_vgg"),
+        "commit": provenance.commit(),
+        "norm": provenance.digest(own_norm) if own_norm else "",
+        "versions": provenance.versions(),
+        "backend": jax.default_backend(),
+        "local_devices": jax.local_device_count(),
+    }
+
+
+def _kept(workdir: Workdir) -> dict[str, Any]:
+    """What of a run is there to go on with, as this host sees it."""
+    folder = workdir.checkpoints
+    return {"checkpoints": checkpoint.steps(folder), "finished": workdir.exists("result.json")}

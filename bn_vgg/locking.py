@@ -1,0 +1,55 @@
+"""One process at a time: in a run's folder, and where a cache is built."""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bn_vgg.errors import UserError
+
+
+@contextlib.contextmanager
+def held(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Holds the lock at `path`; the system lets go of a dead process's.
+
+    Args:
+      path: of the lock. Beside it lies who holds it, as JSON.
+      wait: called with who holds it, before waiting for it; None: not to wait.
+
+    Raises:
+      UserError: another process holds it, and `wait` is None.
+      OSError: the folder cannot be written.
+    """
+    lock, about = FileLock(path), path.with_suffix(".json")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        if wait is None:
+            raise UserError(f"{path.parent} is in use by {_owner(about)}") from error
+        wait(_owner(about))
+        lock.acquire()
+    try:
+        owner = {"host": socket.gethostname(), "process": os.getpid(), "since": _now()}
+        about.write_text(json.dumps(owner) + "\n")
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            about.unlink()
+        lock.release()
+
+
+def _owner(about: Path) -> str:
+    try:
+        owner = json.loads(about.read_text())
+        return f"process {owner['process']} on {owner['host']}, since {owner['since']}"
+    except (OSError, ValueError, KeyError):  # it has only just begun
+        return "another process"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z")
