@@ -19,12 +19,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bn_vgg import train
-from bn_vgg.data import batches, cache
+from bn_vgg.data import batches
 from bn_vgg.data.batches import Images
-from bn_vgg.data.prepared import prepare
 from bn_vgg.evaluation import Evaluator
 from bn_vgg.feed import Feed
 from bn_vgg.hooks import Hooks
+from bn_vgg.launch import prepare_data
 from bn_vgg.parallel import Devices
 from bn_vgg.programs import make_programs
 from bn_vgg.state import init_state
@@ -43,19 +43,12 @@ def measure_training(config: ConfigDict, cache_folder: Path, epochs: int) -> dic
     windows, precise statistics, its checkpoint and its records.
     """
     config.num_epochs = epochs + 1
-    images = cache.open_or_build(
-        config.data.source, min_side=config.data.min_side, folder=cache_folder
-    )
-    data = prepare(
-        images, source=config.data.source, valid_examples=config.data.valid_examples,
-        test_examples=config.data.test_examples, num_classes=config.model.num_classes,
-        batch_size=config.batch_size,
-    )  # fmt: skip
+    data = prepare_data(config, cache_folder)
     windows = np.zeros((config.batch_size, *[config.data.crop_size] * 2, 3), np.uint8)
     labels = np.zeros(config.batch_size, np.int32)
     bare = [
         Timed(dispatch(config, windows, labels), STEPS),
-        Timed(_evaluation(config, Images.of(images, data.splits.valid)), 1),
+        Timed(_evaluation(config, Images.of(data.cache, data.splits.valid)), 1),
     ]
     _take_turns(bare)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,83 @@
+"""What an accelerator can do in the time that there is, what matters most first.
+
+python -m experiments.accelerator --budget_minutes=25
+
+Trains the five-way ablation at full size with three seeds, seed after seed, then the rest of
+the grid, until the time is up. The same command goes on from there: on this machine, or on
+another one that was given OUT. It needs the image cache, or files to make it from, and the
+core packages alone. What is small of each run (configuration, epochs' lines, result) is
+copied to OUT_results, for `python -m experiments.report` on a machine with matplotlib.
+
+It is a sweep: `python -m experiments.sweep --status --out=OUT` shows how far it is.
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+from absl import flags
+
+from bn_vgg import command
+from bn_vgg.data.cache import default_folder
+from bn_vgg.errors import UserError
+from experiments.presets import PRESETS
+from experiments.records import keep_run
+from experiments.sweeping import state
+from experiments.sweeping.driver import Driver
+from experiments.sweeping.local import Local
+from experiments.sweeping.plan import VARIANTS, PlannedRun, parse_seeds, parse_settings, plan
+from experiments.sweeping.status import say, summary
+
+_BUDGET = flags.DEFINE_float(
+    "budget_minutes", None, "After so many the runs are stopped.", lower_bound=0.01
+)
+_OUT = flags.DEFINE_string("out", "runs/accelerator", "Folder of the runs.")
+_SEEDS = flags.DEFINE_string("seeds", "3", "How many, 3 for 0, 1, 2; or which: 0,5,7.")
+_VARIANT = flags.DEFINE_enum("variant", "full", VARIANTS, "Of the configs.")
+_SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE for every run; may be repeated.")
+_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As bn_vgg.main's.")
+
+
+def main() -> int | None:
+    """Runs the command. Returns 1 where runs were given up."""
+    started = time.monotonic()
+    command.log_to_file(None)
+    if _BUDGET.value is None:
+        raise UserError("--budget_minutes is missing: how long the runs may take")
+    settings = parse_settings(_SET.value)
+    runs = plan_runs(_VARIANT.value, parse_seeds(_SEEDS.value), settings)
+    out = _OUT.value
+    state.claim(out, "accelerator", _VARIANT.value, settings, runs)
+    driver_state = state.DriverState(out)
+    to_do = state.unfinished(out, runs)
+    cache_folder = Path(_CACHE_DIR.value) if _CACHE_DIR.value else default_folder()
+    driver = Driver(to_do, driver_state, say)
+    try:
+        slots = Local(out, ["--notensorboard"], cache_folder).slots(to_do, say) if to_do else []
+        driver.drive(slots, until=started + 60 * _BUDGET.value)
+    finally:
+        keep_small_files(Path(out), runs)
+        say(summary(runs, state.read_states(out, runs)))
+    return 1 if driver.failed else None
+
+
+def keep_small_files(out: Path, runs: list[PlannedRun]) -> None:
+    """Copies the plan and what is small of each run to a folder beside the sweep's."""
+    kept = out.with_name(f"{out.name}_results")
+    kept.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(out / state.PLAN, kept / state.PLAN)
+    for run in runs:
+        keep_run(out / run.folder, kept / run.folder)
+
+
+def plan_runs(variant: str, seeds: list[int], settings: dict[str, str]) -> list[PlannedRun]:
+    """All runs of `grid`, those of `five_way` before the others."""
+    first, all_of_them = (
+        plan(PRESETS[name], variant=variant, seeds=seeds, settings=settings)
+        for name in ("five_way", "grid")
+    )
+    return first + [run for run in all_of_them if run not in first]
+
+
+if __name__ == "__main__":
+    command.run(main)

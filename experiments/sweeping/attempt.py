@@ -1,0 +1,74 @@
+"""One run after the other in this process, as `python -m bn_vgg.main` would make each."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import logging
+
+import bn_vgg
+from bn_vgg import command
+from bn_vgg.errors import UserError
+from bn_vgg.launch import launch
+from bn_vgg.programs import Session
+
+
+class Attempts:
+    """Makes runs that share a process, its devices and its compiled programs."""
+
+    def __init__(self, cache_folder: Path, say: Callable[[str], None]):
+        """Prepares.
+
+        Args:
+          cache_folder: of decoded images and compiled programs.
+          say: shows a line to a person.
+        """
+        # As a command does: otherwise the libraries' logs fill the terminal.
+        logging.use_absl_handler()
+        command.log_to_file(None)
+        self._cache_folder, self._say = cache_folder, say
+        self._session: Session | None = None
+
+    def make(self, config_arguments: list[str], arguments: list[str]) -> str | None:
+        """Makes a run, or goes on with it.
+
+        Args:
+          config_arguments: `--config` and its overrides.
+          arguments: all of `bn_vgg.main`'s, as they are recorded with the result.
+
+        Returns:
+          What went wrong, in a line; None if the run is done.
+        """
+        # What the result's `command` says: this makes the same run again, by itself.
+        sys.argv = [str(Path(bn_vgg.__file__).with_name("main.py")), *arguments]
+        path = _value(arguments, "--workdir")
+        try:
+            config = command.load_config(config_arguments)
+            self._session = self._session or Session()
+            launch(
+                config,
+                path,
+                cache_folder=self._cache_folder,
+                session=self._session,
+                say=self._tell,
+                tensorboard="--notensorboard" not in arguments,
+            )
+        except UserError as error:
+            logging.info("%s", error)
+            return str(error)
+        except Exception as error:  # a bug, or a device without memory: the next run may do
+            logging.error("%s", traceback.format_exc())
+            last = traceback.format_exception_only(error)[-1].strip().split("\n")[0]
+            return f"{last}; the traceback is in {path}/log.txt"
+        finally:
+            command.log_to_file(None)
+        return None
+
+    def _tell(self, line: str) -> None:
+        logging.info("%s", line)
+        self._say(line)
+
+
+def _value(arguments: list[str], flag: str) -> str:
+    return next(a.partition("=")[2] for a in arguments if a.startswith(f"{flag}="))

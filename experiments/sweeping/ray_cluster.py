@@ -1,0 +1,189 @@
+"""An existing Ray cluster: a task for each run, on whichever node has room for it.
+
+The cluster's nodes need the code, its packages and the sweep's folder at the same path: a
+shared file system or `gs://`. A run on a node that dies is begun again elsewhere, by Ray, and
+goes on from its last checkpoint.
+"""
+
+import contextlib
+import os
+import shlex
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from bn_vgg.errors import UserError
+from bn_vgg.workdir import Workdir
+from experiments.sweeping.backend import Outcome, Say, Slot
+from experiments.sweeping.plan import PlannedRun
+
+# Times that Ray by itself begins a run again whose node died, or its process. After that the
+# driver does, which counts what is not a node's loss.
+_RESTARTS = 3
+_SECONDS_BETWEEN_LOOKS = 2.0
+
+
+class RayCluster:
+    """The backend."""
+
+    def __init__(self, out: str, flags: list[str], address: str = "auto"):
+        """Prepares.
+
+        Args:
+          out: the sweep's folder; the nodes must see it.
+          flags: of `bn_vgg.main`, besides the configuration and the workdir.
+          address: of the cluster's head; `auto`: the one that this machine belongs to.
+
+        Raises:
+          UserError: Ray is not installed.
+        """
+        # A task's working directory is not this one.
+        self._out = out if "://" in out else os.path.abspath(out)
+        self._flags, self._address = flags, address
+        self._ray = _import_ray()
+
+    def commands(self, runs: list[PlannedRun]) -> list[str]:
+        """The commands of the tasks."""
+        return [shlex.join(["python", *run.arguments(self._out, *self._flags)]) for run in runs]
+
+    def slots(self, runs: list[PlannedRun], say: Say) -> list[Slot]:
+        """A slot for each run: Ray queues those that the nodes have no room for.
+
+        Raises:
+          UserError: there is no cluster, or none of its nodes could ever hold a run.
+        """
+        try:
+            _reach(self._address)
+            self._ray.init(
+                self._address, ignore_reinit_error=True, log_to_driver=False,
+                logging_level="warning",
+            )  # fmt: skip
+        except OSError as error:
+            raise UserError(
+                f"--ray_address={self._address}: no Ray cluster there; start one with "
+                "`ray start --head`, see README, 'Sweeps'"
+            ) from error
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        for run in runs:
+            _check_room(run, nodes)
+        say(f"{len(runs)} runs to do on a Ray cluster of {len(nodes)} nodes")
+        return [_Task(f"Ray task {i}", self._ray, self._out, self._flags, say)
+                for i in range(len(runs))]  # fmt: skip
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise UserError("--backend=ray needs Ray: pip install -e '.[ray]'") from error
+    return ray
+
+
+def _reach(address: str) -> None:
+    """Raises an OSError where nothing answers: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _check_room(run: PlannedRun, nodes: list[dict[str, Any]]) -> None:
+    wanted = run.resources
+    if any(all(node["Resources"].get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
+        return
+    most = {k: max((node["Resources"].get(k, 0) for node in nodes), default=0) for k in wanted}
+    raise UserError(
+        f"{run.folder} asks for {wanted} (config.resources), but no node has that: the most are "
+        f"{most}; change it with --set=resources.CPU=1"
+    )
+
+
+class _Task:
+    """A slot: waits for one task of the cluster at a time."""
+
+    def __init__(self, name: str, ray: Any, out: str, flags: list[str], say: Say):
+        self.name = name
+        self._ray, self._out, self._flags, self._say = ray, out, flags, say
+        self._going: Any = None
+
+    def execute(self, run: PlannedRun) -> Outcome:
+        """See `Slot`."""
+        ray = self._ray
+        resources = dict(run.resources)
+        task = ray.remote(make_run).options(
+            name=run.folder, max_retries=_RESTARTS, num_cpus=resources.pop("CPU", 0),
+            num_gpus=resources.pop("GPU", 0), resources=resources or None,
+        )  # fmt: skip
+        # The code is where it is here, as on every node.
+        root = str(Path(__file__).resolve().parents[2])
+        self._going = task.remote(
+            root, run.config_arguments, run.arguments(self._out, *self._flags)[2:]
+        )
+        told = _Told(Workdir(f"{self._out}/{run.folder}", writes=False), run, self._say)
+        try:
+            while not ray.wait([self._going], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
+                told.say_new_epochs()
+            error = ray.get(self._going)
+            told.say_new_epochs()
+            return Outcome(error)
+        except ray.exceptions.RayError as error:
+            said = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+            return Outcome(said, lost=isinstance(error, ray.exceptions.NodeDiedError))
+        finally:
+            self._going = None
+
+    def stop(self) -> None:
+        """See `Slot`."""
+        going = self._going
+        if going is not None:
+            self._ray.cancel(going, force=True)
+
+    def close(self) -> None:
+        """See `Slot`."""
+
+
+class _Told:
+    """Tells a person of the epochs that a run elsewhere has finished."""
+
+    def __init__(self, workdir: Workdir, run: PlannedRun, say: Say):
+        self._workdir, self._run, self._say = workdir, run, say
+        self._epochs = len(self._lines())
+
+    def _lines(self) -> list[dict[str, Any]]:
+        # The next look will do where the folder cannot be read just now.
+        with contextlib.suppress(OSError, ValueError):
+            return self._workdir.read_metrics()
+        return []
+
+    def say_new_epochs(self) -> None:
+        lines = self._lines()
+        for line in lines[self._epochs :]:
+            self._say(
+                f"{self._run.folder}: epoch {line['epoch']}/{self._run.num_epochs}  "
+                f"train error {line['train/error_rate']:.3f}  "
+                f"valid error {line['valid/error_rate']:.3f}"
+            )
+        self._epochs = max(self._epochs, len(lines))
+
+
+def make_run(root: str, config_arguments: list[str], arguments: list[str]) -> str | None:
+    """The task: makes a run, or goes on with it, in a process of the cluster.
+
+    Args:
+      root: the checkout's folder.
+      config_arguments: `--config` and its overrides.
+      arguments: all of `bn_vgg.main`'s.
+
+    Returns:
+      What went wrong, in a line; None if the run is done.
+    """
+    os.chdir(root)
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from bn_vgg.data.cache import default_folder
+    from experiments.sweeping.attempt import Attempts
+
+    given = [a.partition("=")[2] for a in arguments if a.startswith("--cache_dir=")]
+    folder = Path(given[0]) if given else default_folder()
+    return Attempts(folder, print).make(config_arguments, arguments)

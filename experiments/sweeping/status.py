@@ -1,0 +1,79 @@
+"""The table of a sweep: how far each run is, and how long the rest will take."""
+
+import statistics
+import sys
+from collections.abc import Sequence
+
+from bn_vgg.hooks import format_seconds
+from experiments.sweeping.plan import PlannedRun
+from experiments.sweeping.state import DONE, FAILED, RUNNING, TO_DO, RunState
+
+_HEAD = ("run", "state", "epochs", "best valid error", "left", "")
+
+
+def say(line: str) -> None:
+    """Shows a line to a person, at once and whole: slots' threads speak side by side."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: int = 100) -> str:
+    """Lays out a line for each run and one for all.
+
+    Args:
+      runs: of the sweep.
+      states: of each.
+      width: of the terminal, in characters; what went wrong is cut to it.
+    """
+    pace = _seconds_an_epoch(states)
+    rows = [_HEAD, *(_row(*pair, pace) for pair in zip(runs, states, strict=True))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [f"{cell:{size}}" for cell, size in zip(row[:-1], widths, strict=False)]
+        lines.append("  ".join([*cells, row[-1]]).rstrip()[:width])
+    return "\n".join([*lines, "", summary(runs, states)])
+
+
+def summary(runs: Sequence[PlannedRun], states: Sequence[RunState]) -> str:
+    """Counts the runs by state, and says how long the rest will take as things go."""
+    counts = dict.fromkeys((DONE, RUNNING, FAILED, TO_DO), 0)
+    for state in states:
+        counts[state.state] += 1
+    text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    pace = _seconds_an_epoch(states)
+    left = [
+        seconds
+        for run, state in zip(runs, states, strict=True)
+        if state.state in (RUNNING, TO_DO)
+        and (seconds := _seconds_left(run, state, pace)) is not None
+    ]
+    if left and pace:
+        at_once = max(1, counts[RUNNING])
+        text += f"; about {format_seconds(max(sum(left) / at_once, *left, 0))} left"
+        text += f" with {at_once} at once"
+    return f"{len(runs)} runs: {text}"
+
+
+def _row(run: PlannedRun, state: RunState, pace: float | None) -> tuple[str, ...]:
+    best = "" if state.best_error_rate is None else f"{state.best_error_rate:.1%}"
+    left = None if state.state == DONE else _seconds_left(run, state, pace)
+    note = state.error or (f"on {state.where}" if state.state == RUNNING else "")
+    if state.error and state.attempts > 1:
+        note = f"{state.attempts} attempts: {note}"
+    epochs = f"{state.epochs}/{run.num_epochs}"
+    return (
+        run.folder, state.state, epochs, best,
+        "" if left is None else format_seconds(left), note,
+    )  # fmt: skip
+
+
+def _seconds_left(run: PlannedRun, state: RunState, pace: float | None) -> float | None:
+    own = state.seconds / state.epochs if state.epochs else pace
+    return None if own is None else own * max(0, run.num_epochs - state.epochs)
+
+
+def _seconds_an_epoch(states: Sequence[RunState]) -> float | None:
+    """The median over the runs that have finished one; None where none has."""
+    paces = [state.seconds / state.epochs for state in states if state.epochs]
+    return statistics.median(paces) if paces else None
