@@ -126,21 +126,27 @@ def answer_dropout(runs: Runs, ratios: dict[str, dict[int, dict[str, float]]]) -
       ratios: `experiments.mechanism.ratios`; empty where activations were not measured.
     """
     ends = {role: {seed: end_of(run) for seed, run in of.items()} for role, of in runs.items()}
-    verdicts = {}
+    verdicts, gaps = {}, {}
     for kind in ("clean", "dropout"):
-        broken = {
-            norm: {end["breaks down"] for end in ends[f"{norm}, {kind} statistics"].values()}
-            for norm in (MEAN_ONLY, FULL)
+        of_norm = {
+            norm: list(ends[f"{norm}, {kind} statistics"].values()) for norm in (MEAN_ONLY, FULL)
         }
-        verdicts[kind] = _which(broken)
+        verdicts[kind] = _which(
+            {norm: {end["breaks down"] for end in of} for norm, of in of_norm.items()}
+        )
+        gaps[kind] = "; ".join(
+            f"{norm} " + (", ".join(cell(end["gap"], "gap") for end in of) or "not run")
+            for norm, of in of_norm.items()
+        )
     grown = [
         f"{norm}'s " + ", ".join(f"{of[name]:.2f}" for name in POOLED if name in of)
         for norm, by_seed in ratios.items()
         for of in by_seed.values()
     ]
     sentences = [
-        f"Breaking down with statistics of passes without dropout: {verdicts['clean']}; with "
-        f"those of the passes with dropout: {verdicts['dropout']}.",
+        f"Breaking down with statistics of passes without dropout: {verdicts['clean']} (validation "
+        f"minus training error: {gaps['clean']}); with those of the passes with dropout: "
+        f"{verdicts['dropout']} ({gaps['dropout']}).",
         f"After the poolings, activations in training are {'; '.join(grown)} times those in "
         "evaluation." if grown else "Activations were not measured.",
     ]  # fmt: skip

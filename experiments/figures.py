@@ -162,14 +162,20 @@ def draw_errors(axes: Axes, lines: list[Line]) -> None:
         )  # fmt: skip
 
 
-def name_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Writes (y, name, colour) beside the right edge, pushed apart where they would overlap."""
+def name_ends(axes: Axes, ends: list[tuple[float, str, str]], footnote: bool = True) -> None:
+    """Writes (y, name, colour) beside the right edge, pushed apart where they would overlap.
+
+    Args:
+      axes: whose edge.
+      ends: of the lines in it.
+      footnote: whether to leave room for one at the bottom.
+    """
     low, high = axes.get_ylim()
     # A line of text takes so much of the axis, in its own units; the footnote takes two.
     line = 0.19 * (high - low) / (axes.bbox.height / axes.figure.dpi)
     ends = sorted(ends)
     heights = [line * (1 + name.count("\n")) for _, name, _ in ends]
-    middles, floor = [], low + 2.6 * line
+    middles, floor = [], low + 2.6 * line * footnote
     for (y, _, _), height in zip(ends, heights, strict=True):
         middles.append(max(y, floor + height / 2))
         floor = middles[-1] + height / 2

@@ -22,12 +22,13 @@ from absl import flags
 
 from bn_vgg import command, provenance
 from bn_vgg.data.cache import default_folder
-from bn_vgg.errors import UserError
+from bn_vgg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Interrupted, UserError
 from bn_vgg.workdir import Workdir
 from configs import default
 from experiments import answers, diagnosis, early, mechanism
 from experiments.answers import Answer, Runs
 from experiments.question_page import RULES, page
+from experiments.records import keep_run
 
 _SOURCE = flags.DEFINE_string("source", None, "data.source of the runs; else the config's.")
 _VARIANT = flags.DEFINE_enum("variant", "small", ["full", "small", "demo"], "Of the configs.")
@@ -79,8 +80,6 @@ QUESTIONS = {
     }),
     "cheap": Question((), 0, {}),
 }  # fmt: skip
-# What of a run is kept in a record.
-_KEPT = ("config.json", "metrics.jsonl", "result.json")
 MEASURED = {"dropout": "dropout_mechanism.json", "cheap": "cheap_times.json"}
 
 
@@ -113,7 +112,7 @@ def main(name: str) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if not _REPORT_ONLY.value:
             run_all(plans)
-            _measure(name, plans, out)
+        _measure(name, plans, out)
         runs, gaps = read_runs(plans, epochs)
         answer, about = decide(name, runs, out)
         figure = question_figures.DRAW[name](runs, answer)
@@ -163,7 +162,19 @@ def _most(epochs: int, folder: Path) -> int:
     return max(epochs, workdir.read("config.json").get("num_epochs", 0))
 
 
-def run_all(plans: list[Plan], execute: Callable[[list[str]], int] = subprocess.call) -> None:
+def _execute(arguments: list[str]) -> int:
+    """Runs a command; waits, when this process is stopped, until it has kept what it has."""
+    with subprocess.Popen(arguments) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt as error:
+            if isinstance(error, Interrupted):  # Ctrl-C reaches both, SIGTERM this one alone
+                process.terminate()
+            process.wait()
+            raise
+
+
+def run_all(plans: list[Plan], execute: Callable[[list[str]], int] = _execute) -> None:
     """Makes the runs. `execute` takes a command line and returns its exit status.
 
     Raises:
@@ -172,24 +183,27 @@ def run_all(plans: list[Plan], execute: Callable[[list[str]], int] = subprocess.
     for number, plan in enumerate(plans, start=1):
         print(f"run {number} of {len(plans)}: {plan.folder}", flush=True)
         status = execute([sys.executable, *plan.arguments])
-        if status == command.EXIT_INTERRUPTED:
+        if status in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise KeyboardInterrupt
         if status:
             raise UserError(f"{plan.folder} failed with exit status {status}: see above")
 
 
 def _measure(name: str, plans: list[Plan], out: Path) -> None:
-    """Measures what a question needs besides runs' lines."""
+    """Measures what a question needs besides runs' lines.
+
+    With `--report_only` too, where a run's checkpoints are there: it takes seconds.
+    """
     folder = Path(_CACHE_DIR.value) if _CACHE_DIR.value else default_folder()
     command.keep_compiled(folder)
     found: dict[str, Any] = {}
-    if name == "cheap":
+    if name == "cheap" and not _REPORT_ONLY.value:
         config = default.get_config(_VARIANT.value)
         found = {"variant": _VARIANT.value, "seconds": mechanism.step_seconds(config)}
     elif name == "dropout":
         for plan in plans:
             norm, _, kind = plan.role.partition(", ")
-            if kind == "clean statistics":
+            if kind == "clean statistics" and (plan.folder / "checkpoints").exists():
                 means = mechanism.measure(str(plan.folder), folder)
                 found.setdefault("means", {}).setdefault(norm, {})[plan.seed] = means
     if found:
@@ -246,11 +260,7 @@ def record(name: str, plans: list[Plan], out: Path, to: Path) -> None:
         to.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, to / path.name)
     for plan in plans:
-        for path in (plan.folder / kept for kept in _KEPT):
-            if path.exists():
-                target = to / path.relative_to(out)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+        keep_run(plan.folder, to / plan.folder.relative_to(out))
 
 
 def _for_json(answer: Answer) -> dict[str, Any]:
