@@ -88,7 +88,7 @@ def test_an_interrupted_build_leaves_nothing_to_use(fake, tmp_path):
     source.read = die
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path)
-    assert [path for path in tmp_path.iterdir() if path.name != "sources"] == []
+    assert [path.name for path in tmp_path.glob("[!.]*")] == []
     source.read = read
     assert len(build(tmp_path)) == 10
 

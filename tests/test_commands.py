@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from bn_vgg.trained import load
+from bn_vgg.workdir import FORMAT
 from tests.conftest import ROOT
 
 TINY = "--config=tests/tiny_config.py"
@@ -35,8 +36,11 @@ def error_of(done):
 
 class TestMain:
     def test_what_it_leaves_behind(self, trained_run):
-        names = {path.name.split(".")[0] for path in trained_run.iterdir()}
-        assert names == {"checkpoints", "config", "data", "events", "log", "metrics", "result"}
+        names = {path.name.split(".")[0] for path in trained_run.glob("[!.]*")}
+        assert names == {
+            "checkpoints", "config", "data", "events", "format", "log", "metrics", "result"
+        }  # fmt: skip
+        assert json.loads((trained_run / "format.json").read_text())["format"] == FORMAT
         data = json.loads((trained_run / "data.json").read_text())
         assert data["class_names"] == ["cat", "dog"]
         assert data["examples"] == {"train": 48, "valid": 13, "test": 11}

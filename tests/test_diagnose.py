@@ -333,9 +333,13 @@ class TestCommand:
 
     def test_a_recorded_result_to_another_folder(self, tmp_path):
         pytest.importorskip("matplotlib")
-        folder = ROOT / "experiments/results/real_runs/meanonly_crop-small/seed0"
+        folder = ROOT / "experiments/results/questions/meanonly_crop-small/seed0"
         run_diagnose(folder, f"--output={tmp_path}/page")
-        assert "| epoch | train | valid | best |" in (tmp_path / "page/diagnosis.md").read_text()
+        page = (tmp_path / "page/diagnosis.md").read_text()
+        assert "- The spikes at epochs 9 and 11 are the running averages: " in page
+        assert (
+            "| 9 | 10.8% | 25.7% | 13.2% | 23.5% | 10.7% | 10.7% | 0.14 (block6) | averages |"
+        ) in page
         assert not (folder / "diagnosis").exists()
 
     def test_without_matplotlib_it_ends_in_one_line(self, tmp_path):

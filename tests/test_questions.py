@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -212,6 +213,10 @@ class TestDropout:
         runs["full, dropout statistics"] = {}
         answer = answers.answer_dropout(runs, {})
         assert answer.numbers["verdicts"] == {"clean": "undecided", "dropout": "undecided"}
+        clean, dropout = answer.sentences[0].split("; with those of ")
+        one, other = re.search(r"mean-only ([+-].*) points, ([+-].*) points; full", clean).groups()
+        assert float(one) > 20 > float(other)
+        assert dropout.endswith("; full not run).")
 
     def test_ratios_of_activations(self):
         runs = dropout_runs(mc=APART, fc=WELL, md=WELL, fd=WELL)

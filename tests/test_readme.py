@@ -5,12 +5,12 @@ import os
 import pathlib
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 
 import pytest
 
+from experiments.sweeping.plan import find_preset, plan
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -67,31 +67,64 @@ def test_the_example_of_an_own_normalizer_runs_as_printed(tmp_path, cache_folder
     assert result["config"]["model"]["norm_kwargs"] == {"power": 0.5}
 
 
-def percent(values):
-    mean = f"{100 * statistics.mean(values):.1f}%"
-    if len(values) == 1:
-        return mean
-    error = statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean} ± {100 * error:.1f}"
+def test_the_example_of_an_own_sweep_can_be_planned(tmp_path):
+    section = README.split("## Sweeps")[1].split("\n## ")[0]
+    (preset,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    path = tmp_path / "decays.py"
+    path.write_text(preset)
+    runs = plan(find_preset(str(path)), variant="full", seeds=[0], settings={})
+    assert [run.name for run in runs] == [
+        f"meanonly_crop-norm_decay={decay}" for decay in (0.9, 0.99, 0.995)
+    ]
 
 
-@pytest.mark.parametrize("folder", sorted(path.name for path in RESULTS.glob("*_runs")))
-def test_numbers_are_those_of_recorded_runs(folder):
-    """A row is a configuration; means and standard errors over its recorded seeds."""
-    names = sorted(path.name for path in (RESULTS / folder).iterdir() if path.is_dir())
-    assert names
-    for name in names:
-        results = [
-            json.loads(path.read_text())
-            for path in sorted((RESULTS / folder / name).glob("seed*/result.json"))
-        ]
-        assert all(result["command"] and result["commit"] for result in results)
-        assert not any(result["commit"].endswith("-dirty") for result in results)
-        row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
-        cells = [cell.strip() for cell in row.strip("|").split("|")]
-        assert cells[1] == str(len(results))
-        assert cells[2] == percent([result["best_valid_error_rate"] for result in results])
-        assert cells[3] == percent([result["test_error_rate"] for result in results])
+def test_flags_that_it_names_exist():
+    """Of the commands of experiments/, as they stand in the section on sweeps."""
+    section = README.split("## Sweeps")[1].split("\n## Speed")[0]
+    commands = re.findall(r"python -m experiments\.(\w+)((?:.*\\\n)*.*)", section)
+    named = {
+        (name, flag.replace("-", "_"))
+        for name, rest in commands for flag in re.findall(r"--([\w-]+)", rest)
+    }  # fmt: skip
+    assert len(named) > 10
+    sources = [
+        path.read_text() for name in {name for name, _ in named} | {"tpu_vm"}
+        for path in [ROOT / "experiments" / f"{name}.py"]
+    ]  # fmt: skip
+    defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', "".join(sources)))
+    assert {flag for _, flag in named} <= defined
+
+
+def test_the_recorded_report_is_what_the_recorded_runs_say(tmp_path):
+    """Made here again, all but the line that says of which commit it is."""
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.report", RESULTS, f"--output={tmp_path}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    recorded, again = (
+        [line for line in (folder / "report.md").read_text().splitlines()
+         if not line.startswith("Made by ")]
+        for folder in (RESULTS / "report", tmp_path)
+    )  # fmt: skip
+    assert [line.replace(str(RESULTS), "experiments/results") for line in again] == recorded
+    assert "-dirty" not in (RESULTS / "report" / "report.md").read_text()
+
+
+def test_every_recorded_result_says_how_it_was_got():
+    results = [json.loads(path.read_text()) for path in RESULTS.glob("*/*/seed*/result.json")]
+    assert len(results) >= 20
+    assert all(result["command"] and result["commit"] for result in results)
+    assert not any(result["commit"].endswith("-dirty") for result in results)
+
+
+def test_numbers_are_the_reports():
+    """Every row of the tables of what has been run."""
+    section = README.split("## What has been run")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    report = (RESULTS / "report" / "report.md").read_text().splitlines()
+    assert len(rows) == 10
+    assert [row for row in rows if row not in report] == []
 
 
 ANSWERED = sorted(path.stem for path in (RESULTS / "questions").glob("*.png"))
@@ -144,6 +177,8 @@ def test_the_benchmarks_table_is_the_recorded_one():
     ) in FLAT
     assert f"it takes {whole['epoch_seconds']:.0f} s;" in FLAT
     assert f"evaluation steps are {whole['share_of_bare_in_epoch']:.0%} of that" in FLAT
+    lens = recorded_benchmark("cpu_lens")["training"]
+    assert f"{lens['lens_share_of_epoch']:.1%} of an epoch, [measured]" in FLAT
     start = recorded_benchmark("cpu_run")["start"]
     assert f"{start['cold_seconds']:.1f} s with nothing compiled" in FLAT
     assert f"{start['warm_seconds']:.1f} s with compiled programs" in FLAT

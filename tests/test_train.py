@@ -1,4 +1,4 @@
-"""The loop: resuming bit for bit, refusing what does not fit, stopping on a loss of NaN."""
+"""The loop: resuming bit for bit, refusing what does not fit."""
 
 import json
 
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from bn_vgg import feed
-from bn_vgg import train as loop
 from bn_vgg.data.batches import Images, cut_windows, train_batches
-from bn_vgg.data.prepared import prepare
 from bn_vgg.errors import UserError
-from bn_vgg.hooks import Hooks, format_seconds
+from bn_vgg.hooks import format_seconds
+from bn_vgg.programs import Session
 from bn_vgg.trained import load
 from bn_vgg.workdir import Workdir, flatten
+from tests.runs import KilledError, epochs_of, lines, prepared, run, same
 
-TIMES = ("train/images_per_second", "seconds")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class Recorder:
@@ -40,50 +40,9 @@ class Recorder:
         pass
 
 
-def prepared(config, cache):
-    return prepare(
-        cache,
-        source=config.data.source,
-        valid_examples=config.data.valid_examples,
-        test_examples=config.data.test_examples,
-        num_classes=config.model.num_classes,
-        batch_size=config.batch_size,
-    )
-
-
-def run(config, cache, path, **hooks):
-    """What the command does, without flags."""
-    data = prepared(config, cache)
-    workdir = Workdir(str(path))
-    workdir.claim(config.to_dict(), data.about)
-    finished = loop.finished_result(config, workdir)
-    if finished:
-        return finished
-    return loop.train(config, workdir, data, Hooks(**hooks))
-
-
-def epochs_of(config, count):
-    changed = config.copy_and_resolve_references()
-    changed.num_epochs = count
-    return changed
-
-
-def lines(path):
-    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
-
-
 def kept(path):
     """The steps of the checkpoints in a run's folder."""
     return {int(folder.name) for folder in (path / "checkpoints").iterdir()}
-
-
-def same(left, right):
-    jax.tree.map(np.testing.assert_array_equal, left, right)
-
-
-class KilledError(Exception):
-    pass
 
 
 @pytest.mark.parametrize("norm", ["mean_only", "full", "none"])
@@ -192,36 +151,6 @@ def test_other_data_under_the_same_name_is_refused(tiny_config, open_cache, tmp_
         workdir.claim(tiny_config.to_dict(), about | {"fingerprint": "other"})
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, open_cache, tmp_path):
-    """At a rate of 1e30 the second step's loss overflows, but not the first's."""
-    cache = open_cache(tiny_config)
-    tiny_config.num_epochs = 1
-    run(tiny_config, cache, tmp_path)
-    before = load(str(tmp_path), "latest")
-    config_path = tmp_path / "config.json"
-    more = epochs_of(tiny_config, 2)
-    more.optimizer.learning_rate = 1e30
-    config_path.write_text(json.dumps(more.to_dict()))
-    with pytest.raises(
-        UserError, match=r"loss of step (7|8) is not a finite .*norm=mean_only; .* epoch 1 is kept"
-    ):
-        run(more, cache, tmp_path)
-    after = load(str(tmp_path), "latest")
-    assert after.step == before.step == 6
-    same(after.state, before.state)
-
-
-def test_an_epochs_last_update_is_looked_at_before_it_is_kept(tiny_config, open_cache, tmp_path):
-    """With one step an epoch no training loss comes after it."""
-    tiny_config.batch_size = 48
-    tiny_config.optimizer.learning_rate = 1e30
-    message = r"validation loss after step 1 is not a finite number, .*; no epoch was done in"
-    with pytest.raises(UserError, match=message):
-        run(tiny_config, open_cache(tiny_config), tmp_path)
-    with pytest.raises(UserError, match="has no checkpoint yet"):
-        load(str(tmp_path))
-
-
 def test_what_a_run_writes(tiny_config, open_cache, tmp_path):
     cache, recorder, said = open_cache(tiny_config), Recorder(), []
     result = run(tiny_config, cache, tmp_path, writer=recorder, say=said.append)
@@ -315,23 +244,6 @@ def test_precise_statistics_are_of_the_epochs_first_batches(tiny_config, open_ca
     assert found == pytest.approx(np.sqrt(np.mean(distance**2)), rel=1e-3)
 
 
-def test_a_normalizer_that_breaks_the_loss_is_named_after_the_first_steps(
-    tiny_config, open_cache, tmp_path, monkeypatch
-):
-    (tmp_path / "bad_norm.py").write_text(
-        "import flax.linen as nn\n\nclass Bad(nn.Module):\n"
-        "    def __call__(self, x):\n        return x / 0\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(feed, "_BATCHES_AT_ONCE", 2)
-    tiny_config.model.norm = "bad_norm:Bad"
-    seen = []
-    with pytest.raises(UserError, match=r"loss of step 1 is not .*norm=bad_norm:Bad; no epoch"):
-        run(tiny_config, open_cache(tiny_config), tmp_path / "run", actions=[seen.append])
-    # Of six steps the first two were done.
-    assert seen == [2]
-
-
 def test_the_test_error_is_the_best_checkpoints(tiny_config, open_cache, tmp_path):
     """Computed again here, from the checkpoint, one image at a time."""
     cache = open_cache(tiny_config)
@@ -350,16 +262,39 @@ def test_the_test_error_is_the_best_checkpoints(tiny_config, open_cache, tmp_pat
     assert result["test_error_rate"] == pytest.approx(np.mean(errors))
 
 
-def test_nothing_is_compiled_after_the_first_epoch(tiny_config, open_cache, tmp_path):
-    tiny_config.num_epochs = 4
-    compilations, seen = [], {}
+@pytest.fixture
+def compilations():
+    """A list that grows with each compilation."""
+    found = []
 
     def count(event, seconds, **_):
         if event == "/jax/core/compile/backend_compile_duration":
-            compilations.append(seconds)
+            found.append(seconds)
 
     jax.monitoring.register_event_duration_secs_listener(count)
     jax.clear_caches()
+    return found
+
+
+def test_a_second_seed_in_the_same_process_compiles_nothing(
+    tiny_config, open_cache, tmp_path, compilations
+):
+    """And changes nothing; another cell is compiled."""
+    cache, session = open_cache(tiny_config), Session()
+    counts = []
+    for seed, norm in ((0, "mean_only"), (1, "mean_only"), (1, "none")):
+        tiny_config.seed, tiny_config.model.norm = seed, norm
+        run(tiny_config, cache, tmp_path / f"{norm}{seed}", session=session)
+        counts.append(len(compilations))
+    assert 0 < counts[0] == counts[1] < counts[2]
+    tiny_config.model.norm = "mean_only"
+    run(tiny_config, cache, tmp_path / "alone")
+    assert lines(tmp_path / "alone") == lines(tmp_path / "mean_only1")
+
+
+def test_nothing_is_compiled_after_the_first_epoch(tiny_config, open_cache, tmp_path, compilations):
+    tiny_config.num_epochs = 4
+    seen = {}
     run(
         tiny_config, open_cache(tiny_config), tmp_path,
         actions=[lambda step: seen.update({step: len(compilations)})],
@@ -368,10 +303,10 @@ def test_nothing_is_compiled_after_the_first_epoch(tiny_config, open_cache, tmp_
     assert 0 < seen[6] < seen[12] == seen[24]
 
 
-def test_two_checkpoints_are_kept(tiny_config, open_cache, tmp_path):
+def test_the_latest_two_checkpoints_and_the_best_are_kept(tiny_config, open_cache, tmp_path):
     tiny_config.num_epochs = 4
     result = run(tiny_config, open_cache(tiny_config), tmp_path)
-    assert kept(tmp_path) == {24, 6 * result["best_epoch"]}
+    assert kept(tmp_path) == {18, 24, 6 * result["best_epoch"]}
 
 
 @pytest.mark.parametrize(

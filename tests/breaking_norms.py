@@ -1,0 +1,61 @@
+"""Normalizers that do nothing, but for a flaw that shows at step `at`."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class _Flawed(nn.Module):
+    at: int = 3
+
+    @nn.compact
+    def __call__(self, x, use_running_average: bool):
+        count = self.variable("batch_stats", "count", jnp.zeros, ())
+        var = self.variable("batch_stats", "var", jnp.ones, ())
+        scale = self.param("scale", nn.initializers.ones, ())
+        # A step's number is one more than the updates before it.
+        fine = jnp.where(count.value + 1 < self.at, 1.0, 0.0)
+        if use_running_average:
+            return x
+        count.value, var.value = count.value + 1, self.statistic(fine)
+        return self.normalize(x, fine, scale)
+
+    def statistic(self, fine):
+        return fine
+
+    def normalize(self, x, fine, scale):
+        return x
+
+
+class Loss(_Flawed):
+    def normalize(self, x, fine, scale):
+        return x / fine
+
+
+class Gradient(_Flawed):
+    """The slope of a square root at 0 is infinite."""
+
+    def normalize(self, x, fine, scale):
+        return x + jnp.sqrt(0 * x + fine) - fine
+
+
+class Statistics(_Flawed):
+    def statistic(self, fine):
+        return jnp.sqrt(fine - 0.5)
+
+
+class Squares(_Flawed):
+    """The gradient of `scale` is finite, but neither its square nor the norm is."""
+
+    def normalize(self, x, fine, scale):
+        return x + (scale - jax.lax.stop_gradient(scale)) * jnp.where(fine == 1, 0, 1e25)
+
+
+class Independent(nn.Module):
+    """What it makes depends on no image, so its deviation is 0, which has no slope."""
+
+    @nn.compact
+    def __call__(self, x):
+        bias = self.param("bias", nn.initializers.ones, x.shape[-1:])
+        x = 0 * x + bias.reshape(1, 1, 1, -1)
+        return x / (1 + jnp.std(x, axis=(0, 1, 2), keepdims=True))

@@ -1,0 +1,140 @@
+"""A sweep's runs: which they are, how they are called, and the command of each."""
+
+import pytest
+
+from bn_vgg import command
+from bn_vgg.errors import UserError
+from bn_vgg.normalization import NORMALIZERS
+from experiments.presets import PRESETS
+from experiments.sweeping.plan import VARIANTS, find_preset, parse_seeds, parse_settings, plan
+
+
+def planned(preset, variant="small", seeds=(0,), **settings):
+    return plan(find_preset(preset), variant=variant, seeds=seeds, settings=settings)
+
+
+@pytest.fixture
+def own_preset(tmp_path):
+    """Writes a preset of the user's and returns its path."""
+
+    def write(body):
+        path = tmp_path / "mine.py"
+        path.write_text(f"def sweep():\n    {body}\n")
+        return str(path)
+
+    return write
+
+
+class TestPresets:
+    @pytest.mark.parametrize("variant", VARIANTS)
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_all_can_be_planned(self, preset, variant):
+        runs = planned(preset, variant, seeds=(0, 1))
+        assert len(runs) == 2 * len(PRESETS[preset])
+        assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+        suffix = "" if variant == "full" else f"-{variant}"
+        assert all(run.name.endswith(suffix) for run in runs)
+
+    def test_five_way_is_the_seeds_runs_and_the_control(self):
+        assert {entry["config"] for entry in PRESETS["five_way"]} == {
+            "meanonly", "meanonly_crop", "full_crop", "meanonly_crop_dropout",
+            "full_crop_dropout", "baseline",
+        }  # fmt: skip
+
+    def test_norms_trains_every_normalizer_that_ships_with_cropping(self):
+        configs = [command.load_config(run.config_arguments) for run in planned("norms")]
+        assert {config.model.norm for config in configs} == set(NORMALIZERS)
+        assert len(configs) == len(NORMALIZERS)
+        assert all(config.data.min_side == 56 for config in configs)
+
+    def test_an_unknown_one_lists_the_known(self):
+        with pytest.raises(UserError, match="no preset 'five'; there are: five_way, figure1"):
+            find_preset("five")
+
+    def test_a_file_of_the_users(self, own_preset):
+        path = own_preset(
+            'yield {"config": "full", "model.norm_decay": 0.9, "resources.GPU": 0.5}\n'
+            '    yield {"config": "baseline", "seed": 7, "name": "mine",'
+            ' "model.norm": "ghost", "model.norm_kwargs": {"ghost_size": 10}}'
+        )
+        first, second = planned(path)
+        assert first.folder == "full-norm_decay=0.9-GPU=0.5-small/seed0"
+        assert first.resources == {"CPU": 1.0, "GPU": 0.5}
+        assert second.folder == "mine-small/seed7"
+        config = command.load_config(second.config_arguments)
+        assert config.model.norm_kwargs.to_dict() == {"ghost_size": 10}
+        assert config.name == "mine-small"
+
+    @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            ("pass", "TypeError: 'NoneType' object is not iterable"),
+            ("yield from ()", "yields nothing"),
+            ('yield {"seed": 1}', "yields {'seed': 1}, no dict with a 'config'"),
+            ("yield 1 / 0", "ZeroDivisionError"),
+        ],
+    )
+    def test_a_file_that_is_none(self, body, message, own_preset):
+        with pytest.raises(UserError, match=message):
+            find_preset(own_preset(body))
+
+    def test_a_file_that_is_not_there(self):
+        with pytest.raises(UserError, match=r"no file nowhere\.py"):
+            find_preset("nowhere.py")
+
+
+class TestRuns:
+    def test_the_command_makes_the_planned_configuration(self):
+        (run,) = planned("figure1", "demo", (3,), num_epochs="4")[:1]
+        assert run.arguments("out/", "--notensorboard") == [
+            "-m", "bn_vgg.main", "--config=configs/baseline.py:demo", "--config.seed=3",
+            "--config.num_epochs=4", "--workdir=out/baseline-demo/seed3", "--notensorboard",
+        ]  # fmt: skip
+        config = command.load_config(run.config_arguments)
+        assert (config.seed, config.num_epochs, run.num_epochs) == (3, 4, 4)
+
+    @pytest.mark.parametrize(
+        ("field", "value", "message"),
+        [
+            ("num_epoch", "4", "no field config.num_epoch"),
+            ("num_epochs", "many", "many"),
+            ("model.dropout_rate", "2", "it takes from 0 to less than 1"),
+        ],
+    )
+    def test_a_wrong_setting_is_refused_before_anything_runs(self, field, value, message):
+        with pytest.raises(UserError, match=message):
+            planned("figure1", **{field: value})
+
+    def test_a_setting_may_not_undo_what_the_preset_compares(self):
+        with pytest.raises(UserError, match=r"--set=model.norm: the preset sets it itself"):
+            planned("norms", **{"model.norm": "none"})
+
+    def test_two_runs_never_share_a_folder(self, own_preset):
+        path = own_preset('yield {"config": "full"}\n    yield {"config": "full"}')
+        with pytest.raises(UserError, match="two runs of the sweep are called full-small/seed0"):
+            planned(path)
+
+    def test_an_unknown_cell_lists_the_known(self, own_preset):
+        with pytest.raises(UserError, match="no cell 'half'; there are: baseline, baseline_crop"):
+            planned(own_preset('yield {"config": "half"}'))
+
+
+class TestFlags:
+    @pytest.mark.parametrize(
+        ("text", "seeds"), [("3", [0, 1, 2]), ("0,5,7", [0, 5, 7]), ("4,", None), ("0", None),
+                            ("1,1", None), ("a", None), ("-1,2", None)],
+    )  # fmt: skip
+    def test_seeds(self, text, seeds):
+        if seeds is None:
+            with pytest.raises(UserError, match="--seeds="):
+                parse_seeds(text)
+        else:
+            assert parse_seeds(text) == seeds
+
+    def test_settings(self):
+        assert parse_settings(["a.b=1=2", "c="]) == {"a.b": "1=2", "c": ""}
+
+    @pytest.mark.parametrize("text", ["num_epochs", "=3", "seed=1", "name=x"])
+    def test_settings_that_are_none(self, text):
+        with pytest.raises(UserError, match=f"--set={text}"):
+            parse_settings([text])
