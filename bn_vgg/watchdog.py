@@ -5,6 +5,7 @@ Python reaches it. So threads watch, and end the process without asking it.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -20,9 +21,15 @@ from bn_vgg.errors import EXIT_HOST_LOST, EXIT_USER_ERROR
 # Where the processes leave word, in the key-value store that the first of them keeps.
 _ENDED = "bn_vgg/ended"
 _LEFT = "bn_vgg/left"
+_ALIVE = "bn_vgg/alive"
+_DONE = "done"
 # What a process that leaves takes for telling so, at most.
 _FAREWELL_SECONDS = 10
 _POLL_MS = 1000
+# Signs of life are given and looked for in one poll of so many; a process that gives none
+# for so many looks is gone. Looks, not seconds: a store that answers late delays both.
+_POLLS_PER_LOOK = 5
+_SILENT_LOOKS = 12
 
 
 class Watchdog:
@@ -46,6 +53,7 @@ class Watchdog:
         """
         self.index, self.count, self.name = index, count, name
         self._client = client
+        self._heard: dict[int, tuple[str, int]] = dict.fromkeys(range(count), ("", 0))
         self.beat(seconds)
         self._stopped, self._leaving = threading.Event(), threading.Lock()
         self._threads = [
@@ -80,6 +88,8 @@ class Watchdog:
         self._stopped.set()
         for thread in self._threads:
             thread.join()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(f"{_ALIVE}/{self.index}", _DONE, allow_overwrite=True)
 
     def leave(self, message: str, status: int, *, tell: bool = True) -> NoReturn:
         """Ends this process at once, whatever its other threads do.
@@ -129,8 +139,12 @@ class Watchdog:
                 )
 
     def _listen(self) -> None:
-        while not self._stopped.is_set():
+        for poll in itertools.count():
+            if self._stopped.is_set():
+                return
             try:
+                if poll % _POLLS_PER_LOOK == 0:
+                    self._look_for_life(poll // _POLLS_PER_LOOK)
                 word = json.loads(self._client.blocking_key_value_get(_ENDED, _POLL_MS))
             except jax.errors.JaxRuntimeError as error:
                 if "UNAVAILABLE" in str(error) and self._leaving.acquire(blocking=False):
@@ -141,3 +155,21 @@ class Watchdog:
                 continue
             by_user = word["status"] == EXIT_USER_ERROR
             self.leave(word["message"], EXIT_USER_ERROR if by_user else EXIT_HOST_LOST, tell=False)
+
+    def _look_for_life(self, look: int) -> None:
+        """Gives this process's sign of life, and ends it when another gives none any more.
+
+        XLA notices a lost process only where it holds a connection to it, not in a barrier.
+        """
+        self._client.key_value_set(f"{_ALIVE}/{self.index}", str(look), allow_overwrite=True)
+        for key, sign in self._client.key_value_dir_get(_ALIVE):
+            index = int(key.rpartition("/")[2])
+            if sign == _DONE or sign != self._heard[index][0]:
+                self._heard[index] = sign, look
+        for index, (_, heard) in self._heard.items():
+            if look - heard > _SILENT_LOOKS:
+                self.leave(
+                    f"another host is gone (process {index} gives no sign of life); run the same "
+                    "command again on all of them",
+                    EXIT_HOST_LOST,
+                )

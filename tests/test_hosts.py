@@ -28,6 +28,8 @@ ARGUMENTS = (
 # Longer than a busy machine takes for anything between two steps that does not compile.
 TIMEOUT = 20
 SHORT = f"--host_timeout_seconds={TIMEOUT}"
+# For so long at most a process that is gone is waited for where XLA does not notice.
+SILENT = 90
 # What else may pass until all have ended: farewells, and a busy machine.
 GRACE = 60
 MAIN = ("-m", "bn_vgg.main")
@@ -108,7 +110,7 @@ def test_after_hosts_were_lost_the_same_command_makes_the_same_run(hosts, cartoo
 
     workdir = tmp_path / "disturbed"
     command = (*ARGUMENTS, source, f"--workdir={workdir}")
-    # One that is killed: the connection to it ends.
+    # One that is killed: the connection to it ends, or the first waits in a barrier of Orbax's.
     hosts.start(*command)
     hosts.wait_until(lambda: num_lines(workdir) >= 2)
     hosts.processes[1].kill()
@@ -116,7 +118,7 @@ def test_after_hosts_were_lost_the_same_command_makes_the_same_run(hosts, cartoo
     assert statuses == [EXIT_HOST_LOST], hosts.said(0)
     assert "error: another host is gone (" in hosts.said(0)
     assert "Traceback" not in hosts.said(0)
-    assert seconds < GRACE
+    assert seconds < SILENT + GRACE
 
     # One that is told to end: all keep the same step, within an epoch or at its end.
     done = num_lines(workdir)
@@ -227,6 +229,36 @@ def test_hosts_that_disagree_refuse_to_start(hosts, cartoon_folder, tmp_path):
     assert seconds < GRACE
     # Nothing of a run: the first one may have held its lock when it was ended.
     assert {path.name for path in workdir.glob("*")} <= {".lock", ".lock.json"}
+
+
+# The first waits for what the second, which dies, would say: no connection tells of it.
+KILLED = """
+import os, signal, sys, time
+from bn_vgg import distributed, watchdog
+watchdog._SILENT_LOOKS = 2
+given = dict(argument.lstrip("-").split("=") for argument in sys.argv[1:])
+index = int(given["process_id"])
+with distributed.joined(given["coordinator_address"], int(given["num_processes"]), index):
+    distributed.agree({})
+    if index == 1:
+        # As one that has ended its part does; then it is not missed.
+        distributed._watchdog.stop()
+        time.sleep(25)
+        print("not missed", flush=True)
+    elif index == 2:
+        time.sleep(25)
+        os.kill(os.getpid(), signal.SIGKILL)
+    distributed.agree({"for": "ever"})
+"""
+
+
+def test_one_that_is_killed_while_another_waits_for_its_word_is_missed(hosts):
+    hosts.start(count=3, own={i: {"python": ("-c", KILLED)} for i in range(3)})
+    statuses, seconds = hosts.end(0)
+    assert statuses == [EXIT_HOST_LOST], hosts.said(0)
+    assert "error: another host is gone (process 2 gives no sign of life)" in hosts.said(0)
+    assert "not missed" in hosts.said(1)
+    assert seconds < SILENT + GRACE
 
 
 # Calls as often as the others, but not at the same times.
