@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -19,6 +20,9 @@ from tests.tiny_config import get_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+
+# In a shell's background Ctrl-C is ignored, which this process's children would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A product of (N, C) with (C,) where (N, 1) was meant fails instead of guessing.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -83,8 +87,13 @@ def tiny_config(cartoon_folder):
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory):
-    """Where the tests' decoded images are kept."""
-    return tmp_path_factory.mktemp("cache")
+    """Where the tests' decoded images are kept, and what XLA compiles, for all workers."""
+    folder = tmp_path_factory.mktemp("cache")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = tmp_path_factory.getbasetemp().parent / "xla"
+        shared.mkdir(exist_ok=True)
+        (folder / "xla").symlink_to(shared)
+    return folder
 
 
 @pytest.fixture

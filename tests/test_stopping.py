@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import time
-from functools import partial
 
 import pytest
 
@@ -134,10 +133,18 @@ def test_checkpoints_within_epochs(config, open_cache, tmp_path):
 
 @pytest.fixture
 def start(cartoon_folder, cache_folder, tmp_path):
-    """Starts the command for a long run."""
-    return partial(
-        start_run, tmp_path / "run", cartoon_folder, cache_folder, "--notensorboard", epochs=1000
-    )
+    """Starts the command for a long run; none outlives the test."""
+    started = []
+
+    def start():
+        arguments = (tmp_path / "run", cartoon_folder, cache_folder, "--notensorboard")
+        started.append(start_run(*arguments, epochs=1000))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.slow
@@ -156,8 +163,6 @@ def test_the_commands_statuses(number, start, tmp_path):
     while f"(step {step})" not in (tmp_path / "run" / "log.txt").read_text():
         assert again.poll() is None
         time.sleep(0.05)
-    again.kill()
-    again.communicate()
 
 
 def test_stopped_before_it_trains(start, tmp_path):
