@@ -9,9 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
-from bn_vgg.data.cartoons import Cartoons
 from bn_vgg.errors import UserError
 from bn_vgg.parallel import check_batch_size, round_up
 from bn_vgg.trained import load
@@ -51,24 +49,6 @@ def assert_same_run(left, right):
         for name in one.keys() - {"seconds", "train/images_per_second"}:
             within = {"abs": 1e-6} if "error_rate" in name else {"rel": 2e-3, "abs": 1e-4}
             assert one[name] == pytest.approx(other[name], **within), name
-
-
-@pytest.fixture(scope="module")
-def cartoon_folder(tmp_path_factory):
-    """Cartoons with film grain, of the size that the network sees.
-
-    On plain areas max pooling meets equal values. Which of them gets the gradient is then a
-    matter of rounding, and rounding may differ between batches of 2 and of 8.
-    """
-    folder = tmp_path_factory.mktemp("grained")
-    drawings = Cartoons(num_images=72)
-    grain = np.random.default_rng(0)
-    for i, record in enumerate(drawings.records):
-        drawing = np.asarray(drawings.read(i).convert("RGB").resize((18, 18)), int)
-        grained = np.clip(drawing + grain.integers(-20, 21, drawing.shape), 0, 255)
-        name = drawings.class_names[record.label]
-        Image.fromarray(grained.astype(np.uint8)).save(folder / f"{name}.{i}.png")
-    return folder
 
 
 @pytest.mark.parametrize("norm", ["mean_only", "full", "none"])
