@@ -87,13 +87,8 @@ def tiny_config(cartoon_folder):
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory):
-    """Where the tests' decoded images are kept, and what XLA compiles, for all workers."""
-    folder = tmp_path_factory.mktemp("cache")
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = tmp_path_factory.getbasetemp().parent / "xla"
-        shared.mkdir(exist_ok=True)
-        (folder / "xla").symlink_to(shared)
-    return folder
+    """Where the tests' decoded images are kept."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
