@@ -94,6 +94,15 @@ def prepare_data(config: ConfigDict, cache_folder: Path, *, quiet: bool = False)
     images = image_cache.open_or_build(
         config.data.source, min_side=config.data.min_side, folder=cache_folder, quiet=quiet
     )
+    return split_images(config, images)
+
+
+def split_images(config: ConfigDict, images: image_cache.ImageCache) -> PreparedData:
+    """Splits decoded images as a configuration says.
+
+    Raises:
+      UserError: they do not suit it.
+    """
     return prepare(
         images,
         source=config.data.source,

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from bn_vgg import train as loop
-from bn_vgg.data.prepared import prepare
 from bn_vgg.hooks import Hooks
+from bn_vgg.launch import split_images
 from bn_vgg.trained import load
 from bn_vgg.workdir import Workdir
 from tests.conftest import ROOT
@@ -25,20 +25,9 @@ class KilledError(Exception):
     """Raised by an action, so that a run ends there."""
 
 
-def prepared(config, cache):
-    return prepare(
-        cache,
-        source=config.data.source,
-        valid_examples=config.data.valid_examples,
-        test_examples=config.data.test_examples,
-        num_classes=config.model.num_classes,
-        batch_size=config.batch_size,
-    )
-
-
 def run(config, cache, path, session=None, **hooks):
     """What the command does, without flags."""
-    data = prepared(config, cache)
+    data = split_images(config, cache)
     workdir = Workdir(str(path))
     workdir.claim(config.to_dict(), data.about)
     finished = loop.finished_result(config, workdir)

@@ -231,7 +231,7 @@ def test_hosts_that_disagree_refuse_to_start(hosts, cartoon_folder, tmp_path):
     assert {path.name for path in workdir.glob("*")} <= {".lock", ".lock.json"}
 
 
-# The first waits for what the second, which dies, would say: no connection tells of it.
+# The first waits for what the third, which dies, would say: no connection tells of it.
 KILLED = """
 import os, signal, sys, time
 from bn_vgg import distributed, watchdog

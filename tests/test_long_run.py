@@ -20,10 +20,10 @@ from bn_vgg import command
 from bn_vgg import train as loop
 from bn_vgg.data import cache as image_cache
 from bn_vgg.hooks import Hooks
+from bn_vgg.launch import split_images
 from bn_vgg.tensorboard import make_hooks
 from bn_vgg.workdir import Workdir
 from tests.conftest import ROOT
-from tests.runs import prepared
 from tests.tiny_config import get_config
 
 EPOCHS, STEPS_PER_EPOCH = 200, 6
@@ -76,7 +76,7 @@ def main():
     cache = image_cache.open_or_build(
         source, min_side=config.data.min_side, folder=pathlib.Path(cache_folder), quiet=True
     )
-    data, workdir, samples = prepared(config, cache), Workdir(path), []
+    data, workdir, samples = split_images(config, cache), Workdir(path), []
     workdir.claim(config.to_dict(), data.about)
     command.log_to_file(workdir.path / "log.txt")
 

@@ -10,10 +10,11 @@ from bn_vgg import feed
 from bn_vgg.data.batches import Images, cut_windows, train_batches
 from bn_vgg.errors import UserError
 from bn_vgg.hooks import format_seconds
+from bn_vgg.launch import split_images
 from bn_vgg.programs import Session
 from bn_vgg.trained import load
 from bn_vgg.workdir import Workdir, flatten
-from tests.runs import KilledError, epochs_of, lines, prepared, run, same
+from tests.runs import KilledError, epochs_of, lines, run, same
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -130,7 +131,7 @@ def test_a_finished_run_says_so_and_more_epochs_go_on(tiny_config, open_cache, t
 
 def test_another_configs_workdir_is_refused_and_left_alone(tiny_config, open_cache, tmp_path):
     cache = open_cache(tiny_config)
-    Workdir(str(tmp_path)).claim(tiny_config.to_dict(), prepared(tiny_config, cache).about)
+    Workdir(str(tmp_path)).claim(tiny_config.to_dict(), split_images(tiny_config, cache).about)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     tiny_config.model.norm = "full"
     tiny_config.optimizer.learning_rate = 1e-3
@@ -144,7 +145,7 @@ def test_another_configs_workdir_is_refused_and_left_alone(tiny_config, open_cac
 
 def test_other_data_under_the_same_name_is_refused(tiny_config, open_cache, tmp_path):
     cache = open_cache(tiny_config)
-    about = prepared(tiny_config, cache).about
+    about = split_images(tiny_config, cache).about
     workdir = Workdir(str(tmp_path))
     workdir.claim(tiny_config.to_dict(), about)
     with pytest.raises(UserError, match="has changed since"):
@@ -226,7 +227,7 @@ def test_precise_statistics_are_of_the_epochs_first_batches(tiny_config, open_ca
     tiny_config.eval.precise_examples = 9
     cache = open_cache(tiny_config)
     run(tiny_config, cache, tmp_path)
-    trained, data = load(str(tmp_path), "latest"), prepared(tiny_config, cache)
+    trained, data = load(str(tmp_path), "latest"), split_images(tiny_config, cache)
     images = Images.of(cache, data.splits.train)
     plan = train_batches(images, seed=0, epoch=0, batch_size=8, crop_size=16)
     before = []
@@ -250,7 +251,7 @@ def test_the_test_error_is_the_best_checkpoints(tiny_config, open_cache, tmp_pat
     result = run(tiny_config, cache, tmp_path)
     trained = load(str(tmp_path))
     assert trained.step == result["best_epoch"] * 6
-    data, errors = prepared(tiny_config, cache), []
+    data, errors = split_images(tiny_config, cache), []
     from bn_vgg.data.windows import five_windows
     from bn_vgg.steps import make_predict_step
 
@@ -321,7 +322,7 @@ def test_what_does_not_fit_the_data(field, value, message, tiny_config, open_cac
     cache = open_cache(tiny_config)
     tiny_config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
-        prepared(tiny_config, cache)
+        split_images(tiny_config, cache)
 
 
 @pytest.mark.parametrize(
