@@ -6,6 +6,7 @@ XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m tests.test_four_dev
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 
@@ -25,57 +26,75 @@ KWARGS = {
 }
 
 
-def test_every_normalizer_computes_the_same_on_four_devices():
-    """Parameters and statistics after three steps, to 1e-4 of each array's largest value.
+# A value next to 0 may be cut off by a ReLU on one device and not on four: rounding decides, and a
+# gradient is another. That happens with one batch of some thirty; a mistake is in all of them.
+NUM_BATCHES = 5
 
-    tests/test_parallel.py does the seed's three by whole runs.
+
+def test_every_normalizer_computes_the_same_on_four_devices():
+    """Parameters, statistics and mean squares after three steps, with dropout.
+
+    To 1e-4 of each array's largest value, for most of the batches.
     """
-    norms = sorted(set(NORMALIZERS) - {"mean_only", "full", "none"})
     done = subprocess.run(
-        [sys.executable, "-m", "tests.test_four_devices", *norms],
+        [sys.executable, "-m", "tests.test_four_devices", *NORMALIZERS],
         cwd=ROOT, env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    worst = json.loads(done.stdout.splitlines()[-1])
-    assert set(worst) == set(norms)
-    assert max(worst.values()) < 1e-4, worst
+    differences = json.loads(done.stdout.splitlines()[-1])
+    assert set(differences) == set(NORMALIZERS)
+    middle = {norm: statistics.median(each) for norm, each in differences.items()}
+    assert max(middle.values()) < 1e-4, differences
 
 
-def after_three_steps(norm, batch, devices):
-    """Returns the state after three updates, NumPy arrays."""
+def after_three_steps(norm, batches, devices):
+    """Yields, for each batch, the state after three updates on it, NumPy arrays."""
     axis_name = "batch" if devices > 1 else None
     model, optimizer, _ = build(
-        norm, norm_kwargs=KWARGS.get(norm, {}), features=(4, 4), axis_name=axis_name
-    )
-    images = batch["windows_NWHWC"][:, 0] / np.float32(255)
-    state = init_state(model, optimizer, jax.random.key(0), images)
+        norm, norm_kwargs=KWARGS.get(norm, {}), features=(4, 4), axis_name=axis_name,
+        dropout_rate=0.3,
+    )  # fmt: skip
     step = make_train_step(model, optimizer, axis_name)
     if devices == 1:
         run = jax.jit(step)
     else:
-        state = jax.tree.map(lambda x: np.stack([x] * devices), state)
-        batch = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
         run = jax.pmap(step, axis_name=axis_name, in_axes=(0, 0, None))
-    for number in range(3):
-        state, _ = run(state, batch, jax.random.key(number))
-    return jax.device_get(state if devices == 1 else jax.tree.map(lambda x: x[0], state))
+    images = batches[0]["windows_NWHWC"][:, 0] / np.float32(255)
+    start = init_state(model, optimizer, jax.random.key(0), images)
+    if devices > 1:
+        start = jax.tree.map(lambda x: np.stack([x] * devices), start)
+    for batch in batches:
+        state = start
+        if devices > 1:
+            batch = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
+        for number in range(3):
+            state, _ = run(state, batch, jax.random.key(number))
+        yield jax.device_get(state if devices == 1 else jax.tree.map(lambda x: x[0], state))
+
+
+def difference(one, other):
+    """The largest of any array, by the array's largest value."""
+    off = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(a).max(), 1e-6), one, other)
+    return float(max(jax.tree.leaves(off)))
 
 
 def main():
-    rng = np.random.default_rng(0)
-    batch = {
-        "windows_NWHWC": rng.integers(0, 256, (8, 1, 16, 16, 3), np.uint8),
-        "labels_N": rng.integers(0, 2, 8, np.int32),
-        "positions_N": np.arange(8, dtype=np.int32),
-    }
     assert jax.device_count() == 4
-    worst = {}
+    rng = np.random.default_rng(0)
+    batches = [
+        {
+            "windows_NWHWC": rng.integers(0, 256, (8, 1, 16, 16, 3), np.uint8),
+            "labels_N": rng.integers(0, 2, 8, np.int32),
+            "positions_N": np.arange(8, dtype=np.int32),
+        }
+        for _ in range(NUM_BATCHES)
+    ]
+    found = {}
     for norm in sys.argv[1:]:
-        one, four = (after_three_steps(norm, batch, devices) for devices in (1, 4))
-        off = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(a).max(), 1e-6), one, four)
-        worst[norm] = float(max(jax.tree.leaves((off.params, off.batch_stats))))
-    print(json.dumps(worst))
+        pairs = zip(*(after_three_steps(norm, batches, count) for count in (1, 4)), strict=True)
+        found[norm] = [difference(*pair) for pair in pairs]
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

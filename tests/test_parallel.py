@@ -6,20 +6,38 @@ import socket
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from bn_vgg.errors import UserError
 from bn_vgg.parallel import check_batch_size, round_up
 from bn_vgg.trained import load
 from tests.conftest import ROOT
+from tests.test_four_devices import difference
 
+# Nothing may blow a rounding up in these runs. On plain areas, which drawings have, it decides
+# which pixel of each pooling gets the gradient, for a whole area alike; noise has none. And the
+# recipe's optimizer divides a weight's gradient by its own size, so that it takes a step from
+# what is only the rounding of a gradient near 0; with this epsilon it is gradient descent.
 # 72 images less 32 held out, in batches of 8: 5 steps an epoch, 20 in all.
 ARGUMENTS = (
     "--config=tests/tiny_config.py", "--config.num_epochs=4", "--config.data.valid_examples=21",
+    "--config.optimizer.epsilon=1", "--config.optimizer.learning_rate=0.001",
     "--config.model.dropout_rate=0.3", "--notensorboard",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def noise_folder(tmp_path_factory):
+    """72 images of noise as large as they are used, in Kaggle's layout."""
+    folder = tmp_path_factory.mktemp("noise")
+    rng = np.random.default_rng(0)
+    for i in range(72):
+        shape = (18, 20, 3) if i % 4 < 2 else (22, 18, 3)
+        pixels = rng.integers(0, 256, shape, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{('cat', 'dog')[i % 2]}.{i}.png")
+    return folder
 
 
 def devices(count):
@@ -27,14 +45,15 @@ def devices(count):
 
 
 def assert_same_run(left, right):
-    """Parameters, statistics and accumulators to 1e-4 of each array's largest value."""
+    """Whole runs: the order, windows, dropout, statistics and evaluations of 20 steps.
+
+    The state to a hundredth of each array's largest value, which is what a single ReLU may
+    make of a rounding next to 0; another order or mask makes far more. What a step computes
+    is compared more closely in tests/test_four_devices.py.
+    """
     states = [load(str(path), "latest").state for path in (left, right)]
     assert int(states[0].step) == int(states[1].step) == 20
-
-    def close(a, b):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(a).max())
-
-    jax.tree.map(close, *states)
+    assert difference(*states) < 1e-2
     metrics = [
         [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
         for path in (left, right)
@@ -52,10 +71,10 @@ def assert_same_run(left, right):
 
 
 @pytest.mark.parametrize("norm", ["mean_only", "full", "none"])
-def test_four_devices_equal_one(norm, run_command, cartoon_folder, tmp_path):
+def test_four_devices_equal_one(norm, run_command, noise_folder, tmp_path):
     for count in (1, 4):
         run_command(
-            "main", *ARGUMENTS, f"--config.data.source={cartoon_folder}",
+            "main", *ARGUMENTS, f"--config.data.source={noise_folder}",
             f"--config.model.norm={norm}", f"--workdir={tmp_path / str(count)}", **devices(count),
         )  # fmt: skip
     result = json.loads((tmp_path / "4" / "result.json").read_text())
@@ -63,20 +82,19 @@ def test_four_devices_equal_one(norm, run_command, cartoon_folder, tmp_path):
     assert_same_run(tmp_path / "1", tmp_path / "4")
 
 
-def test_per_device_statistics_are_another_experiment(run_command, cartoon_folder, tmp_path):
+def test_per_device_statistics_are_another_experiment(run_command, noise_folder, tmp_path):
     for name, per_device in (("whole", "false"), ("each", "true")):
         run_command(
-            "main", *ARGUMENTS, f"--config.data.source={cartoon_folder}",
+            "main", *ARGUMENTS, f"--config.data.source={noise_folder}",
             f"--config.model.per_device_stats={per_device}", "--config.num_epochs=1",
             f"--workdir={tmp_path / name}", **devices(4),
         )  # fmt: skip
     states = [load(str(tmp_path / name)).state for name in ("whole", "each")]
-    kernels = [state.params["block1"]["conv"]["kernel"] for state in states]
-    assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
+    assert difference(*states) > 0.1
 
 
-def test_two_processes_equal_one(run_command, cartoon_folder, cache_folder, tmp_path):
-    arguments = (*ARGUMENTS, f"--config.data.source={cartoon_folder}")
+def test_two_processes_equal_one(run_command, noise_folder, cache_folder, tmp_path):
+    arguments = (*ARGUMENTS, f"--config.data.source={noise_folder}")
     run_command("main", *arguments, f"--workdir={tmp_path / 'one'}", **devices(1))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -106,10 +124,10 @@ def test_two_processes_equal_one(run_command, cartoon_folder, cache_folder, tmp_
 
 
 def test_a_batch_that_devices_cannot_share_names_sizes_that_fit(
-    run_command, cartoon_folder, tmp_path
+    run_command, noise_folder, tmp_path
 ):
     failed = run_command(
-        "main", *ARGUMENTS, f"--config.data.source={cartoon_folder}", f"--workdir={tmp_path}",
+        "main", *ARGUMENTS, f"--config.data.source={noise_folder}", f"--workdir={tmp_path}",
         status=2, **devices(3),
     )  # fmt: skip
     assert failed.stderr.strip().splitlines()[-1] == (
