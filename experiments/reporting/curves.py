@@ -132,9 +132,9 @@ def _draw_runs(axes: Axes, by_seed: BySeed, label: str, colour: str):
         points = course(by_seed, key)
         if not points:
             continue
-        epochs = [point.epoch for point in points]
+        several = [point for point in points if point.seeds > 1]
         axes.fill_between(
-            epochs, [point.least for point in points], [point.most for point in points],
+            [p.epoch for p in several], [p.least for p in several], [p.most for p in several],
             color=colour, alpha=0.15 if key == VALID else 0.1, lw=0, zorder=2,
         )  # fmt: skip
         whole = [point for point in points if point.seeds == len(by_seed)]
