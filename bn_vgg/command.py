@@ -268,7 +268,10 @@ def _check_depth(name: str, value: str) -> None:
 
 
 def _configs() -> str:
-    return f"there are: {', '.join(sorted(map(str, Path('configs').glob('[!_]*.py'))))}"
+    found = sorted(map(str, Path("configs").glob("[!_]*.py")))
+    if not found:
+        return f"there is no configs/ in {Path.cwd()}: run it in the checkout, or name a path"
+    return f"there are: {', '.join(found)}"
 
 
 def _config_argument(argv: list[str]) -> str | None:

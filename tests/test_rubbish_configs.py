@@ -118,6 +118,12 @@ def test_no_files(name):
     assert outcome(lambda: load_config([f"--config={name}"])).startswith("--config: no file")
 
 
+def test_a_start_from_elsewhere_says_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    why = outcome(lambda: load_config(["--config=configs/full.py"]))
+    assert f"no file configs/full.py; there is no configs/ in {tmp_path}: " in why
+
+
 def test_a_file_does_not_see_what_another_defined(tmp_path):
     (tmp_path / "empty.py").touch()
     load_config([TINY])
