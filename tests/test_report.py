@@ -79,14 +79,15 @@ class TestTables:
 
     def test_bests_of_unequal_epochs_are_not_mixed(self):
         by_seed = seeds("full", [[0.3, 0.1], [0.3, 0.12], [0.3, 0.1, 0.05]])
-        assert [each.seed for each in tables.shown(by_seed)] == [0, 1]
         assert [row[1:4] for row in tables.groups(section_of({"full": by_seed}))[1:]] == [
             ["1", "3", "5.0% (1 seed)"], ["2", "2", "11.0% ± 1.0"]
         ]  # fmt: skip
 
-    def test_of_equally_many_the_longer_ones_stand_for_the_cell(self):
-        by_seed = seeds("full", [[0.3, 0.1], [0.3, 0.1, 0.05]])
-        assert [each.seed for each in tables.shown(by_seed)] == [1]
+    def test_the_longest_ones_stand_for_the_cell(self):
+        by_seed = seeds("full", [[0.3, 0.1], [0.3, 0.1], [0.3, 0.1, 0.05], [0.3, 0.1, 0.2]])
+        by_seed[4] = found("full", [0.3, 0.1, 0.05], planned=9)
+        assert [each.seed for each in tables.shown(by_seed)] == [2, 3]
+        assert tables.shown({}) == []
 
     def test_epochs_time_and_what_was_published(self):
         by_seed = seeds("meanonly_crop", [[0.3, 0.10, 0.07], [0.3, 0.2, 0.09]])
