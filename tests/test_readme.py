@@ -119,12 +119,15 @@ def test_every_recorded_result_says_how_it_was_got():
 
 
 def test_numbers_are_the_reports():
-    """Every row of the tables of what has been run."""
+    """Every row of the tables of what has been run, and the verdict."""
     section = README.split("## What has been run")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
-    report = (RESULTS / "report" / "report.md").read_text().splitlines()
+    report = (RESULTS / "report" / "report.md").read_text()
     assert len(rows) == 10
-    assert [row for row in rows if row not in report] == []
+    assert [row for row in rows if row not in report.splitlines()] == []
+    verdict = "points, by Student's t -14.6 to -9.5"
+    assert f"Difference: -12.0 {verdict}" in report.split("#### 2. ")[1].split("#### ")[0]
+    assert f"-12.0 {verdict}" in " ".join(section.split())
 
 
 ANSWERED = sorted(path.stem for path in (RESULTS / "questions").glob("*.png"))
