@@ -41,7 +41,11 @@ def noise_folder(tmp_path_factory):
 
 
 def devices(count):
-    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    return {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        # To compile these programs takes longer than to run them.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
 
 
 def assert_same_run(left, right):
