@@ -65,7 +65,6 @@ def after_three_steps(norm, batches, devices):
         run = jax.jit(step)
     else:
         run = jax.pmap(step, axis_name=axis_name, in_axes=(0, 0, None))
-    if devices > 1:
         start = jax.tree.map(lambda x: np.stack([x] * devices), start)
     for batch in batches:
         state = start

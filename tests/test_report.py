@@ -79,6 +79,7 @@ class TestTables:
 
     def test_bests_of_unequal_epochs_are_not_mixed(self):
         by_seed = seeds("full", [[0.3, 0.1], [0.3, 0.12], [0.3, 0.1, 0.05]])
+        assert [each.seed for each in tables.shown(by_seed)] == [2]
         assert [row[1:4] for row in tables.groups(section_of({"full": by_seed}))[1:]] == [
             ["1", "3", "5.0% (1 seed)"], ["2", "2", "11.0% ± 1.0"]
         ]  # fmt: skip
