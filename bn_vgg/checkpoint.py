@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +20,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from bn_vgg.errors import UserError, first_line
+from bn_vgg.errors import UserError, first_line, free_bytes
 
 # Orbax's names for the two parts of a checkpoint, and for the file in the second one.
 _STATE, _METRICS, _METRICS_FILE = "state", "metrics", "metrics"
@@ -262,11 +261,7 @@ class Checkpoints:
     def _needs(self) -> str:
         if not self._num_bytes or "://" in str(self._folder):
             return ""
-        try:
-            free = f"{shutil.disk_usage(self._folder).free:,} are free"
-        except OSError as error:
-            free = error.strerror or str(error)
-        return f" of {self._num_bytes:,} bytes ({free})"
+        return f" of {self._num_bytes:,} bytes ({free_bytes(self._folder)})"
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk.

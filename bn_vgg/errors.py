@@ -1,5 +1,7 @@
 """Exceptions that a command turns into a one-line message, and its exit statuses."""
 
+import os
+import shutil
 import signal
 
 EXIT_BUG = 1
@@ -29,6 +31,14 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type's name where it has none."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+def free_bytes(folder: str | os.PathLike[str]) -> str:
+    """For a message about bytes: how many of them `folder`'s disk has free, or why none can say."""
+    try:
+        return f"{shutil.disk_usage(folder).free:,} are free"
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 class NotThereError(UserError):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from etils import epath
 from tensorboard.plugins.hparams import api as hp
 from tensorboard.plugins.hparams import summary_v2
 
-from bn_vgg.errors import UserError, first_line
+from bn_vgg.errors import UserError, first_line, free_bytes
 from bn_vgg.hooks import Hooks
 
 # The columns that TensorBoard's table of runs shows unasked. It takes them from whichever
@@ -47,9 +48,16 @@ class Writer:
             yield
         except (tf.errors.OpError, OSError) as error:
             raise UserError(
-                f"cannot write TensorBoard's files in {self._folder}: {first_line(error)}; run the "
-                "same command again when they can be written"
+                f"cannot write TensorBoard's files in {self._folder}{self._sizes()}: "
+                f"{first_line(error)}; run the same command again when they can be written"
             ) from error
+
+    def _sizes(self) -> str:
+        """What they need is TensorFlow's to know: what they have is the best there is to go by."""
+        if "://" in str(self._folder):
+            return ""
+        written = sum(os.path.getsize(path) for path in self._folder.glob("*.tfevents.*"))
+        return f" ({written:,} bytes so far; {free_bytes(self._folder)})"
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:  # noqa: D102
         with self._writing():

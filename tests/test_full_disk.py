@@ -72,7 +72,7 @@ def error_of(process):
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--notensorboard"], []], ids=["plain", "tensorboard"])
 def test_full_in_mid_run(flags, disk, start, tmp_path):
-    """Whatever comes first to the full disk says so: an epoch's line or a checkpoint."""
+    """Whatever comes first to the full disk says so: TensorBoard, an epoch's line, a checkpoint."""
     process = start(disk / "run", *flags)
     after_some_epochs(process, disk / "run")
     fill(disk, 0)
@@ -118,7 +118,8 @@ def test_no_room_for_tensorboards_files(disk):
             writer.write_histograms(step, {"a": np.arange(1000)})
             writer.flush()
 
-    with pytest.raises(UserError, match=f"cannot write TensorBoard's files in {disk}: .*space"):
+    message = rf"TensorBoard's files in {disk} \([\d,]+ bytes so far; 0 are free\): .*space"
+    with pytest.raises(UserError, match=f"cannot write {message}"):
         write()
 
 
