@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
 from bn_vgg.feed import one_after_the_other
@@ -13,7 +12,7 @@ from bn_vgg.lens import make_compare_step, make_precise_step
 from bn_vgg.metrics import merge_moments
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.parallel import Devices
-from bn_vgg.state import init_state
+from bn_vgg.state import jit_init
 from bn_vgg.steps import make_eval_step, make_train_step
 from bn_vgg.vgg import VGG, make_model
 
@@ -125,7 +124,7 @@ def make_programs(
     return Programs(
         model=model,
         optimizer=optimizer,
-        init=jax.jit(partial(init_state, model, optimizer)),
+        init=jit_init(model, optimizer),
         train_steps=devices.compile(train_steps, donated=(0,)),
         eval_steps=devices.compile(eval_steps, donated=(0,)),
         precise_steps=devices.compile(precise_steps),

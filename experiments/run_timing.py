@@ -27,7 +27,6 @@ from bn_vgg.hooks import Hooks
 from bn_vgg.launch import prepare_data
 from bn_vgg.parallel import Devices
 from bn_vgg.programs import make_programs
-from bn_vgg.state import init_state
 from bn_vgg.steps import empty_evaluation
 from bn_vgg.workdir import Workdir
 from experiments.step_timing import STEPS, Timed, dispatch
@@ -91,8 +90,7 @@ def _evaluation(config: ConfigDict, images: Images):
         feed.images, batch_size=config.eval.batch_size, crop_size=config.data.crop_size
     )
     side = config.data.crop_size
-    image = jnp.zeros((1, side, side, 3))
-    state = init_state(programs.model, programs.optimizer, jax.random.key(0), image)
+    state = programs.init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
     state = devices.replicate(state)
     dispatches = list(feed.several(plan))
 

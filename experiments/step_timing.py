@@ -18,7 +18,6 @@ from bn_vgg.feed import batches_at_once
 from bn_vgg.metrics import TrainMetrics
 from bn_vgg.parallel import Devices
 from bn_vgg.programs import make_programs
-from bn_vgg.state import init_state
 from bn_vgg.steps import make_train_step, to_intensities
 from bn_vgg.vgg import DTYPES, PADDINGS
 
@@ -128,9 +127,7 @@ def _start(config: ConfigDict, images: np.ndarray, labels: np.ndarray):
     """Returns devices, programs, a first state, and what a batch holds besides windows."""
     devices = Devices()
     programs = make_programs(config.model, config.optimizer, config.data.crop_size, devices)
-    state = init_state(
-        programs.model, programs.optimizer, jax.random.key(0), to_intensities(images[:1])
-    )
+    state = programs.init(jax.random.key(0), to_intensities(images[:1]))
     positions = np.arange(len(labels), dtype=np.int32)
     return devices, programs, state, {"labels": labels, "positions": positions}
 

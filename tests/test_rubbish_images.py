@@ -17,7 +17,7 @@ from bn_vgg.checkpoint import Checkpoints, Progress
 from bn_vgg.data import cache, files, images
 from bn_vgg.errors import UserError
 from bn_vgg.optimizer import rmsprop
-from bn_vgg.state import init_state
+from bn_vgg.state import jit_init
 from bn_vgg.vgg import make_model
 from bn_vgg.workdir import Workdir
 from tests import rubbish_archives, rubbish_configs
@@ -46,7 +46,7 @@ def run(tmp_path_factory):
     config, folder = get_config(), tmp_path_factory.mktemp("run")
     model, optimizer = make_model(**config.model), rmsprop(**config.optimizer)
     side = config.data.crop_size
-    state = init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    state = jit_init(model, optimizer)(jax.random.key(0), jnp.zeros((1, side, side, 3)))
     workdir = Workdir(str(folder))
     workdir.claim(config.to_dict(), {"fingerprint": "0", "class_names": ["cat", "dog"]})
     progress = Progress().after_epoch(step=1, valid_error_rate=0.5, seconds=1)
