@@ -24,6 +24,12 @@ SHARED = ROOT.parent / "shared"
 # In a shell's background Ctrl-C is ignored, which this process's children would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: while a test waits for its processes another one computes."""
+    return (os.cpu_count() or 1) + 1
+
+
 # A product of (N, C) with (C,) where (N, 1) was meant fails instead of guessing.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -36,9 +42,10 @@ def compilation_cache(cache_folder):
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """For tests of what becomes of whole runs, their processes included.
+    """For tests of what a program computes or becomes of, and not of its last digits or speed.
 
-    XLA takes half the time, which is most of what these take, to compile to slower programs.
+    XLA takes half the time, which is most of what these take, to compile to slower programs;
+    their processes inherit it. What compares devices, or paths of the network, goes without.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:

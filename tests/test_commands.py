@@ -12,6 +12,8 @@ from bn_vgg.trained import load
 from bn_vgg.workdir import FORMAT
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = "--config=tests/tiny_config.py"
 
 

@@ -11,6 +11,8 @@ from bn_vgg.metrics import ComparedMetrics, Moments
 from bn_vgg.vgg import layer_activations
 from tests.test_steps import NORM_KWARGS, build, eval_batch, train_batch
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RATE = 0.5
 
 

@@ -12,6 +12,8 @@ from experiments import mechanism
 from tests.runs import run
 from tests.tiny_config import get_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 class TestMechanism:
     def measure(self, norm, rate):

@@ -9,9 +9,11 @@ import pytest
 from bn_vgg.errors import UserError
 from bn_vgg.normalization import NORMALIZERS, make_norm_factory
 from bn_vgg.optimizer import rmsprop
-from bn_vgg.state import init_state
+from bn_vgg.state import jit_init
 from bn_vgg.vgg import make_model
 from configs import default
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # A user's file: every class and function below is somebody's own normalizer.
 OWN = """
@@ -216,7 +218,7 @@ def test_every_shipped_one_keeps_float32_in_a_network(norm):
     )
     optimizer = rmsprop(**default.get_config().optimizer)
     images = jax.random.uniform(jax.random.key(1), (4, 12, 12, 3))
-    state = init_state(model, optimizer, jax.random.key(0), images)
+    state = jit_init(model, optimizer)(jax.random.key(0), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {np.dtype(np.float32)}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.variables))
     assert model.apply(state.variables, images, train=False).dtype == jnp.float32
@@ -225,7 +227,7 @@ def test_every_shipped_one_keeps_float32_in_a_network(norm):
 def test_initializing_from_data_gives_each_channel_mean_0_and_variance_1():
     model = network("weight_norm", features=(4, 4, 6, 6))
     images = jax.random.uniform(jax.random.key(1), (8, 20, 20, 3))
-    state = init_state(model, rmsprop(**default.get_config().optimizer), jax.random.key(0), images)
+    state = jit_init(model, rmsprop(**default.get_config().optimizer))(jax.random.key(0), images)
     _, sown = model.apply(
         state.variables, images, train=True, mutable=["intermediates"],
         capture_intermediates=lambda module, _: module.name == "norm",

@@ -12,6 +12,8 @@ from bn_vgg.workdir import FORMAT, Workdir
 from tests.conftest import ROOT
 from tests.tiny_config import get_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 OLD_RUNS = sorted((ROOT / "tests" / "old_runs").glob("format*"))
 COMMAND = (
     "--config=tests/tiny_config.py", "--config.data.source=cartoons:72",

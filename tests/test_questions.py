@@ -10,6 +10,8 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FAKE = """
 import json, pathlib, sys
 from experiments import questions

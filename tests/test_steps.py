@@ -8,10 +8,12 @@ from jax import export
 
 from bn_vgg.normalization import NORMALIZERS
 from bn_vgg.optimizer import rmsprop
-from bn_vgg.state import init_state
+from bn_vgg.state import init_state, jit_init
 from bn_vgg.steps import make_eval_step, make_predict_step, make_train_step, to_intensities
 from bn_vgg.vgg import DTYPES, make_model
 from configs import default
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SIDE = 16
 # Where the defaults are too large for these networks and batches.
@@ -26,7 +28,7 @@ def build(norm="mean_only", dtype="float32", dropout_rate=0.0, features=(4, 4, 6
     model = make_model(**settings)
     optimizer = rmsprop(**default.get_config().optimizer)
     images = to_intensities(train_batch()["windows_NWHWC"][:, 0])
-    state = init_state(model, optimizer, jax.random.key(0), images)
+    state = jit_init(model, optimizer)(jax.random.key(0), images)
     return model, optimizer, state
 
 
