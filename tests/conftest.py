@@ -24,12 +24,6 @@ SHARED = ROOT.parent / "shared"
 # In a shell's background Ctrl-C is ignored, which this process's children would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-
-def pytest_xdist_auto_num_workers():
-    """One more than there are cores: while a test waits for its processes another one computes."""
-    return (os.cpu_count() or 1) + 1
-
-
 # A product of (N, C) with (C,) where (N, 1) was meant fails instead of guessing.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
