@@ -69,6 +69,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 def test_every_file_damaged_in_every_way(two_epochs, tmp_path):
     """Either the damage does not matter, and what is read is equal, or the one before is taken."""
     state = load(str(two_epochs), "latest").state

@@ -12,6 +12,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 from bn_vgg.normalization import NORMALIZERS
 from bn_vgg.optimizer import rmsprop
@@ -30,6 +31,7 @@ KWARGS = {
 NUM_BATCHES = 5
 
 
+@pytest.mark.slow
 def test_every_normalizer_computes_the_same_on_four_devices():
     """Parameters, statistics and mean squares after three steps, with dropout.
 

@@ -252,6 +252,7 @@ with distributed.joined(given["coordinator_address"], int(given["num_processes"]
 """
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_while_another_waits_for_its_word_is_missed(hosts):
     hosts.start(count=3, own={i: {"python": ("-c", KILLED)} for i in range(3)})
     statuses, seconds = hosts.end(0)

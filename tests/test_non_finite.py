@@ -110,6 +110,7 @@ def test_the_step_the_layer_the_operation_and_what_was_before(
     assert_finite(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_of_the_last_look(tiny_config, open_cache, tmp_path, monkeypatch):
     """And going on from there ends at the same step; so does a run that was stopped before."""
     config, cache = with_flaw(tiny_config, "Gradient"), open_cache(tiny_config)
@@ -156,6 +157,7 @@ def test_a_stopped_run_keeps_nothing_that_is_not_finite(tiny_config, open_cache,
         )
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_too_high(tiny_config, open_cache, tmp_path):
     """At 1e30 the second step's loss overflows, but not the first's."""
     cache = open_cache(tiny_config)
@@ -221,6 +223,7 @@ def test_other_runs_of_the_process_are_left_alone(tiny_config, open_cache, tmp_p
     same(*states)
 
 
+@pytest.mark.slow
 def test_nothing_is_wrong_with_a_healthy_step():
     model, optimizer, state = build("full", dropout_rate=0.3, features=(4, 4))
     step = make_train_step(model, optimizer)

@@ -27,6 +27,7 @@ def test_there_is_one_of_every_format():
         assert Workdir(str(path)).read("format.json")["format"] == int(path.name[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", OLD_RUNS, ids=lambda path: path.name)
 def test_it_goes_on(path, run_command, tmp_path):
     copy = shutil.copytree(path, tmp_path / "run")

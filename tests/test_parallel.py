@@ -70,6 +70,7 @@ def assert_same_run(left, right):
             assert one[name] == pytest.approx(other[name], **within), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["mean_only", "full", "none"])
 def test_four_devices_equal_one(norm, run_command, noise_folder, tmp_path):
     for count in (1, 4):
@@ -82,6 +83,7 @@ def test_four_devices_equal_one(norm, run_command, noise_folder, tmp_path):
     assert_same_run(tmp_path / "1", tmp_path / "4")
 
 
+@pytest.mark.slow
 def test_per_device_statistics_are_another_experiment(run_command, noise_folder, tmp_path):
     for name, per_device in (("whole", "false"), ("each", "true")):
         run_command(
@@ -96,6 +98,7 @@ def test_per_device_statistics_are_another_experiment(run_command, noise_folder,
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(run_command, noise_folder, cache_folder, tmp_path):
     arguments = (*ARGUMENTS, f"--config.data.source={noise_folder}")
     run_command("main", *arguments, f"--workdir={tmp_path / 'one'}", **devices(1))

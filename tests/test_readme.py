@@ -47,6 +47,7 @@ def test_every_config_it_names_is_there():
     assert [name for name in named if not (ROOT / "configs" / f"{name}.py").exists()] == []
 
 
+@pytest.mark.slow
 def test_the_example_of_an_own_normalizer_runs_as_printed(tmp_path, cache_folder):
     """In an empty folder, but for the checkout's code and the file that the section shows."""
     section = README.split("## Your own normalizer in five minutes")[1].split("\n## ")[0]

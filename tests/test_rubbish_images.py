@@ -181,6 +181,7 @@ print(len(made), len(made.about["unreadable"]), peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc to measure with")
 def test_memory_is_bounded(tmp_path):
     """The costliest images that are decoded and 256 MiB of zeros a member, on eight threads."""

@@ -38,6 +38,7 @@ def send(number, at):
     return action
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["mean_only", "full", "none"])
 def test_a_run_goes_on_within_the_epoch_bit_for_bit(norm, config, open_cache, tmp_path):
     config.model.norm = norm

@@ -46,6 +46,7 @@ def kept(path):
     return {int(folder.name) for folder in (path / "checkpoints").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["mean_only", "full", "none"])
 def test_interrupted_after_any_epoch_equals_uninterrupted(
     norm, tiny_config, open_cache, tmp_path, monkeypatch
