@@ -68,12 +68,13 @@ def epoch_line(progress: Progress, num_epochs: int, scalars: Mapping[str, float]
     """Says in one line how the run is going and when it will be done."""
     epochs_left = num_epochs - progress.epoch
     left = progress.seconds / progress.epoch * epochs_left
+    speed = scalars.get("train/images_per_second")
     return (
         f"epoch {progress.epoch:3}/{num_epochs}"
         f"  train error {scalars['train/error_rate']:.3f}"
         f"  valid error {progress.valid_error_rate:.3f}"
         f" (best {progress.best_error_rate:.3f} in epoch {progress.best_epoch})"
-        f"  {scalars['train/images_per_second']:.0f} images/s"
+        + (f"  {speed:.0f} images/s" if speed else "")
         + (f"  {format_seconds(left)} left" if epochs_left else "")
     )
 

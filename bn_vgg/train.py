@@ -190,7 +190,8 @@ class Run:
                 self._keep_now_and_then(several.size)
         trained = self._look()
         images = (num_steps - done) * config.batch_size
-        trained["images_per_second"] = images / (time.monotonic() - started)
+        if images:  # none where an earlier start had done all steps of the epoch
+            trained["images_per_second"] = images / (time.monotonic() - started)
         return trained
 
     def _dropout_key(self, epoch: int) -> jax.Array:
@@ -296,6 +297,8 @@ class Run:
         progress = self.keeper.progress
         best = self.keeper.best(self.devices.fetch(self.state))
         tested = self.evaluator.evaluate(self.devices.replicate(best), self.data.test)
+        speed = "train/images_per_second"
+        speeds = [line[speed] for line in self.keeper.lines if speed in line]
         result = {
             "config": self.config.to_dict(),
             "num_parameters": self.num_parameters,
@@ -303,9 +306,7 @@ class Run:
             "best_valid_error_rate": progress.best_error_rate,
             "test_error_rate": tested.error_rate,
             # The median: an epoch after a start includes the compilation.
-            "images_per_second": statistics.median(
-                line["train/images_per_second"] for line in self.keeper.lines
-            ),
+            "images_per_second": statistics.median(speeds or [0.0]),
             "wall_seconds": self.keeper.seconds(),
             "hardware": provenance.hardware(),
             "versions": provenance.versions(),

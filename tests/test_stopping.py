@@ -93,6 +93,10 @@ def test_stopped_while_it_evaluates(what, config, open_cache, tmp_path, monkeypa
     run(config, cache, tmp_path / "stopped", actions=[seen.append])
     assert seen == [STEPS + 2, STEPS + 4, 2 * STEPS]
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
+    # Of the epoch that had no step left there is no speed to tell.
+    stopped = Workdir(str(tmp_path / "stopped"))
+    speeds = [line.get("train/images_per_second") for line in stopped.read_metrics()]
+    assert speeds == [None, stopped.read("result.json")["images_per_second"]]
 
 
 def test_stopped_after_its_last_epoch(config, open_cache, tmp_path, monkeypatch):
