@@ -120,15 +120,25 @@ def test_every_recorded_result_says_how_it_was_got():
 
 
 def test_numbers_are_the_reports():
-    """Every row of the tables of what has been run, and the verdict."""
+    """Every row of the tables of what has been run, and the verdicts."""
     section = README.split("## What has been run")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
     report = (RESULTS / "report" / "report.md").read_text()
     assert len(rows) == 10
     assert [row for row in rows if row not in report.splitlines()] == []
-    verdict = "points, by Student's t -14.6 to -9.5"
-    assert f"Difference: -12.0 {verdict}" in report.split("#### 2. ")[1].split("#### ")[0]
-    assert f"-12.0 {verdict}" in " ".join(section.split())
+    said = " ".join(section.split())
+    small = report.split("### The claims")[1]
+    for number, verdict, difference, interval in (
+        (2, "Contradicted", "-12.0 points", "-14.6 to -9.5"),
+        (3, "Supported", "+5.4 points", "+0.5 to +10.3"),
+    ):
+        claim = small.split(f"#### {number}. ")[1].split("#### ")[0]
+        assert f"**{verdict}.**" in claim
+        assert f"Difference: {difference}, by Student's t {interval}, by" in claim
+        assert f"{difference} ({interval})" in said
+    spikes = "22 spikes in 90 epochs: 18 of the averages, 0 of the weights, 4 undecided."
+    assert f"**Supported.** {spikes}" in small.split("#### 5. ")[1].split("\n\n")[1]
+    assert spikes in said
 
 
 ANSWERED = sorted(path.stem for path in (RESULTS / "questions").glob("*.png"))
