@@ -56,7 +56,10 @@ class Writer:
         """What they need is TensorFlow's to know: what they have is the best there is to go by."""
         if "://" in str(self._folder):
             return ""
-        written = sum(os.path.getsize(path) for path in self._folder.glob("*.tfevents.*"))
+        try:
+            written = sum(os.path.getsize(path) for path in self._folder.glob("*.tfevents.*"))
+        except OSError:  # the folder is gone, or no longer to be read
+            return ""
         return f" ({written:,} bytes so far; {free_bytes(self._folder)})"
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:  # noqa: D102
