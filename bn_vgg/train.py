@@ -305,7 +305,8 @@ class Run:
             "best_epoch": progress.best_epoch,
             "best_valid_error_rate": progress.best_error_rate,
             "test_error_rate": tested.error_rate,
-            # The median: an epoch after a start includes the compilation.
+            # The median: an epoch after a start includes the compilation. 0 where no epoch
+            # tells: the only one, and an earlier start had done all its steps.
             "images_per_second": statistics.median(speeds or [0.0]),
             "wall_seconds": self.keeper.seconds(),
             "hardware": provenance.hardware(),

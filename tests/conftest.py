@@ -38,8 +38,9 @@ def compilation_cache(cache_folder):
 def quick_compilation():
     """For tests of what a program computes or becomes of, and not of its last digits or speed.
 
-    XLA takes half the time, which is most of what these take, to compile to slower programs;
-    their processes inherit it. What compares devices, or paths of the network, goes without.
+    XLA takes some two thirds of the time, which is most of what these take, to compile to slower
+    programs; their processes inherit it. What compares whole runs on several devices, or paths of
+    the network, goes without.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:

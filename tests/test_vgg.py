@@ -1,6 +1,7 @@
 """The network: sizes, parameters, dropout by position, precision."""
 
 import dataclasses
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,8 @@ import pytest
 
 from bn_vgg.errors import UserError
 from bn_vgg.normalization import NORMALIZERS
-from bn_vgg.state import num_parameters
+from bn_vgg.optimizer import rmsprop
+from bn_vgg.state import init_state, jit_init, num_parameters
 from bn_vgg.vgg import Block, Conv, Dropout, make_model
 from configs import default
 
@@ -70,6 +72,15 @@ def test_initialization_is_glorot_uniform_with_zero_biases():
         assert np.abs(leaf).max() <= half_width
         # Uniform of half-width w has deviation w / sqrt(3); the smallest kernel has 540 entries.
         assert np.std(leaf) == pytest.approx(half_width / np.sqrt(3), rel=0.1)
+
+
+def test_what_is_compiled_quickly_draws_the_same_weights():
+    given = model(), rmsprop(**default.get_config().optimizer)
+    with_these = jax.random.key(0), jnp.zeros((1, 48, 48, 3))
+    as_usual = jax.jit(partial(init_state, *given))(*with_these)
+    quickly = jit_init(*given)(*with_these)
+    # Another draw would be nowhere near; which digit is last depends on the processor.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), quickly, as_usual)
 
 
 class ByDefinition(Block):
