@@ -68,6 +68,7 @@ def main() -> int | None:
     try:
         driver.drive(backend.slots(to_do, say) if to_do else [])
     finally:
+        backend.close()
         say(summary(runs, state.read_states(out, runs)))
     for run in driver.failed:
         print(f"failed: {run.folder}: {driver_state.runs[run.folder]['error']}", file=sys.stderr)

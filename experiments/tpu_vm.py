@@ -142,6 +142,9 @@ class TpuVms:
             ]
         return [bundle, *map(shell, calls), shell(vm.delete(name))]
 
+    def close(self) -> None:
+        """See `Backend`: the slots share nothing."""
+
     def _names(self, runs: list[PlannedRun]) -> list[str]:
         count = min(self._settings.vms, len(runs))
         return [f"{self._settings.prefix}-{i}" for i in range(count)]

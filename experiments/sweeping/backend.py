@@ -49,3 +49,7 @@ class Backend(Protocol):
     def commands(self, runs: list[PlannedRun]) -> list[str]:
         """The shell commands that would be executed, in order, for `--dry-run`."""
         ...
+
+    def close(self) -> None:
+        """Lets go of what the slots share. Called when they have ended, or were not made."""
+        ...

@@ -70,6 +70,9 @@ class Local:
         say(f"{len(runs)} runs to do on {platform}, {on}")
         return [_Worker(share, self._out, self._flags, self._cache_folder, say) for share in shares]
 
+    def close(self) -> None:
+        """See `Backend`: the slots share nothing."""
+
 
 def share_out(platform: str, count: int, jobs: int | None, cores: list[int]) -> list[Share]:
     """Shares the machine out.

@@ -71,6 +71,10 @@ class RayCluster:
         return [_Task(f"Ray task {i}", self._ray, self._out, self._flags, say)
                 for i in range(len(runs))]  # fmt: skip
 
+    def close(self) -> None:
+        """See `Backend`. Ray prints what it has to tell of lost nodes until then, never after."""
+        self._ray.shutdown()
+
 
 def _import_ray() -> Any:
     try:
