@@ -28,8 +28,8 @@ from bn_vgg.errors import UserError
 FORMAT = 2
 
 # What may differ from start to start, besides more epochs: it changes nothing but speed.
-_ONLY_SPEED = {"data.placement", "eval.batch_size", "checkpoint.every_steps", "debug.nans"}
-_ONLY_SPEED |= {"resources.CPU", "resources.GPU", "resources.TPU"}
+ONLY_SPEED = {"data.placement", "eval.batch_size", "checkpoint.every_steps", "debug.nans"}
+ONLY_SPEED |= {"resources.CPU", "resources.GPU", "resources.TPU"}
 
 
 class Workdir:
@@ -209,7 +209,7 @@ def _refuse_other(path, old: dict[str, Any], new: dict[str, Any]) -> None:
     old, new = flatten(old), flatten(new)
     if new["num_epochs"] > old.get("num_epochs", 0):
         old["num_epochs"] = new["num_epochs"]
-    old |= {field: new[field] for field in _ONLY_SPEED & new.keys()}
+    old |= {field: new[field] for field in ONLY_SPEED & new.keys()}
     missing = "(not there)"
     differing = [
         f"{field} was {old.get(field, missing)} and is {new.get(field, missing)}"

@@ -60,6 +60,10 @@ class Spike(NamedTuple):
       running: error on the compared images at `epoch`, by running averages; None: not measured.
       precise: the same by precise statistics.
       reason: why it is undecided.
+      larger_part: of the excess on the compared images: the growth of what running averages add,
+        `AVERAGES`, or the rise by precise statistics, `WEIGHTS`; `UNDECIDED`: not measured, or
+        within chance. `cause` takes what the averages add whole, not its growth alone, and so
+        leans towards them where they lag all the time.
     """
 
     epoch: int
@@ -69,6 +73,7 @@ class Spike(NamedTuple):
     running: float | None = None
     precise: float | None = None
     reason: str = ""
+    larger_part: str = UNDECIDED
 
 
 def read_run(path: str) -> Run:
@@ -186,7 +191,7 @@ def _is_high(error: float, base: float, examples: int | None) -> bool:
 
 
 def _find_cause(line: Line, base: Line, compared: int | None):
-    """Returns the last four fields of a `Spike`."""
+    """Returns the fields of a `Spike` from `cause` on."""
     running, precise = value(line, KINDS["running"]), value(line, KINDS["precise"])
     from_running, from_precise = value(base, KINDS["running"]), value(base, KINDS["precise"])
     if running is None or precise is None or from_running is None or from_precise is None:
@@ -196,15 +201,17 @@ def _find_cause(line: Line, base: Line, compared: int | None):
     if not _is_high(running, from_running, compared):
         reason = f"on the compared images it is only {points(excess)}, which may be chance"
         return UNDECIDED, running, precise, reason
+    rise = precise - from_precise
+    larger_part = WEIGHTS if rise > excess - rise else AVERAGES
     by_averages = running - precise >= SPIKE_SHARE * excess
-    by_weights = precise - from_precise >= SPIKE_SHARE * excess
+    by_weights = rise >= SPIKE_SHARE * excess
     if by_averages == by_weights:
         reason = (
             f"precise statistics take away {points(running - precise)} of {points(excess)}, "
-            f"and with them the error itself rises by {points(precise - from_precise)}"
+            f"and with them the error itself rises by {points(rise)}"
         )
-        return UNDECIDED, running, precise, reason
-    return (AVERAGES if by_averages else WEIGHTS), running, precise, ""
+        return UNDECIDED, running, precise, reason, larger_part
+    return (AVERAGES if by_averages else WEIGHTS), running, precise, "", larger_part
 
 
 def percent(rate: float) -> str:

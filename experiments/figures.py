@@ -154,15 +154,16 @@ def draw_errors(axes: Axes, lines: list[Line]) -> None:
     axes.yaxis.set_major_formatter(ticker.PercentFormatter(decimals=0))
     axes.set_ylabel("error")
     axes.grid(visible=True, axis="y")
-    name_ends(axes, ends)
-    if any("*" in name for _, name, _ in ends):
+    footnote = any("*" in name for _, name, _ in ends)
+    name_ends(axes, ends, footnote)
+    if footnote:
         axes.annotate(
             "* centre window of\n  the compared images", (1, 0), (8, 2),
             xycoords="axes fraction", textcoords="offset points", size=8.5, color="#555555",
         )  # fmt: skip
 
 
-def name_ends(axes: Axes, ends: list[tuple[float, str, str]], footnote: bool = True) -> None:
+def name_ends(axes: Axes, ends: list[tuple[float, str, str]], footnote: bool = False) -> None:
     """Writes (y, name, colour) beside the right edge, pushed apart where they would overlap.
 
     Args:

@@ -173,7 +173,7 @@ def _draw_ratios(axes: Axes, ratios: dict[str, dict[int, dict[str, float]]]) -> 
     axes.set_title("Activations: training by evaluation" if ends else "Not measured")
     axes.set_xlabel("after pooling")
     axes.grid(visible=True, axis="y")
-    name_ends(axes, ends, footnote=False)
+    name_ends(axes, ends)
 
 
 def draw_cheap(_: Runs, answer: Answer) -> Figure:

@@ -72,6 +72,15 @@ class TestFindSpikes:
         assert spike.cause == UNDECIDED
         assert "precise statistics take away 1" in spike.reason
 
+    @pytest.mark.parametrize(
+        ("precise", "larger_part"), [((0.1, 0.16, 0.1), AVERAGES), ((0.1, 0.4, 0.1), WEIGHTS)]
+    )
+    def test_a_lag_that_was_there_before_is_no_part_of_the_growth(self, precise, larger_part):
+        sides = (0.3, precise[0], 0.2)
+        lines = lensed(sides, (0.6, precise[1], 0.2), sides)
+        (spike,) = diagnosis.find_spikes(lines, SIZES)
+        assert spike.larger_part == larger_part
+
 
 def test_the_bound_on_a_standard_error_holds_for_made_up_images():
     """Of any two sets of wrong images, the difference's own standard error is no larger."""

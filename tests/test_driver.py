@@ -127,6 +127,40 @@ class TestDriver:
         assert {run["state"] for run in driver_state.runs.values()} == {TO_DO}
         assert not state.is_alive(state.read_driver(str(tmp_path)))
 
+    @pytest.mark.parametrize("which", range(1, 9))
+    def test_a_full_disk_ends_no_run_and_is_said_once(self, tmp_path, which, monkeypatch):
+        """At whichever write of the state it is met, and from then on."""
+        driver_state = DriverState(str(tmp_path))
+        written, original = [], state._write
+
+        def write(path, content):
+            written.append(path)
+            if len(written) >= which:
+                raise UserError(f"cannot write {path}: No space left on device")
+            original(path, content)
+
+        monkeypatch.setattr(state, "_write", write)
+        said, slots = [], [FakeSlot("one", {}), FakeSlot("two", {})]
+        driver = Driver(list(RUNS), driver_state, said.append)
+        driver.drive(slots)
+        assert sorted(slots[0].executed + slots[1].executed) == list("abcd")
+        assert driver.failed == []
+        assert len(said) == 1
+        assert "sweep_state.json: No space left on device; the runs go on" in said[0]
+
+    def test_where_nobody_listens_the_slots_are_stopped_and_it_is_raised(self, tmp_path):
+        """As with a pipe whose reader is gone: no slot may wait for ever for the other's run."""
+        slots = [FakeSlot("one", {"a": [Outcome("bad")]}), FakeSlot("two", {"b": ["wait"]})]
+
+        def say(line):
+            raise BrokenPipeError(line)
+
+        driver = Driver(list(RUNS), DriverState(str(tmp_path)), say)
+        with pytest.raises(BrokenPipeError, match="bad"):
+            driver.drive(slots)
+        assert [slot.closed for slot in slots] == [1, 1]
+        assert not state.is_alive(state.read_driver(str(tmp_path)))
+
 
 class TestFolder:
     def claim(self, path, preset="p", variant="small", settings=None, runs=RUNS):
@@ -138,8 +172,17 @@ class TestFolder:
         self.claim(tmp_path, settings={"num_epochs": "7"}, runs=more)
         plan = state.read_plan(str(tmp_path))
         assert state.planned_runs(plan) == [*RUNS, *more]
-        with pytest.raises(UserError, match="begun for 7 epochs and cannot be shortened"):
-            self.claim(tmp_path, settings={"num_epochs": "5"})
+        shorter = [RUNS[0]._replace(num_epochs=3)]
+        with pytest.raises(UserError, match="a/seed0 was begun for 4 epochs and cannot be shorten"):
+            self.claim(tmp_path, settings={"num_epochs": "3"}, runs=shorter)
+        assert state.read_plan(str(tmp_path)) == plan
+        longer = [RUNS[0]._replace(num_epochs=9)]
+        self.claim(tmp_path, runs=longer)
+        assert state.planned_runs(state.read_plan(str(tmp_path)))[0].num_epochs == 9
+
+    def test_what_changes_the_speed_alone_may_be_asked_for_later(self, tmp_path):
+        self.claim(tmp_path, settings={"resources.CPU": "4"})
+        self.claim(tmp_path, settings={"checkpoint.every_steps": "50"})
 
     @pytest.mark.parametrize(
         ("other", "message"),
@@ -168,10 +211,30 @@ class TestFolder:
         with pytest.raises(UserError, match=message):
             state.read_plan(str(tmp_path))
 
+    def driven_by(self, path, pid, seen):
+        DriverState(str(path))
+        found = json.loads((path / "sweep_state.json").read_text())
+        found["driver"]["pid"], found["seen"] = pid, seen
+        (path / "sweep_state.json").write_text(json.dumps(found))
+
     def test_two_drivers_are_one_too_many(self, tmp_path):
-        DriverState(str(tmp_path))
-        with pytest.raises(UserError, match=f"is driven by process {os.getpid()} on "):
+        self.claim(tmp_path)
+        plan = state.read_plan(str(tmp_path))
+        self.driven_by(tmp_path, os.getppid(), time.time())
+        message = f"is driven by process {os.getppid()} on "
+        with pytest.raises(UserError, match=message):
             DriverState(str(tmp_path))
+        with pytest.raises(UserError, match=message):
+            self.claim(tmp_path, settings={"num_epochs": "9"})
+        assert state.read_plan(str(tmp_path)) == plan
+
+    @pytest.mark.parametrize(
+        ("pid", "ago"), [(os.getpid(), 0), (os.getppid(), state.GONE_AFTER_SECONDS + 1)]
+    )
+    def test_another_process_may_have_a_dead_drivers_number(self, tmp_path, pid, ago):
+        """This one, after a container's restart; or any, which then gives no sign of life."""
+        self.driven_by(tmp_path, pid, time.time() - ago)
+        DriverState(str(tmp_path))
 
     @pytest.mark.parametrize(
         ("driver", "alive"),
@@ -223,6 +286,14 @@ class TestStatus:
         assert [of.state for of in states] == [DONE, RUNNING, FAILED, TO_DO, TO_DO]
         assert [of.epochs for of in states] == [4, 2, 1, 0, 3]
         assert states[2].error == "out of memory"
+
+    def test_what_waits_to_be_tried_again_is_to_do(self, sweep):
+        path, runs = sweep
+        found = json.loads((path / "sweep_state.json").read_text())
+        found["runs"]["c/seed0"] |= {"state": TO_DO, "error": "taken away"}
+        (path / "sweep_state.json").write_text(json.dumps(found))
+        again = state.read_states(str(path), runs)[2]
+        assert (again.state, again.error) == (TO_DO, "taken away")
 
     def test_nothing_runs_without_a_driver(self, sweep):
         path, runs = sweep

@@ -1,5 +1,6 @@
 """A sweep on a real Ray cluster of three nodes on this machine, one of which is killed."""
 
+import os
 import sys
 
 import psutil
@@ -7,7 +8,13 @@ import pytest
 
 from bn_vgg.errors import UserError
 from experiments.sweeping.plan import PlannedRun
-from experiments.sweeping.ray_cluster import RayCluster
+from experiments.sweeping.ray_cluster import (
+    _FRACTION,
+    _OLD_FRACTION,
+    RayCluster,
+    _Task,
+    take_share,
+)
 from tests.runs import lines, wait_for_checkpoint
 from tests.sweep_runs import finish, start, write_preset
 
@@ -86,6 +93,47 @@ def test_where_there_is_no_cluster_it_says_how_to_start_one(tmp_path, cartoon_fo
     )  # fmt: skip
     _, errors = finish(process, status=2)
     assert "--ray_address=127.0.0.1:1: no Ray cluster there; start one with" in errors
+
+
+class TestDevices:
+    def test_each_run_has_a_process_of_its_own(self, tmp_path):
+        """JAX lets go of a device's memory at the process's end; Ray keeps processes."""
+        ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+        asked = []
+
+        class Remote:
+            exceptions = ray.exceptions
+
+            def remote(self, **options):
+                asked.append(options)
+                return self.decorate
+
+            def decorate(self, function):
+                return self
+
+            def options(self, name):
+                raise ray.exceptions.RayError("enough")
+
+        run = PlannedRun("a", 0, "configs/baseline.py", {}, resources={"CPU": 1, "GPU": 0.25})
+        with pytest.raises(ray.exceptions.RayError):
+            _Task("a", Remote(), str(tmp_path), [], print).execute(run)
+        assert [(of["max_calls"], of["num_gpus"]) for of in asked] == [(1, 0.25)]
+
+    @pytest.mark.parametrize(
+        ("gpus", "given", "share"),
+        [(0.25, {}, "0.188"), (1, {}, None), (0, {}, None), (0.5, {_FRACTION: "0.4"}, "0.4"),
+         (0.5, {_OLD_FRACTION: "0.4"}, None)],
+    )  # fmt: skip
+    def test_a_share_of_a_gpu_is_a_share_of_its_memory(self, gpus, given, share, monkeypatch):
+        for name in (_FRACTION, _OLD_FRACTION):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv(_FRACTION, os.environ.get(_FRACTION, ""))  # so that it is undone
+        if not os.environ[_FRACTION]:
+            del os.environ[_FRACTION]
+        take_share(gpus)
+        assert os.environ.get(_FRACTION) == share
 
 
 def test_without_ray_it_says_how_to_get_it(monkeypatch):

@@ -8,7 +8,9 @@ import signal
 import psutil
 import pytest
 
-from experiments.sweeping.local import Share, share_out
+from experiments.sweeping.backend import Outcome
+from experiments.sweeping.local import Share, _Worker, share_out
+from experiments.sweeping.plan import PlannedRun
 from tests.runs import lines, num_lines, wait_for_checkpoint
 from tests.sweep_runs import finish, start, write_preset
 
@@ -150,6 +152,34 @@ class TestLocal:
         _, errors = sweep(*arguments, status=2)
         assert message in errors
         assert errors.count("\n") == 1
+
+
+class TestWorker:
+    """A slot whose process is not there when it is needed."""
+
+    RUN = PlannedRun("a", 0, "configs/baseline.py", {})
+
+    @pytest.fixture
+    def worker(self, tmp_path):
+        worker = _Worker(Share("all cores"), str(tmp_path / "out"), [], tmp_path, print)
+        yield worker
+        worker.close()
+
+    @pytest.mark.parametrize("after", [0, 5])
+    def test_it_is_replaced_wherever_it_died(self, worker, after):
+        """While it starts, when it has read nothing; or when it waits for its next run."""
+        worker._start()
+        first = worker._process
+        first.join(after)
+        first.kill()
+        assert worker.execute(self.RUN) == Outcome("its process ended with signal SIGKILL")
+        worker._start()
+        assert worker._process.is_alive()
+        assert worker._process.pid != first.pid
+
+    def test_stopped_before_there_was_one(self, worker):
+        worker.stop()
+        assert worker.execute(self.RUN).error is not None
 
 
 class TestShares:

@@ -1,4 +1,8 @@
-"""The claims of the post, in its order, each decided by a rule that was fixed beforehand."""
+"""The claims of the post, in its order, each decided by a stated rule.
+
+The rules were fixed before the runs were made that they are for, but for claim 2's: it was stated
+when two of the three seeds had been run, for the question of the same name.
+"""
 
 from collections.abc import Callable
 

@@ -17,6 +17,8 @@ _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 5.0, 0.65, 2.25, 0.72, 0.5
 _GREY, _LIGHT = "#9a9a9a", "#c4c4c4"
 # The axis has room for so many epochs at least, and dots for single epochs up to so many.
 _FEWEST_EPOCHS, _DOTTED_EPOCHS = 15, 20
+# Characters that fit on the right.
+_LONGEST_NAME = 24
 _LOOKS: dict[str, dict[str, Any]] = {
     VALID: {"ls": "-", "lw": 1.9},
     TRAIN: {"ls": (0, (4, 2)), "lw": 1.3},
@@ -138,16 +140,19 @@ def _draw_runs(axes: Axes, by_seed: BySeed, label: str, colour: str):
             color=colour, alpha=0.15 if key == VALID else 0.1, lw=0, zorder=2,
         )  # fmt: skip
         whole = [point for point in points if point.seeds == len(by_seed)]
-        # Thin where not all seeds have got: a step there may be one seed's leaving.
-        rest = points[max(0, len(whole) - 1) :]
+        # Thin, and not joined, where not all seeds have got: a step there is their leaving.
+        rest = points[len(whole) :]
         look = look | {"color": colour, "zorder": 3}
         if len(points) <= _DOTTED_EPOCHS and key == VALID:
             look |= {"marker": "o", "markersize": 3.5}
         axes.plot([p.epoch for p in whole], [p.mean for p in whole], **look)
-        if len(rest) > 1 or not whole:
+        if rest:
             thin = look | {"lw": 0.8, "alpha": 0.8}
             axes.plot([p.epoch for p in rest], [p.mean for p in rest], **thin)
         if key == VALID:
-            count = f"{len(by_seed)} seed{'s' * (len(by_seed) != 1)}"
-            ends.append((points[-1].mean, f"{label}, {count}", colour))
+            left = points[-1].seeds
+            of = f" of {len(by_seed)}" if left < len(by_seed) else ""
+            count = f"{left}{of} seed{'s' * (len(by_seed) != 1)}"
+            gap = " " if len(label) + len(count) <= _LONGEST_NAME else "\n"
+            ends.append((points[-1].mean, f"{label},{gap}{count}", colour))
     return ends

@@ -121,7 +121,8 @@ def _section(section: Section, verdicts: list[Verdict], figures: dict[str, str])
         lines += [
             "*Epochs to* a validation error: the first with no higher one. *Images/s*: of "
             "training, the median epoch. *The post's*: one run each, at 128x128: its best "
-            "validation error and, where it was published, its test error.", "",
+            "validation error and, where it was published, its test error. Speed and time are as "
+            "the runs had them, with whatever else ran on their machines.", "",
         ]  # fmt: skip
     lines += _unfinished(section.runs) + _unrecorded(section)
     lines += _curves(figures)

@@ -36,7 +36,7 @@ class Verdict:
     Attributes:
       number: of the claim, `3b`.
       claim: in one sentence.
-      rule: which was fixed before the runs were made.
+      rule: by which it is decided.
       published: what the post's own numbers say to it.
       verdict: `SUPPORTED`, `CONTRADICTED` or `UNDECIDED`.
       sentences: on what it rests.

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from absl import logging
 
@@ -39,6 +40,8 @@ class Driver:
         self._state, self._say, self._attempts = state, say, attempts
         self._change = threading.Condition()
         self._stopping = False
+        self._bug: BaseException | None = None
+        self._unwritten = False
         self.failed: list[PlannedRun] = []
 
     def drive(self, slots: list[Slot], until: float = math.inf) -> None:
@@ -50,8 +53,9 @@ class Driver:
 
         Raises:
           KeyboardInterrupt: after the slots were stopped; runs go on at the next start.
+          Exception: `say` raised it; after the slots were stopped, too.
         """
-        threads = [threading.Thread(target=self._serve, args=(slot,)) for slot in slots]
+        threads = [threading.Thread(target=self._serve, args=(slot, slots)) for slot in slots]
         for thread in threads:
             thread.start()
         try:
@@ -63,15 +67,27 @@ class Driver:
                         self._stop(slots)
                         until = math.inf
                     with self._change:
-                        self._state.write()
-        except KeyboardInterrupt:
+                        self._note(self._state.write)
+        except BaseException:
             self._stop(slots)
             for thread in threads:
                 thread.join(_SECONDS_TO_STOP)
             raise
         finally:
             with self._change:
-                self._state.leave()
+                self._note(self._state.leave)
+        if self._bug is not None:
+            raise self._bug
+
+    def _note(self, write: Callable[[], None]) -> None:
+        """Writes the state, or says once that it cannot: what is done, runs' own folders say."""
+        try:
+            write()
+            self._unwritten = False
+        except UserError as error:
+            if not self._unwritten:
+                self._unwritten = True
+                self._say(f"{error}; the runs go on, --status will not show which")
 
     def _stop(self, slots: list[Slot]) -> None:
         with self._change:
@@ -80,10 +96,14 @@ class Driver:
         for slot in slots:
             slot.stop()
 
-    def _serve(self, slot: Slot) -> None:
+    def _serve(self, slot: Slot, slots: list[Slot]) -> None:
         try:
             while (run := self._take(slot)) is not None:
                 self._settle(run, self._execute(slot, run))
+        except BaseException as error:
+            # A run that nobody answers for would keep the other slots waiting.
+            self._bug = error
+            self._stop(slots)
         finally:
             slot.close()
 
@@ -107,7 +127,7 @@ class Driver:
             self._going += 1
             noted = self._state.runs.setdefault(run.folder, {"attempts": 0, "error": None})
             noted |= {"state": RUNNING, "attempts": noted["attempts"] + 1, "where": slot.name}
-            self._state.write()
+            self._note(self._state.write)
             return run
 
     def _settle(self, run: PlannedRun, outcome: Outcome) -> None:
@@ -130,5 +150,5 @@ class Driver:
                 self._say(
                     f"{run.folder}: {outcome.error}; given up after {self._attempts} attempts"
                 )
-            self._state.write()
+            self._note(self._state.write)
             self._change.notify_all()

@@ -14,6 +14,7 @@ import threading
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from bn_vgg import command
 from bn_vgg.errors import EXIT_TERMINATED
@@ -134,22 +135,30 @@ class _Worker:
         self._cache_folder, self._say = cache_folder, say
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
+        self._stopped = False
 
     def execute(self, run: PlannedRun) -> Outcome:
         """See `Slot`."""
         connection = self._start()
-        connection.send((run.config_arguments, run.arguments(self._out, *self._flags)[2:]))
+        to_do = run.config_arguments, run.arguments(self._out, *self._flags)[2:]
+        kind, content = self._exchange(connection, to_do)
+        while kind == "say":
+            self._say(f"{run.folder}: {content}")
+            kind, content = self._exchange(connection)
+        return Outcome(content)
+
+    def _exchange(self, connection: Connection, *messages: Any) -> tuple[str, Any]:
+        """Sends, and returns the next answer; an outcome where the process is dead."""
         try:
-            while True:
-                kind, content = connection.recv()
-                if kind == "outcome":
-                    return Outcome(content)
-                self._say(f"{run.folder}: {content}")
-        except EOFError:
-            return Outcome(self._end())
+            for message in messages:
+                connection.send(message)
+            return connection.recv()
+        except (EOFError, OSError):  # which one depends on how much of a message it has read
+            return "outcome", self._end()
 
     def stop(self) -> None:
         """See `Slot`."""
+        self._stopped = True
         if self._process is not None:
             self._process.terminate()
 
@@ -164,17 +173,23 @@ class _Worker:
     def _start(self) -> Connection:
         if self._process is None or self._connection is None:
             self._connection, theirs = _CONTEXT.Pipe()
-            self._process = _CONTEXT.Process(
+            process = _CONTEXT.Process(
                 target=work, args=(theirs, self._share, self._cache_folder), daemon=True
             )
-            self._process.start()
+            process.start()
             theirs.close()
+            self._process = process
+            if self._stopped:  # before there was a process to end
+                process.terminate()
         return self._connection
 
     def _end(self) -> str:
         """Says how the process ended, which it did without a word."""
-        process, self._process, self._connection = self._process, None, None
+        process, connection = self._process, self._connection
+        self._process = self._connection = None
         assert process is not None
+        assert connection is not None
+        connection.close()
         process.join(_SECONDS_TO_DIE)
         status = process.exitcode or 0
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

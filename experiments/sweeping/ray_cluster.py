@@ -22,6 +22,9 @@ from experiments.sweeping.plan import PlannedRun
 # driver does, which counts what is not a node's loss.
 _RESTARTS = 3
 _SECONDS_BETWEEN_LOOKS = 2.0
+# Of a GPU's memory, which XLA takes at once; and what it takes unless it is told.
+_FRACTION, _OLD_FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+_USUAL_FRACTION = 0.75
 
 
 class RayCluster:
@@ -109,20 +112,25 @@ class _Task:
         self.name = name
         self._ray, self._out, self._flags, self._say = ray, out, flags, say
         self._going: Any = None
+        self._stopped = False
 
     def execute(self, run: PlannedRun) -> Outcome:
         """See `Slot`."""
         ray = self._ray
         resources = dict(run.resources)
-        task = ray.remote(make_run).options(
-            name=run.folder, max_retries=_RESTARTS, num_cpus=resources.pop("CPU", 0),
-            num_gpus=resources.pop("GPU", 0), resources=resources or None,
-        )  # fmt: skip
+        cpus, gpus = resources.pop("CPU", 0), resources.pop("GPU", 0)
+        # One call a process: JAX lets go of a device's memory at the process's end alone.
+        task = ray.remote(
+            max_calls=1, max_retries=_RESTARTS, num_cpus=cpus, num_gpus=gpus,
+            resources=resources or None,
+        )(make_run).options(name=run.folder)  # fmt: skip
         # The code is where it is here, as on every node.
         root = str(Path(__file__).resolve().parents[2])
         self._going = task.remote(
-            root, run.config_arguments, run.arguments(self._out, *self._flags)[2:]
+            root, gpus, run.config_arguments, run.arguments(self._out, *self._flags)[2:]
         )
+        if self._stopped:  # before there was a task to end
+            self.stop()
         told = _Told(Workdir(f"{self._out}/{run.folder}", writes=False), run, self._say)
         try:
             while not ray.wait([self._going], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
@@ -138,6 +146,7 @@ class _Task:
 
     def stop(self) -> None:
         """See `Slot`."""
+        self._stopped = True
         going = self._going
         if going is not None:
             self._ray.cancel(going, force=True)
@@ -170,11 +179,20 @@ class _Told:
         self._epochs = max(self._epochs, len(lines))
 
 
-def make_run(root: str, config_arguments: list[str], arguments: list[str]) -> str | None:
+def take_share(gpus: float) -> None:
+    """Has JAX take a GPU's memory by the share that Ray has given, unless it is told otherwise."""
+    if 0 < gpus < 1 and not {_FRACTION, _OLD_FRACTION} & os.environ.keys():
+        os.environ[_FRACTION] = f"{gpus * _USUAL_FRACTION:.3f}"
+
+
+def make_run(
+    root: str, gpus: float, config_arguments: list[str], arguments: list[str]
+) -> str | None:
     """The task: makes a run, or goes on with it, in a process of the cluster.
 
     Args:
       root: the checkout's folder.
+      gpus: that Ray has given it; below 1, it takes that share of one's memory.
       config_arguments: `--config` and its overrides.
       arguments: all of `bn_vgg.main`'s.
 
@@ -185,6 +203,7 @@ def make_run(root: str, config_arguments: list[str], arguments: list[str]) -> st
     if root not in sys.path:
         sys.path.insert(0, root)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    take_share(gpus)
     from bn_vgg.data.cache import default_folder
     from experiments.sweeping.attempt import Attempts
 

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from bn_vgg.errors import UserError
-from bn_vgg.workdir import Workdir
+from bn_vgg.workdir import ONLY_SPEED, Workdir
 from experiments.sweeping.plan import PlannedRun
 
 FORMAT = 1
 PLAN, STATE = "sweep.json", "sweep_state.json"
-# Settings that may differ from start to start of a sweep.
-_MAY_DIFFER = ("num_epochs", "data.placement", "eval.batch_size")
-# A driver on another machine that was not seen for so long is gone. It writes every 30 s.
+# Settings that may differ from start to start of a sweep, as they may of a run.
+_MAY_DIFFER = {*ONLY_SPEED, "num_epochs"}
+# A driver that was not seen for so long is gone. It writes every 30 s.
 GONE_AFTER_SECONDS = 180
 
 DONE, RUNNING, FAILED, TO_DO = "done", "running", "failed", "to do"
@@ -56,7 +56,8 @@ def claim(
     """Takes the folder for a sweep, or goes on with it; more seeds and epochs may be asked for.
 
     Raises:
-      UserError: it holds another sweep, or other files, or cannot be written.
+      UserError: it holds another sweep, one that another process drives, or other files, or
+        cannot be written.
     """
     folder = epath.Path(out)
     told = {"preset": preset, "variant": variant, "settings": settings}
@@ -64,8 +65,11 @@ def claim(
     try:
         if (folder / PLAN).exists():
             before = read_plan(out)
+            _refuse_second_driver(out)
             _refuse_other(out, before, told)
-            planned = {run["folder"]: run for run in before["runs"]} | planned
+            planned_before = {run["folder"]: run for run in before["runs"]}
+            _refuse_shorter(out, planned_before, planned)
+            planned = planned_before | planned
         elif folder.exists() and any(folder.iterdir()):
             raise UserError(
                 f"{out} holds no sweep ({PLAN} is missing), but other files: name another --out"
@@ -84,11 +88,6 @@ def _refuse_other(out: str, before: dict[str, Any], now: dict[str, Any]) -> None
     for key in ("preset", "variant", "settings"):
         old, new = before[key], now[key]
         if key == "settings":
-            if int(new.get("num_epochs", 0)) < int(old.get("num_epochs", 0)):
-                raise UserError(
-                    f"{out}: its runs were begun for {old['num_epochs']} epochs and cannot be "
-                    "shortened"
-                )
             old, new = (
                 {field: of[field] for field in sorted(of) if field not in _MAY_DIFFER}
                 for of in (old, new)
@@ -97,6 +96,28 @@ def _refuse_other(out: str, before: dict[str, Any], now: dict[str, Any]) -> None
             raise UserError(
                 f"{out} holds another sweep: its {key} was {old} and is {new}. Name another --out"
             )
+
+
+def _refuse_shorter(out: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for folder in before.keys() & now.keys():
+        old, new = before[folder]["num_epochs"], now[folder]["num_epochs"]
+        if new < old:
+            raise UserError(
+                f"{out}: {folder} was begun for {old} epochs and cannot be shortened to {new}; "
+                f"go on with --set=num_epochs={old}, or name another --out"
+            )
+
+
+def _refuse_second_driver(out: str) -> None:
+    found = read_driver(out)
+    if found and is_alive(found):
+        driver = found["driver"]
+        if (driver["host"], driver["pid"]) == (socket.gethostname(), os.getpid()):
+            return  # a container was started again, with the same name and numbers
+        raise UserError(
+            f"{out} is driven by process {driver['pid']} on {driver['host']} since "
+            f"{time.ctime(driver['since'])}: wait for it, stop it, or see --status"
+        )
 
 
 def read_plan(out: str) -> dict[str, Any]:
@@ -130,26 +151,28 @@ class DriverState:
         """Takes charge.
 
         Raises:
-          UserError: another process is in charge.
+          UserError: another process is in charge, or the folder cannot be written.
         """
         self._path = epath.Path(out) / STATE
-        found = read_driver(out)
-        if found and is_alive(found):
-            driver = found["driver"]
-            raise UserError(
-                f"{out} is driven by process {driver['pid']} on {driver['host']} since "
-                f"{time.ctime(driver['since'])}: wait for it, stop it, or see --status"
-            )
+        _refuse_second_driver(out)
         self.runs: dict[str, dict[str, Any]] = {}
         self._driver = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         self.write()
 
     def write(self) -> None:
-        """Writes the state, which also shows that this process is alive."""
+        """Writes the state, which also shows that this process is alive.
+
+        Raises:
+          UserError: it cannot be written.
+        """
         _write(self._path, {"driver": self._driver, "seen": time.time(), "runs": self.runs})
 
     def leave(self) -> None:
-        """Gives up charge."""
+        """Gives up charge.
+
+        Raises:
+          UserError: that cannot be written.
+        """
         for run in self.runs.values():
             if run["state"] == RUNNING:
                 run["state"] = TO_DO
@@ -169,10 +192,10 @@ def read_driver(out: str) -> dict[str, Any] | None:
 def is_alive(found: dict[str, Any]) -> bool:
     """Whether the driver of a sweep_state.json is at work."""
     driver = found["driver"]
-    if not driver:
+    if not driver or time.time() - found["seen"] >= GONE_AFTER_SECONDS:
         return False
     if driver["host"] != socket.gethostname():
-        return time.time() - found["seen"] < GONE_AFTER_SECONDS
+        return True
     try:
         os.kill(driver["pid"], 0)
     except ProcessLookupError:
@@ -218,10 +241,13 @@ def _read_state(out: str, run: PlannedRun, attempt: dict[str, Any], alive: bool)
         return state._replace(state=DONE, error=None)
     if alive and attempt.get("state") == RUNNING:
         return state._replace(state=RUNNING)
-    return state._replace(state=FAILED if state.error else TO_DO)
+    return state._replace(state=FAILED if attempt.get("state") == FAILED else TO_DO)
 
 
 def _write(path: epath.Path, content: dict[str, Any]) -> None:
     partial = path.parent / f"{path.name}.partial"
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
