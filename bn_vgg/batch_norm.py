@@ -166,7 +166,8 @@ class FullBatchNorm(MomentNorm):
     def __call__(self, x, use_running_average: bool):
         """Normalizes `x` of shape (..., C); in training moves the running statistics."""
         flax_norm = nn.BatchNorm(
-            # Flax then leaves this batch's own statistics in place of the running ones.
+            # Flax keeps momentum * old + (1 - momentum) * batch. With 0 it leaves this batch's own
+            # statistics, which are read back below and averaged as the recipe does.
             momentum=0.0, epsilon=self.epsilon, dtype=self.dtype or x.dtype,
             use_scale=self.use_scale, use_bias=self.use_bias, axis_name=self.axis_name,
         )  # fmt: skip

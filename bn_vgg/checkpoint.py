@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: the latest two, and the best by validation error.
+"""Checkpoints by Orbax: the latest two, and the best two by validation error.
 
 Each carries a digest of what it holds. One that was torn or changed on disk is noticed when
 it is read, and set aside; nothing that is read is unpickled or executed.
@@ -106,12 +106,17 @@ def read(folder: epath.Path, step: int, like: Any) -> tuple[Progress, Any]:
             state = reader.restore(path / _STATE, args=ocp.args.StandardRestore(abstract))
         state = jax.device_get(state)
         jax.tree.map(_check_shape, state, abstract)
-    except PermissionError as error:
-        raise UserError(f"no permission to read {error.filename or path}") from error
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise DamagedError(f"{path} is not whole: {error.strerror}: {error.filename}") from error
+    except OSError as error:  # of the system, a network's disk, not of what is on it
+        raise UserError(
+            f"cannot read {path}: {error.strerror or error}; nothing was changed: run the same "
+            "command again when it can be read"
+        ) from error
     except Exception as error:  # a changed byte makes Orbax raise a dozen types
         raise DamagedError(f"{path} cannot be read: {first_line(error)}") from error
     # Checkpoints of format 1 have no digest.
-    if progress.step != step or digest not in (None, _digest(progress, state)):
+    if progress.step != step or digest not in (None, digest_of(progress, state)):
         raise DamagedError(f"{path} is damaged: it does not hold what was written")
     return progress, state
 
@@ -123,8 +128,8 @@ def _check_shape(found: np.ndarray, wanted: jax.ShapeDtypeStruct) -> None:
         )
 
 
-def _digest(progress: Progress, state: Any) -> str:
-    """Of everything that a run goes on from, independent of how it is stored."""
+def digest_of(progress: Progress, state: Any) -> str:
+    """Returns a digest of all that a run goes on from, independent of how it is stored."""
     found = hashlib.blake2b(json.dumps(dataclasses.asdict(progress)).encode(), digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         array = np.ascontiguousarray(leaf)
@@ -164,8 +169,9 @@ class Checkpoints:
             def best_last(metrics):  # the earlier of two equals is the better
                 return -metrics["valid_error_rate"], -metrics["step"]
 
-            # Two, so that a run can go on if the latest is damaged.
-            keep = AnyPreservationPolicy([LatestN(2), BestN(get_metric_fn=best_last, n=1)])
+            # Two of each, so that a run can go on if the latest is damaged: without it, the
+            # best is the one of before.
+            keep = AnyPreservationPolicy([LatestN(2), BestN(get_metric_fn=best_last, n=2)])
             with self._writing():
                 self._open = _Manager(
                     self._folder,
@@ -217,10 +223,11 @@ class Checkpoints:
             return f"{next(iter(wrong.values()))}; no checkpoint of this run is intact; {again}"
         latest = max(found)
         best = found[latest][0].best_step
-        why = wrong.get(best, f"{self._folder / str(best)} is missing")
+        whys = [why for step, why in wrong.items() if step != best]
+        whys.append(wrong.get(best, f"{self._folder / str(best)} is missing"))
         return (
-            f"{why}; it was the run's best, without which there is no result. The latest, "
-            f"{latest}, is intact: python -m bn_vgg.export --which=latest; {again}"
+            f"{'; '.join(whys)}; it was the run's best, without which there is no result. The "
+            f"newest that is intact is {latest}: python -m bn_vgg.export --which=latest; {again}"
         )
 
     def _set_aside(self, step: int) -> None:
@@ -237,7 +244,7 @@ class Checkpoints:
         Raises:
           UserError: this write, or the one before it, failed.
         """
-        about = dataclasses.asdict(progress) | {"digest": _digest(progress, state)}
+        about = dataclasses.asdict(progress) | {"digest": digest_of(progress, state)}
         self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         with self._writing():
             if progress.step in self._manager.all_steps():  # of an epoch not yet evaluated
@@ -252,6 +259,8 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
+        except UserError:  # one within another
+            raise
         except Exception as error:  # what a full disk raises depends on who notices it
             raise UserError(
                 f"cannot write a checkpoint{self._needs()} in {self._folder}: {first_line(error)}; "

@@ -79,7 +79,7 @@ def _are_sizes(value) -> bool:
 _CHECKS: dict[str, _Check] = {
     "name": (_is_name, "a name without slashes, of at most 200 bytes, to call a folder by"),
     "variant": (_is_text, "a text"),
-    "seed": _integer(0, 2**63),
+    "seed": _integer(0, 2**32),
     "num_epochs": _integer(1, 10**6),
     "batch_size": _at_least(1, 10**6),
     "data.source": (_is_text, "a text"),

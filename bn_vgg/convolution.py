@@ -79,7 +79,17 @@ def _conv(x, kernel, padding):
 def plain_conv(x, kernel, padding):
     """Is `conv3x3` as XLA does it, with XLA's own gradients."""
     pads = ((padding, padding), (padding, padding))
-    return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=_LAYOUT)
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), pads, dimension_numbers=_LAYOUT, precision=precision_of(x.dtype)
+    )
+
+
+def precision_of(dtype) -> lax.Precision | None:
+    """Returns what makes a product of float32 numbers one, on every backend.
+
+    Unless it is asked for, TPUs round such factors to bfloat16, and NVIDIA's GPUs to TF32.
+    """
+    return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def _conv_forward(x, kernel, padding):

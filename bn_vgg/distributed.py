@@ -221,7 +221,7 @@ def _initialize(coordinator, num_processes, process_id, heartbeat_timeout_second
                     "--coordinator_address, --num_processes and --process_id go together"
                 )
             jax.distributed.initialize(*given, **limits)
-        elif _on_cloud_tpu() or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        elif _on_cloud_tpu() or _by_srun():
             jax.distributed.initialize(**limits)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes did not meet: {error}") from error
@@ -243,6 +243,12 @@ def _on_cloud_tpu() -> bool:
     """Whether this is a TPU VM, single or of a pod; JAX then asks it for its peers."""
     devices = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
     return bool(devices) and importlib.util.find_spec("libtpu") is not None
+
+
+def _by_srun() -> bool:
+    """Whether Slurm has started several of these, and not one script that starts this process."""
+    in_a_step = "SLURM_STEP_NODELIST" in os.environ
+    return in_a_step and int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
 def _leave(watchdog: Watchdog, error: Exception) -> NoReturn:

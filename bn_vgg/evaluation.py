@@ -80,8 +80,8 @@ class Evaluator:
           feed: of the split.
         """
         carried = self._devices.replicate(empty_evaluation(self._programs.model))
-        for several in feed.several(self._data.evaluated(feed, self._compared_examples)):
-            carried = self._programs.eval_steps(carried, state, several.batches, feed.pixels)
+        for dispatch in feed.dispatches(self._data.evaluated(feed, self._compared_examples)):
+            carried = self._programs.eval_steps(carried, state, dispatch.batches, feed.pixels)
             self._after_dispatch()
         metrics, moments = self._devices.fetch(carried)
         values = {name: value.item() for name, value in metrics.compute().items()}
@@ -115,17 +115,17 @@ class Evaluator:
         feed = self._data.train
         empty = lens.Precise.empty(self._programs.model, None)
         precise = self._devices.replicate(empty).replace(batch_stats=state.batch_stats)
-        for several in feed.several(self._data.precise(epoch, self._precise_examples)):
-            precise = self._programs.precise_steps(precise, state, several.batches, feed.pixels)
+        for dispatch in feed.dispatches(self._data.precise(epoch, self._precise_examples)):
+            precise = self._programs.precise_steps(precise, state, dispatch.batches, feed.pixels)
             self._after_dispatch()
         return precise
 
     def _compare(self, state, precise: lens.Precise) -> dict[str, float]:
         feed = self._data.valid
         metrics = self._devices.replicate(ComparedMetrics.empty())
-        for several in feed.several(self._data.compared(self._compared_examples)):
+        for dispatch in feed.dispatches(self._data.compared(self._compared_examples)):
             metrics = self._programs.compare_steps(
-                metrics, state, precise.batch_stats, several.batches, feed.pixels
+                metrics, state, precise.batch_stats, dispatch.batches, feed.pixels
             )
             self._after_dispatch()
         computed = self._devices.fetch(metrics).compute()

@@ -20,14 +20,14 @@ from bn_vgg.parallel import Devices
 
 PLACEMENTS = ("auto", "device", "host")
 # Batches of one dispatch, at most: enough that starting it costs nothing.
-_BATCHES_AT_ONCE = 10
+_BATCHES_PER_DISPATCH = 10
 # Positions in the flat array are int32 on the device.
 _MOST_BYTES = 2**31 - 1
 # What says where windows are.
 _PLACES = ("first_SNW", "stride_SN")
 
 
-class Several(NamedTuple):
+class Dispatch(NamedTuple):
     """Batches for one dispatch, on the devices.
 
     Attributes:
@@ -55,7 +55,7 @@ class Feed:
             self.pixels = devices.replicate(packed.pixels)
             self.images = packed._replace(pixels=packed.pixels[:0].copy())
 
-    def several(self, batches: Batches, skip: int = 0) -> Iterator[Several]:
+    def dispatches(self, batches: Batches, skip: int = 0) -> Iterator[Dispatch]:
         """Yields stacked batches of all hosts, this host's part of some of them at a time.
 
         Args:
@@ -64,7 +64,7 @@ class Feed:
         """
         rows = self._devices.host_rows(batches["labels_SN"].shape[1])
         batches = {key: array[:, rows] for key, array in batches.items()}
-        at_once = batches_at_once(len(batches["labels_SN"]))
+        at_once = batches_per_dispatch(len(batches["labels_SN"]))
         batches = {key: array[skip:] for key, array in batches.items()}
         num_batches = len(batches["labels_SN"])
 
@@ -72,8 +72,8 @@ class Feed:
             chosen = slice(index * at_once, (index + 1) * at_once)
             return self._lay_out({key: array[chosen] for key, array in batches.items()})
 
-        def to_devices(batches: Batches) -> Several:
-            return Several(self._devices.shard(batches), len(batches["labels_SN"]))
+        def to_devices(batches: Batches) -> Dispatch:
+            return Dispatch(self._devices.shard(batches), len(batches["labels_SN"]))
 
         num_dispatches = -(-num_batches // at_once)
         if self.pixels is not None:
@@ -96,25 +96,25 @@ class Feed:
         return rest | {"windows_SNW": windows}
 
 
-def batches_at_once(num_batches: int) -> int:
+def batches_per_dispatch(num_batches: int) -> int:
     """How many batches make a dispatch.
 
-    A divisor of `num_batches`, if one is near `_BATCHES_AT_ONCE`, because a last dispatch of
+    A divisor of `num_batches`, if one is near `_BATCHES_PER_DISPATCH`, because a last dispatch of
     another size is compiled for itself.
     """
-    at_once = min(_BATCHES_AT_ONCE, num_batches)
+    at_once = min(_BATCHES_PER_DISPATCH, num_batches)
     divisors = [n for n in range(-(-at_once // 2), at_once + 1) if num_batches % n == 0]
     return max(divisors, default=at_once)
 
 
-def one_after_the_other(update, carry, several, pixels, crop_size: int):
+def scan_batches(update, carry, stacked, pixels, crop_size: int):
     """Folds `update(carry, batch)` over stacked batches, inside a jitted step.
 
     Args:
       update: takes the carry and a batch: `windows_NWHWC` (uint8), `labels_N` and whatever
         else was stacked; returns the carry.
       carry: any arrays.
-      several: `Several.batches` of one device.
+      stacked: `Dispatch.batches` of one device.
       pixels: `Feed.pixels`.
       crop_size: side of the windows in pixels.
     """
@@ -122,14 +122,14 @@ def one_after_the_other(update, carry, several, pixels, crop_size: int):
     def turn(carry, batch):
         return update(carry, with_windows(batch, pixels, crop_size)), None
 
-    return lax.scan(turn, carry, several)[0]
+    return lax.scan(turn, carry, stacked)[0]
 
 
 def with_windows(batch, pixels, crop_size: int):
     """Returns one of the stacked batches as a step takes it.
 
     Args:
-      batch: of `Several.batches`, without the first axis.
+      batch: of `Dispatch.batches`, without the first axis.
       pixels: `Feed.pixels`.
       crop_size: side of the windows in pixels.
     """

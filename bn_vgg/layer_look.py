@@ -21,7 +21,7 @@ def layer_of(path) -> str:
 
 
 def make_look(model: VGG, crop_size: int, axis_name: str | None):
-    """Returns `look(state, rng, several, pixels)`: into one training step, layer by layer.
+    """Returns `look(state, rng, stacked, pixels)`: into one training step, layer by layer.
 
     What it returns holds `loss`; `outputs`, by layer: whether they are finite and the largest
     finite absolute value; `of_outputs`: whether the gradients are that reach these; and
@@ -29,8 +29,8 @@ def make_look(model: VGG, crop_size: int, axis_name: str | None):
     """
     loss_of = make_loss(model)
 
-    def look(state: TrainState, rng, several, pixels):
-        batch = with_windows({key: a[0] for key, a in several.items()}, pixels, crop_size)
+    def look(state: TrainState, rng, stacked, pixels):
+        batch = with_windows({key: a[0] for key, a in stacked.items()}, pixels, crop_size)
 
         def forward(params, added):
             outputs: dict[str, jax.Array] = {}

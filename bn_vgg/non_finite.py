@@ -115,11 +115,11 @@ class Finder:
         )
         step, state_and_metrics = remembered.step, devices.copy(remembered[1:])
         keys = devices.replicate(key)
-        for several in feed.several(batches, skip=step - begun):
-            if step + several.size > first - 2:  # the step before it is looked into as well
+        for dispatch in feed.dispatches(batches, skip=step - begun):
+            if step + dispatch.size > first - 2:  # the step before it is looked into as well
                 break
-            state_and_metrics = train_steps(state_and_metrics, keys, several.batches, feed.pixels)
-            step += several.size
+            state_and_metrics = train_steps(state_and_metrics, keys, dispatch.batches, feed.pixels)
+            step += dispatch.size
         look, bad = None, -1
         while step < first and bad < 0:
             before, start = look, devices.copy(state_and_metrics[0])
@@ -192,8 +192,8 @@ class Finder:
 
 def _one(feed: Feed, batches: Batches, number: int) -> dict[str, Any]:
     """One batch, stacked and placed as a dispatch's."""
-    several = feed.several({key: array[number : number + 1] for key, array in batches.items()})
-    return next(several).batches
+    one = {key: array[number : number + 1] for key, array in batches.items()}
+    return next(feed.dispatches(one)).batches
 
 
 def _judge(before: Look | None, look: Look, after: TrainState) -> Found:

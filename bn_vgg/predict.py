@@ -82,7 +82,7 @@ def predict(run: trained.Trained, found: list[files.ImageFile]) -> Iterator[Pred
 
     def read(file: files.ImageFile) -> np.ndarray | images.UnreadableImage:
         try:
-            with images.until_it_is_small():
+            with images.hold_lock_until_scaled():
                 image = images.scale_shorter_side(file.decode(), min_side)
             return five_windows(np.asarray(image), crop)
         except images.UnreadableImage as error:

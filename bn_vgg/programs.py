@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from bn_vgg.feed import one_after_the_other
+from bn_vgg.feed import scan_batches
 from bn_vgg.lens import make_compare_step, make_precise_step
 from bn_vgg.metrics import merge_moments
 from bn_vgg.optimizer import rmsprop
@@ -18,16 +18,16 @@ from bn_vgg.vgg import VGG, make_model
 
 
 class Programs(NamedTuple):
-    """What a run computes on its devices. `several` and `pixels` are a `Feed`'s.
+    """What a run computes on its devices, of `stacked`, a `Dispatch`'s batches, and `Feed.pixels`.
 
     Attributes:
       model: of `config.model`.
       optimizer: of `config.optimizer`.
       init: `(rng, images_NHWC) -> state`, see `state.init_state`.
-      train_steps: `((state, metrics), rng, several, pixels) -> (state, metrics)`.
-      eval_steps: `((metrics, moments), state, several, pixels) -> (metrics, moments)`.
-      precise_steps: `(precise, state, several, pixels) -> precise`.
-      compare_steps: `(metrics, state, batch_stats, several, pixels) -> metrics`.
+      train_steps: `((state, metrics), rng, stacked, pixels) -> (state, metrics)`.
+      eval_steps: `((metrics, moments), state, stacked, pixels) -> (metrics, moments)`.
+      precise_steps: `(precise, state, stacked, pixels) -> precise`.
+      compare_steps: `(metrics, state, batch_stats, stacked, pixels) -> metrics`.
     """
 
     model: VGG
@@ -87,39 +87,39 @@ def make_programs(
     axis_name = devices.axis_name
     model = make_model(**model_settings, axis_name=axis_name)
     optimizer = rmsprop(**optimizer_settings)
-    fold = partial(one_after_the_other, crop_size=crop_size)
+    fold = partial(scan_batches, crop_size=crop_size)
     train_step = make_train_step(model, optimizer, axis_name)
     eval_step = make_eval_step(model, axis_name)
     precise_step = make_precise_step(model, axis_name)
     compare_step = make_compare_step(model, axis_name)
 
-    def train_steps(state_and_metrics, rng, several, pixels):
+    def train_steps(state_and_metrics, rng, stacked, pixels):
         def update(state_and_metrics, batch):
             state, metrics = state_and_metrics
             state, new = train_step(state, batch, rng)
             return state, metrics.merge(new)
 
-        return fold(update, state_and_metrics, several, pixels)
+        return fold(update, state_and_metrics, stacked, pixels)
 
-    def eval_steps(metrics_and_moments, state, several, pixels):
+    def eval_steps(metrics_and_moments, state, stacked, pixels):
         def update(metrics_and_moments, batch):
             metrics, moments = metrics_and_moments
             new_metrics, new_moments = eval_step(state, batch)
             return metrics.merge(new_metrics), merge_moments(moments, new_moments)
 
-        return fold(update, metrics_and_moments, several, pixels)
+        return fold(update, metrics_and_moments, stacked, pixels)
 
-    def precise_steps(precise, state, several, pixels):
+    def precise_steps(precise, state, stacked, pixels):
         def update(precise, batch):
             return precise_step(precise, state, batch)
 
-        return fold(update, precise, several, pixels)
+        return fold(update, precise, stacked, pixels)
 
-    def compare_steps(metrics, state, batch_stats, several, pixels):
+    def compare_steps(metrics, state, batch_stats, stacked, pixels):
         def update(metrics, batch):
             return metrics.merge(compare_step(state, batch_stats, batch))
 
-        return fold(update, metrics, several, pixels)
+        return fold(update, metrics, stacked, pixels)
 
     return Programs(
         model=model,

@@ -56,17 +56,22 @@ class RunData:
         most = max(len(images.labels) for images in self._images.values())
         self._eval_batch_size = round_up(min(eval_batch_size, most), devices.count)
         used = [self._images["train"], self._images["valid"]]
-        on_device = choose_placement(placement, used)
+        # The test images join them at the end; they may go elsewhere, but nowhere too small.
+        everything = [*used, self._images["test"]]
+        self._test_on_device = choose_placement(placement, everything)
+        on_device = self._test_on_device or choose_placement(placement, used)
         counts = (f"{len(self._images[split].labels)} {name}" for split, name in _SPLITS.items())
         self.about = f"{', '.join(counts)} images, kept on the {'device' if on_device else 'host'}"
-        self._place = partial(Feed, devices=devices, crop_size=crop_size, on_device=on_device)
-        self.train, self.valid = map(self._place, used)
+        if on_device and not self._test_on_device:
+            self.about += ", those for the test on the host"
+        self._place = partial(Feed, devices=devices, crop_size=crop_size)
+        self.train, self.valid = (self._place(images, on_device=on_device) for images in used)
         self.steps_per_epoch = batches.num_train_batches(len(used[0].labels), batch_size)
 
     @cached_property
     def test(self) -> Feed:
         """The test split's feed; its images are placed when it is first asked for."""
-        return self._place(self._images["test"])
+        return self._place(self._images["test"], on_device=self._test_on_device)
 
     def epoch(self, epoch: int) -> Batches:
         """The training batches of `epoch`, counted from 0."""

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bn_vgg import distributed, provenance
-from bn_vgg.checkpoint import Checkpoints
+from bn_vgg.checkpoint import Checkpoints, digest_of
 from bn_vgg.data.prepared import PreparedData
 from bn_vgg.errors import Interrupted, UserError
 from bn_vgg.evaluation import Evaluated, Evaluator, Observed
@@ -108,8 +108,10 @@ class Run:
     Attributes:
       state: after `step` updates, on the devices.
       metrics: of the epoch in progress so far, on the devices.
-      remembered: from when it was last looked at within the epoch, or from its beginning.
-      last_step: what the last step that was looked at had, for a person.
+      remembered: a copy of state and metrics, from when all was last known to be finite: some
+        dispatches ago, or the epoch's beginning. A step that is not is searched for from there.
+      last_finite: the end of an error's message: number, loss and gradient norm of the last
+        finite step; empty before there is one.
     """
 
     def __init__(self, config, keeper, data, session, hooks, stop):
@@ -135,7 +137,10 @@ class Run:
         self.num_parameters = num_parameters(state.params)
         parameter_overview.log_parameter_overview(state.variables)
         state, metrics = keeper.take_up(state)
-        self.step, self.last_step = keeper.progress.step, ""
+        if jax.process_count() > 1:
+            begins = digest_of(keeper.progress, state)
+            distributed.agree({"step": keeper.progress.step, "state at the start": begins})
+        self.step, self.last_finite = keeper.progress.step, ""
         self.state, self.metrics = self.devices.replicate((state, metrics))
 
     def _images_to_initialize_with(self) -> jax.Array:
@@ -165,29 +170,29 @@ class Run:
         done = self.step - epoch * num_steps
         started = time.monotonic()
         feed = self.data.train
-        dispatches = feed.several(self.data.epoch(epoch), skip=done)
+        dispatches = feed.dispatches(self.data.epoch(epoch), skip=done)
         # A bar on a terminal, of the first host alone; it vanishes when the epoch is done.
         bar = tqdm(
             total=num_steps, initial=done, desc=f"epoch {epoch + 1}/{config.num_epochs}",
             unit=" steps", leave=False, disable=None if jax.process_index() == 0 else True,
         )  # fmt: skip
         with bar:
-            for number, several in enumerate(dispatches, start=1):
+            for number, dispatch in enumerate(dispatches, start=1):
                 self.state, self.metrics = self.programs.train_steps(
-                    (self.state, self.metrics), key, several.batches, feed.pixels
+                    (self.state, self.metrics), key, dispatch.batches, feed.pixels
                 )
-                self.step += several.size
+                self.step += dispatch.size
                 for action in self.hooks.actions:
                     action(self.step)
-                if self.step == several.size:
+                if self.step == dispatch.size:
                     self._look()
                     logging.info("the first %d steps are done", self.step)
                 if number % _DISPATCHES_BETWEEN_LOOKS == 0:
                     bar.set_postfix(loss=f"{self._look()['loss']:.3f}")
                     self._remember()
-                bar.update(several.size)
+                bar.update(dispatch.size)
                 self._stop_if_asked()
-                self._keep_now_and_then(several.size)
+                self._keep_now_and_then(dispatch.size)
         trained = self._look()
         images = (num_steps - done) * config.batch_size
         if images:  # none where an earlier start had done all steps of the epoch
@@ -232,7 +237,7 @@ class Run:
         first, loss, norm = (x.item() for x in computed.pop("first_non_finite"))
         if loss >= 0:  # otherwise no step of this epoch was finite
             last = first - 1 if first >= 0 else self.step
-            self.last_step = f"; step {last} had loss {loss:.4g}, gradient norm {norm:.4g}"
+            self.last_finite = f"; step {last} had loss {loss:.4g}, gradient norm {norm:.4g}"
         if first >= 0:
             raise self._stopped(first)
         return {name: value.item() for name, value in computed.items()}
@@ -269,7 +274,7 @@ class Run:
         if self.remembered.step > keeper.progress.step or self.remembered.step == 0:
             keeper.keep_within_epoch(*self.remembered)
             keeper.wait()
-        last = self.last_step and self.last_step + found.before
+        last = self.last_finite and self.last_finite + found.before
         return UserError(
             f"{found.what} {when} is not a finite number{found.where}, with config.model.norm="
             f"{self.config.model.norm}{last}; the checkpoint of step {keeper.progress.step} is "

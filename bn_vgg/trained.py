@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from bn_vgg import checkpoint
 from bn_vgg.errors import UserError
@@ -34,8 +35,10 @@ class Trained(NamedTuple):
 def load(path: str, which: str = "best") -> Trained:
     """Reads the `best` or the `latest` checkpoint of the run in the folder `path`.
 
+    A damaged latest one is passed over with a warning, as by a run that goes on.
+
     Raises:
-      UserError: there is no run, no checkpoint yet, or it cannot be read.
+      UserError: there is no run, no checkpoint yet, or it cannot be read; the best one is damaged.
     """
     workdir = Workdir(path, writes=False)
     workdir.check_format()
@@ -51,16 +54,33 @@ def load(path: str, which: str = "best") -> Trained:
             model, rmsprop(**config["optimizer"]), jax.random.key(0), jnp.zeros((1, crop, crop, 3))
         )
     )
-    progress, state = _newest(workdir, like)
+    progress, state, damaged = _newest(workdir, like)
     if which == "best":
         if not progress.best_step:
             raise UserError(f"{path} has no best checkpoint yet: it is chosen after an epoch")
+        lines = workdir.read_metrics()
+        best = min(lines, key=lambda line: line["valid/error_rate"])["step"] if lines else None
+        if best in damaged:
+            raise damaged[best]
         progress, state = checkpoint.read(workdir.checkpoints, progress.best_step, like)
     return Trained(model, state, config, class_names, progress.step)
 
 
-def _newest(workdir: Workdir, like: TrainState) -> tuple[checkpoint.Progress, TrainState]:
+def _newest(
+    workdir: Workdir, like: TrainState
+) -> tuple[checkpoint.Progress, TrainState, dict[int, checkpoint.DamagedError]]:
+    """Reads the newest intact checkpoint. Returns what was wrong with newer ones, too, by step."""
     steps = checkpoint.steps(workdir.checkpoints)
     if not steps:
         raise UserError(f"{workdir.path} has no checkpoint yet: the first comes after an epoch")
-    return checkpoint.read(workdir.checkpoints, steps[0], like)
+    damaged = {}
+    for step in steps:
+        try:
+            found = checkpoint.read(workdir.checkpoints, step, like)
+        except checkpoint.DamagedError as error:
+            damaged[step] = error
+        else:
+            for why in damaged.values():
+                logging.warning("%s; step %d is the newest that is intact", why, step)
+            return *found, damaged
+    raise damaged[steps[0]]

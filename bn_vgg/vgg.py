@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bn_vgg.convolution import conv3x3, mean_of_full_conv
+from bn_vgg.convolution import conv3x3, mean_of_full_conv, precision_of
 from bn_vgg.errors import UserError
 from bn_vgg.normalization import NormFactory, make_norm_factory
 from bn_vgg.pooling import max_pool_2x2
@@ -180,12 +180,15 @@ class VGG(nn.Module):
             )  # fmt: skip
             x = block(x, positions_N, train)
         x = x.reshape(x.shape[0], -1)
-        glorot = nn.initializers.glorot_uniform()
-        x = nn.Dense(self.hidden_units, dtype=self.dtype, kernel_init=glorot, name="hidden")(x)
+        dense = partial(
+            nn.Dense, dtype=self.dtype, precision=precision_of(self.dtype),
+            kernel_init=nn.initializers.glorot_uniform(),
+        )  # fmt: skip
+        x = dense(self.hidden_units, name="hidden")(x)
         x = nn.relu(x)
         self.sow("intermediates", "output_of_hidden", x)
         x = Dropout(self.dropout_rate)(x, positions_N, train)
-        x = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=glorot, name="output")(x)
+        x = dense(self.num_classes, name="output")(x)
         return x.astype(jnp.float32)
 
 

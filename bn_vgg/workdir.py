@@ -130,15 +130,15 @@ class Workdir:
         """Reads a JSON file.
 
         Raises:
-          UserError: it is missing or no JSON.
+          UserError: it is missing, no JSON or cannot be read.
         """
         path = self.path / name
         try:
             return json.loads(path.read_text())
         except FileNotFoundError as error:
             raise UserError(f"{self.path} holds no run: there is no {name} in it") from error
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged: {error}") from error
+        except (OSError, ValueError) as error:
+            raise UserError(_cannot_read(path, error)) from error
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
@@ -152,15 +152,15 @@ class Workdir:
         """Reads the epochs' lines; none where nothing was written yet.
 
         Raises:
-          UserError: one of them is no JSON.
+          UserError: one of them is no JSON, or the file cannot be read.
         """
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
         try:
             return [json.loads(line) for line in path.read_text().splitlines()]
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged: {error}") from error
+        except (OSError, ValueError) as error:
+            raise UserError(_cannot_read(path, error)) from error
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Writes all epochs' lines anew: object stores cannot append."""
@@ -185,6 +185,12 @@ class Workdir:
                 f"cannot write {self.path / name} ({len(text):,} bytes): {reason}; "
                 "run the same command again when it can be written"
             ) from error
+
+
+def _cannot_read(path: epath.Path, error: OSError | ValueError) -> str:
+    if isinstance(error, OSError):
+        return f"cannot read {path}: {error.strerror or error}"
+    return f"{path} is damaged: {error}"  # no JSON, or no text
 
 
 def flatten(
@@ -227,5 +233,5 @@ def _refuse_other_data(path, old: dict[str, Any], new: dict[str, Any]) -> None:
     if old["fingerprint"] != new["fingerprint"]:
         raise UserError(
             f"{path} holds a run on other data: the content of {new['source']} has changed "
-            "since. Name another --workdir"
+            "since, or, of a folder, the files' times (copy with `cp -p`). Name another --workdir"
         )

@@ -10,7 +10,7 @@ takes a variant after a colon, `configs/meanonly_crop.py:small`:
 
 from ml_collections import ConfigDict
 
-# Side of the shorter edge in pixels: (without, with random cropping). The seed scales
+# Side of the shorter edge in pixels: (without, with random cropping). The post scales
 # to 150 and cuts 128; the others come near that proportion.
 _MIN_SIDE = {"full": (128, 150), "small": (48, 56), "demo": (32, 36)}
 
@@ -25,7 +25,7 @@ def get_config(variant: str = "full") -> ConfigDict:
 
     # Initialization, order, windows and dropout. The split does not depend on it.
     config.seed = 0
-    # The seed shows 50 to 73.
+    # The post's figures show 50 to 73.
     config.num_epochs = 60
     # Examples of one update, over all devices. The batch's statistics are taken over it.
     config.batch_size = 100
@@ -68,7 +68,8 @@ def get_config(variant: str = "full") -> ConfigDict:
     model.padding = "full"
     # Probability of dropping a ReLU's output.
     model.dropout_rate = 0.0
-    # Of the computation; parameters, statistics and the loss are always float32.
+    # Of the computation, `float32` (whole, on accelerators too) or `bfloat16`; parameters,
+    # statistics and the loss are always float32.
     model.dtype = "float32"
 
     # RMSProp: step = learning_rate * g / max(sqrt(ms), epsilon),
@@ -131,5 +132,5 @@ def add_cropping(config: ConfigDict) -> None:
 
 
 def add_dropout(config: ConfigDict) -> None:
-    """Dropout at the usual rate; the one that the seed's figures used is not recorded."""
+    """Dropout at the usual rate; the one that the post's figures used is not recorded."""
     config.model.dropout_rate = 0.5

@@ -1,4 +1,4 @@
-"""Full batch norm, no augmentation. Not in the seed; it completes the grid.
+"""Full batch norm, no augmentation. Not in the post; it completes the grid.
 
 python -m bn_vgg.main --config=configs/full.py
 """

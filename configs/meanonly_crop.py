@@ -1,4 +1,4 @@
-"""Mean-only batch norm, random cropping: the seed's champion (95.9%).
+"""Mean-only batch norm, random cropping: the post's champion (95.9%).
 
 The percentages are published validation accuracies, not results of this code.
 

@@ -33,7 +33,7 @@ _OTHER_NORMS = (
 )  # fmt: skip
 
 PRESETS: dict[str, list[Overrides]] = {
-    # The batch-normalized runs of the seed's two figures, and the control beside them. What
+    # The batch-normalized runs of the post's two figures, and the control beside them. What
     # decides most comes first: a sweep that is cut short has it.
     "five_way": [
         {"config": "meanonly_crop"},

@@ -92,12 +92,12 @@ def _evaluation(config: ConfigDict, images: Images):
     side = config.data.crop_size
     state = programs.init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
     state = devices.replicate(state)
-    dispatches = list(feed.several(plan))
+    dispatches = list(feed.dispatches(plan))
 
     def evaluate() -> None:
         carried = devices.replicate(empty_evaluation(programs.model))
-        for several in dispatches:
-            carried = programs.eval_steps(carried, state, several.batches, feed.pixels)
+        for each in dispatches:
+            carried = programs.eval_steps(carried, state, each.batches, feed.pixels)
         jax.block_until_ready(carried)
 
     return evaluate

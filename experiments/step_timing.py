@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from bn_vgg import vgg
 from bn_vgg.convolution import cpu_compiler_options, plain_conv
-from bn_vgg.feed import batches_at_once
+from bn_vgg.feed import batches_per_dispatch
 from bn_vgg.metrics import TrainMetrics
 from bn_vgg.parallel import Devices
 from bn_vgg.programs import make_programs
@@ -28,7 +28,7 @@ except ImportError:  # PyTorch is optional
 
 
 # Of one dispatch, as in a run of 20,000 images.
-STEPS = batches_at_once(200)
+STEPS = batches_per_dispatch(200)
 
 
 class Timed:

@@ -67,6 +67,8 @@ def make_step(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = make_network(model, images_NHWC.shape[1]).to(device)
+    # As ours, float32 is float32: a GPU would round convolutions' factors to TF32.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
     network = network.to(memory_format=torch.channels_last)
     rmsprop = torch.optim.RMSprop(
         network.parameters(),

@@ -1,5 +1,6 @@
 """Checkpoints that were damaged on disk: noticed, set aside, and the one before is used."""
 
+import json
 import pickle
 import shutil
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from bn_vgg import checkpoint
 from bn_vgg.checkpoint import Checkpoints, DamagedError, Progress, read, steps
 from bn_vgg.errors import UserError
 from bn_vgg.trained import load
@@ -152,9 +154,54 @@ def test_a_lost_best_one_is_an_error(save, tmp_path):
     """To go on without it would make another epoch's the result."""
     save(0.2, 0.4, 0.3)
     cut(tmp_path / "checkpoints/1/metrics/metrics", 0.5)
-    with pytest.raises(UserError, match=r"checkpoints/1 .* the run's best.* The latest, 3, is in"):
+    with pytest.raises(UserError, match=r"checkpoints/1 .* run's best.* that is intact is 3: py"):
         newest(tmp_path, LIKE)
     assert steps(Workdir(str(tmp_path)).checkpoints) == [3, 2, 1]
+
+
+def test_without_a_new_best_one_the_best_is_the_one_of_before(save, tmp_path, tmp_path_factory):
+    save(0.5, 0.3, 0.4, 0.4, 0.2)
+    assert steps(Workdir(str(tmp_path)).checkpoints) == [5, 4, 2]
+    flip(tmp_path / "checkpoints/5/metrics/metrics", 0.5)
+    progress, state, (wrong,) = newest(tmp_path, LIKE)
+    assert (progress.step, progress.best_step, state["weights"][0]) == (4, 2, 4)
+    assert "checkpoints/5" in wrong
+
+
+def test_all_that_is_damaged_is_told_of(save, tmp_path):
+    save(0.2, 0.4, 0.3)
+    for step in (1, 3):
+        cut(tmp_path / f"checkpoints/{step}/metrics/metrics", 0.5)
+    with pytest.raises(UserError, match=r"checkpoints/3 .*; .*checkpoints/1 .* intact is 2: py"):
+        newest(tmp_path, LIKE)
+
+
+def test_what_the_system_cannot_read_now_is_not_damaged(save, tmp_path, monkeypatch):
+    """A network's disk that was away: nothing is set aside, and nothing older is taken."""
+    save(0.2, 0.1)
+
+    def stale(self, *_):
+        raise OSError(116, "Stale file handle", str(self))
+
+    monkeypatch.setattr(type(Workdir(str(tmp_path)).checkpoints), "read_text", stale)
+    with pytest.raises(UserError, match=r"cannot read .*checkpoints/2: Stale .*; nothing was ch"):
+        newest(tmp_path, LIKE)
+    monkeypatch.undo()
+    assert newest(tmp_path, LIKE)[0].step == 2
+
+
+def test_an_error_within_a_write_is_told_once(tmp_path, monkeypatch):
+    """The folder is opened, by Orbax, within the first write."""
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_Manager", full)
+    with Checkpoints(Workdir(str(tmp_path)).checkpoints, set_aside=tmp_path) as checkpoints:
+        with pytest.raises(UserError) as found:
+            checkpoints.save(LIKE, Progress())
+        assert str(found.value).count("cannot write") == 1
+        assert isinstance(found.value.__cause__, OSError)
 
 
 def test_an_older_one_that_nothing_needs_is_not_told_of(save, tmp_path):
@@ -166,7 +213,17 @@ def test_an_older_one_that_nothing_needs_is_not_told_of(save, tmp_path):
     assert steps(Workdir(str(tmp_path)).checkpoints) == [3, 1]
 
 
-def test_predict_and_export_name_a_damaged_one(copy):
+def test_predict_and_export_pass_over_a_damaged_latest_one(copy, caplog):
+    lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    lines[0]["valid/error_rate"] = 0.0  # the first epoch's is the best
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flip(copy / "checkpoints/12/metrics/metrics", 0.5)
+    assert [load(str(copy), which).step for which in ("best", "latest")] == [6, 6]
+    assert "checkpoints/12" in caplog.text
+    assert "step 6 is the newest that is intact" in caplog.text
+
+
+def test_predict_and_export_name_a_damaged_best_one(copy):
     flip(copy / "checkpoints/12/metrics/metrics", 0.5)
     with pytest.raises(UserError, match="checkpoints/12"):
         load(str(copy))

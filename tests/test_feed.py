@@ -10,8 +10,10 @@ from bn_vgg import feed as feeding
 from bn_vgg.data import batches
 from bn_vgg.data.batches import Images
 from bn_vgg.errors import UserError
-from bn_vgg.feed import Feed, choose_placement, cut_on_device, one_after_the_other
+from bn_vgg.feed import Feed, choose_placement, cut_on_device, scan_batches
+from bn_vgg.launch import split_images
 from bn_vgg.parallel import Devices
+from bn_vgg.run_data import RunData
 from tests.test_batches import image_sizes, make_cache
 
 
@@ -25,8 +27,8 @@ def windows_of(feed, wanted):
     """All windows and labels that jitted steps see, in order."""
 
     @jax.jit
-    def look(several, pixels):
-        size, rest = several["labels_SN"].shape[0], wanted["first_SNW"].shape[1:]
+    def look(stacked, pixels):
+        size, rest = stacked["labels_SN"].shape[0], wanted["first_SNW"].shape[1:]
         seen = (
             jax.numpy.zeros((size, *rest, 5, 5, 3), "uint8"),
             jax.numpy.zeros((size, rest[0]), "int32"),
@@ -37,9 +39,9 @@ def windows_of(feed, wanted):
             found = (batch["windows_NWHWC"], batch["labels_N"])
             return index + 1, tuple(s.at[index].set(f) for s, f in zip(seen, found, strict=True))
 
-        return one_after_the_other(update, (0, seen), several, pixels, 5)[1]
+        return scan_batches(update, (0, seen), stacked, pixels, 5)[1]
 
-    found = [look(several.batches, feed.pixels) for several in feed.several(wanted)]
+    found = [look(dispatch.batches, feed.pixels) for dispatch in feed.dispatches(wanted)]
     return [np.concatenate(part) for part in zip(*found, strict=True)]
 
 
@@ -69,7 +71,7 @@ def test_device_and_host_cut_the_same_windows(sizes, batch_size, training):
 
 @given(st.integers(1, 500))
 def test_a_dispatch_has_one_of_two_sizes_and_often_of_one(num_batches):
-    at_once = feeding.batches_at_once(num_batches)
+    at_once = feeding.batches_per_dispatch(num_batches)
     assert 1 <= at_once <= min(10, num_batches)
     assert at_once == num_batches or at_once >= 5
     if num_batches % 10 == 0:
@@ -81,9 +83,9 @@ def test_every_batch_comes_in_some_dispatch(on_device):
     images = images_of([(6, 7)] * 23)
     feed = Feed(images, Devices(), crop_size=5, on_device=on_device)
     wanted = batches.eval_batches(feed.images, batch_size=1, crop_size=5)
-    found = list(feed.several(wanted))
-    assert [several.size for several in found] == [10, 10, 3]
-    labels = np.concatenate([several.batches["labels_SN"] for several in found])
+    found = list(feed.dispatches(wanted))
+    assert [dispatch.size for dispatch in found] == [10, 10, 3]
+    labels = np.concatenate([dispatch.batches["labels_SN"] for dispatch in found])
     np.testing.assert_array_equal(labels, wanted["labels_SN"])
 
 
@@ -97,7 +99,7 @@ def test_an_error_in_a_thread_arrives(monkeypatch):
 
     monkeypatch.setattr(feeding, "cut_windows", broken)
     with pytest.raises(OSError, match="the disk is gone"):
-        list(feed.several(wanted))
+        list(feed.dispatches(wanted))
 
 
 def test_windows_are_cut_near_the_end_of_the_largest_array():
@@ -133,6 +135,22 @@ class TestPlacement:
         with pytest.raises(UserError, match=r"placement.* do not fit .* set it to host"):
             choose_placement("device", splits)
         assert not choose_placement("auto", splits)
+
+    def test_test_images_without_room_beside_the_others_stay_on_the_host(
+        self, tiny_config, open_cache, monkeypatch
+    ):
+        data = split_images(tiny_config, open_cache(tiny_config))
+        splits = [batches.Images.of(data.cache, examples) for examples in data.splits]
+        sizes = [int(images.lengths.sum()) for images in splits]
+        sizing = {"seed": 0, "batch_size": 8, "eval_batch_size": 8, "crop_size": 8}
+        for room, where in ((sum(sizes), "device"), (sum(sizes[:2]), "host")):
+            monkeypatch.setattr(feeding, "_room", lambda room=room: room)
+            placed = RunData(data, Devices(), placement="auto", **sizing)
+            assert placed.train.pixels is not None
+            assert (placed.test.pixels is not None) == (where == "device")
+            assert ("those for the test on the host" in placed.about) == (where == "host")
+        with pytest.raises(UserError, match="do not fit"):
+            RunData(data, Devices(), placement="device", **sizing)
 
     def test_the_host_is_always_possible(self, splits):
         assert not choose_placement("host", splits)

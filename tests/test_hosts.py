@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from bn_vgg import distributed
@@ -344,3 +345,23 @@ def test_a_folder_that_a_host_does_not_see_is_named(tmp_path, monkeypatch):
     distributed.check_shared(tmp_path / "there")
     with pytest.raises(UserError, match="missing, which the first process wrote, is not there"):
         distributed.check_shared(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("slurm", "meets"),
+    [
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n[1-4]"}, True),
+        ({"SLURM_NTASKS": "4"}, False),  # sbatch's own script
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
+    ],
+)
+def test_processes_of_srun_meet_and_sbatchs_script_is_one(slurm, meets, monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **limits: asked.append(limits))
+    monkeypatch.setattr(distributed, "_on_cloud_tpu", lambda: False)
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NODELIST"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    distributed._initialize(None, None, None, 10)
+    assert bool(asked) == meets

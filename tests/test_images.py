@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bn_vgg.data import images
-from bn_vgg.data.images import UnreadableImage, decode, scale_shorter_side
+from bn_vgg.data.images import (
+    UnreadableImage,
+    decode,
+    hold_lock_until_scaled,
+    large_image_lock,
+    scale_shorter_side,
+)
 
 LOSSLESS = {"WEBP": {"lossless": True}}
 ORIENTATION = 0x0112
@@ -341,3 +348,18 @@ def test_the_right_size_is_copied():
 def test_a_side_of_nothing_is_a_bug():
     with pytest.raises(ValueError, match="at least 1"):
         scale_shorter_side(Image.new("RGB", (2, 2)), 0)
+
+
+def test_an_error_while_a_large_image_is_held_leaves_no_lock_behind():
+    """Otherwise the thread's next large image would be held for ever, and all others wait."""
+    with pytest.raises(UnreadableImage), hold_lock_until_scaled():
+        raise UnreadableImage("damaged")
+    with large_image_lock(large=True):
+        pass
+
+    def decode():
+        with large_image_lock(large=True):
+            return True
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(decode).result(timeout=20)

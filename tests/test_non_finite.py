@@ -73,7 +73,7 @@ def with_flaw(config, name):
 @pytest.fixture(autouse=True)
 def one_at_once(monkeypatch):
     """Steps of a dispatch: a program less to compile."""
-    monkeypatch.setattr(feed, "_BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr(feed, "_BATCHES_PER_DISPATCH", 1)
 
 
 def message(config, cache, path, **hooks):
@@ -114,7 +114,7 @@ def test_the_step_the_layer_the_operation_and_what_was_before(
 def test_what_is_kept_is_of_the_last_look(tiny_config, open_cache, tmp_path, monkeypatch):
     """And going on from there ends at the same step; so does a run that was stopped before."""
     config, cache = with_flaw(tiny_config, "Gradient"), open_cache(tiny_config)
-    monkeypatch.setattr(feed, "_BATCHES_AT_ONCE", 2)
+    monkeypatch.setattr(feed, "_BATCHES_PER_DISPATCH", 2)
     monkeypatch.setattr(loop, "_DISPATCHES_BETWEEN_LOOKS", 1)
     config.model.norm_kwargs = {"at": 6}
     said = message(config, cache, tmp_path / "run")
@@ -280,7 +280,7 @@ def main():
     source, cache_folder, folder = map(pathlib.Path, sys.argv[1:])
     assert jax.device_count() == 4
     command.keep_compiled(cache_folder)
-    feed._BATCHES_AT_ONCE = 1
+    feed._BATCHES_PER_DISPATCH = 1
     said = {}
     for name in ON_FOUR:
         config = with_flaw(get_config(), name)

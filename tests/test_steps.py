@@ -155,6 +155,34 @@ def test_steps_lower_for_cpu_cuda_and_tpu(norm, dtype):
     assert lowered.platforms == platforms
 
 
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
+def test_float32_is_float32_on_accelerators(dtype, precision):
+    """Which round factors of float32 unless they are told: TPUs to bfloat16, GPUs to TF32."""
+    settings = default.get_config().model.to_dict() | {"norm": "full", "dtype": dtype}
+    model, optimizer = make_model(**settings), rmsprop(**default.get_config().optimizer)
+    image = jnp.zeros((1, 128, 128, 3))
+    state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), image))
+    batch = {
+        "windows_NWHWC": jax.ShapeDtypeStruct((100, 1, 128, 128, 3), np.uint8),
+        "labels_N": jax.ShapeDtypeStruct((100,), np.int32),
+        "positions_N": jax.ShapeDtypeStruct((100,), np.int32),
+    }
+    step = make_train_step(model, optimizer)
+    lowered = export.export(
+        jax.jit(lambda state, batch, seed: step(state, batch, jax.random.key(seed))),
+        platforms=["tpu"],
+    )(state, batch, jax.ShapeDtypeStruct((), np.int32))
+    products = [
+        line for line in lowered.mlir_module().splitlines()
+        if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
+    ]  # fmt: skip
+    # Of eight convolutions and two dense layers, and gradients by input and by kernel, without
+    # the one by the images.
+    assert len(products) >= 3 * 10 - 1
+    told = ["HIGHEST" if "HIGHEST" in line else "DEFAULT" for line in products]
+    assert set(told) == {precision}
+
+
 class TestStatsPass:
     """Where running statistics come from. With decay 0 they are one pass's own."""
 

@@ -23,7 +23,7 @@ STEPS = 6
 
 @pytest.fixture
 def config(tiny_config, monkeypatch):
-    monkeypatch.setattr(feed, "_BATCHES_AT_ONCE", 2)
+    monkeypatch.setattr(feed, "_BATCHES_PER_DISPATCH", 2)
     tiny_config.model.dropout_rate = 0.3
     return tiny_config
 

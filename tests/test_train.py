@@ -56,7 +56,7 @@ def test_interrupted_after_any_epoch_equals_uninterrupted(
     What was killed goes on from the host's memory, where the whole run had its images on
     the device.
     """
-    monkeypatch.setattr(feed, "_BATCHES_AT_ONCE", 2)
+    monkeypatch.setattr(feed, "_BATCHES_PER_DISPATCH", 2)
     tiny_config.model.norm = norm
     tiny_config.model.dropout_rate = 0.3
     tiny_config.num_epochs = 3

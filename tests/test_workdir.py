@@ -56,6 +56,12 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(UserError, match=r"result.json is damaged"):
         workdir.read("result.json")
+    (workdir.path / "result.json").write_bytes(b"{\xb5")
+    with pytest.raises(UserError, match=r"result.json is damaged: 'utf-8'"):
+        workdir.read("result.json")
+    (workdir.path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"cannot read .*metrics.jsonl: Is a directory"):
+        workdir.read_metrics()
 
 
 def test_other_hosts_write_nothing(tmp_path):

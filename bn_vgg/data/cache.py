@@ -243,7 +243,7 @@ def _decoded(source: Source, min_side: int) -> Iterator[np.ndarray | images.Unre
 
     def read(index: int) -> np.ndarray | images.UnreadableImage:
         try:
-            with images.until_it_is_small():
+            with images.hold_lock_until_scaled():
                 return np.asarray(images.scale_shorter_side(source.read(index), min_side))
         except images.UnreadableImage as error:
             # Anew: the traceback of what was raised holds the file's bytes.

@@ -57,7 +57,7 @@ class ImageFile(NamedTuple):
         Raises:
           UnreadableImage: as for `read_bytes` and `images.decode`.
         """
-        with images.one_at_a_time(self.size > _LARGE):
+        with images.large_image_lock(self.size > _LARGE):
             return images.decode(self.read_bytes())
 
     def read_bytes(self) -> bytes:

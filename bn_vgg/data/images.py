@@ -59,7 +59,7 @@ def decode(data: bytes) -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImage(f"{width}x{height} pixels: more than {MAX_PIXELS:,}")
-            with one_at_a_time(width * height > _LARGE):
+            with large_image_lock(width * height > _LARGE):
                 image.load()
                 turn = _TURNS.get(_orientation(image))
                 rgb = _rgb(image)
@@ -74,7 +74,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 @contextlib.contextmanager
-def one_at_a_time(large: bool) -> Iterator[None]:
+def large_image_lock(large: bool) -> Iterator[None]:
     """Waits, before something large, until no other thread is in the midst of such."""
     if not large:
         yield
@@ -88,11 +88,17 @@ def one_at_a_time(large: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def until_it_is_small() -> Iterator[None]:
-    """Whatever large is decoded within this is over for `one_at_a_time` only at its end."""
+def hold_lock_until_scaled() -> Iterator[None]:
+    """Within this, a thread that has decoded a large image keeps the lock until it leaves.
+
+    That is, until the pixels of full size are gone: otherwise each thread could hold a large image
+    that waits to be scaled.
+    """
     with contextlib.ExitStack() as _waiting.until:
-        yield
-    _waiting.until = None
+        try:
+            yield
+        finally:
+            _waiting.until = None
 
 
 def scale_shorter_side(image: Image.Image, side: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The seed's two figures, redrawn from runs, with the published curves beneath in grey."""
+"""The post's two figures, redrawn from runs, with the published curves beneath in grey."""
 
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ _PUBLISHED_LOOKS: dict[str, dict[str, Any]] = {
 
 
 class Spec(NamedTuple):
-    """One of the seed's figures: its title, its axis of errors, and its cells."""
+    """One of the post's figures: its title, its axis of errors, and its cells."""
 
     title: str
     highest: float

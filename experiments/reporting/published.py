@@ -24,7 +24,7 @@ class Published(NamedTuple):
     test: float | None = None
 
 
-# 100% minus the accuracies: of the seed post's text and figures (read off to about 0.4 points),
+# 100% minus the accuracies: of the post's text and figures (read off to about 0.4 points),
 # of the sister post on dropout and cropping without normalization, 8.1% and 5.1%.
 BEST = {
     "baseline": Published(0.172),
