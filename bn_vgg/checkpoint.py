@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -114,11 +115,21 @@ def read(folder: epath.Path, step: int, like: Any) -> tuple[Progress, Any]:
             "command again when it can be read"
         ) from error
     except Exception as error:  # a changed byte makes Orbax raise a dozen types
-        raise DamagedError(f"{path} cannot be read: {first_line(error)}") from error
+        raise DamagedError(f"{path} cannot be read: {_why(error)}") from error
     # Checkpoints of format 1 have no digest.
     if progress.step != step or digest not in (None, digest_of(progress, state)):
         raise DamagedError(f"{path} is damaged: it does not hold what was written")
     return progress, state
+
+
+def _why(error: Exception) -> str:
+    line = first_line(error)
+    # Orbax then lists every array that there is.
+    absent = re.search(r"Target path \((.+?)\) not found", line)
+    if absent:
+        array = "/".join(re.findall(r"'(.+?)'", absent[1]))
+        return f"there is no {array} in it, as the network has it: was its code changed?"
+    return line if len(line) <= 300 else f"{line[:299]}…"
 
 
 def _check_shape(found: np.ndarray, wanted: jax.ShapeDtypeStruct) -> None:

@@ -2,12 +2,12 @@
 
 import ast
 import contextlib
+import difflib
 import io
 import logging as std_logging
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,15 @@ from ml_collections import ConfigDict, config_flags
 
 from bn_vgg import stopping
 from bn_vgg.config_checks import check_config
-from bn_vgg.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError
+from bn_vgg.errors import (
+    EXIT_BROKEN_PIPE,
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_USER_ERROR,
+    Interrupted,
+    UserError,
+    described,
+)
 from bn_vgg.workdir import flatten
 
 
@@ -106,9 +114,27 @@ def usable_cores() -> list[int]:
 
 
 def say(line: str) -> None:
-    """Shows a line to a person, at once, and keeps it in the log."""
-    print(line, flush=True)
+    """Shows a line to a person, at once and whole, and keeps it in the log."""
     logging.info("%s", line)
+    show(line)
+
+
+def show(line: str) -> None:
+    """Shows a line to a person, at once and whole: threads may speak side by side.
+
+    Where nobody reads on, as behind `| head`, nothing more is shown and nothing ends.
+    """
+    try:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        stop_showing()
+
+
+def stop_showing() -> None:
+    """Sends standard output to nowhere, which Python would otherwise fail to flush at its end."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def log_to_file(path: epath.Path | None) -> None:
@@ -171,7 +197,9 @@ def replacing(path: Path) -> Iterator[Path]:
 def _guarded(main: Callable[[], int | None]) -> int | None:
     stopping.raise_on_terminate()
     try:
-        return main()
+        status = main()
+        sys.stdout.flush()
+        return status
     except UserError as error:
         logging.info("the error came from here", exc_info=True)
         return _fail(str(error), EXIT_USER_ERROR)
@@ -179,13 +207,15 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
         return _fail(str(error), error.status)
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
+    except BrokenPipeError:  # `| head` has read enough
+        stop_showing()
+        return EXIT_BROKEN_PIPE
     except Exception as error:
         path = log_path()
         if path is None:
             raise
         logging.info("a bug, or too little memory", exc_info=True)
-        what = traceback.format_exception_only(error)[-1].strip().split("\n")[0]
-        return _fail(f"{what}; the traceback is in {path}", EXIT_BUG)
+        return _fail(f"{described(error)}; the traceback is in {path}", EXIT_BUG)
 
 
 def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
@@ -243,6 +273,9 @@ def _check_config_argument(argv: list[str]) -> None:
         raise UserError(f"--config={argument}: get_config returns no ConfigDict but a {made}")
     for given in argv:
         override = re.match(r"--?config\.([\w.]+)", given)
+        if override and override[1] == "variant":
+            wanted = given.partition("=")[2] or "VARIANT"
+            raise UserError(f"config.variant: a variant is named by --config={path}:{wanted}")
         if override:
             _check_override(override[1], fields)
             _check_depth(override[1], given.partition("=")[2])
@@ -255,7 +288,9 @@ def _check_override(name: str, fields: dict[str, object]) -> None:
     if fields.get(whole) == {}:
         example = f"--config.{whole}=\"{{'{part}': …}}\""
         raise UserError(f"config.{whole} is given as a whole: {example}")
-    raise UserError(f"no field config.{name}; there are: {', '.join(fields)}")
+    close = difflib.get_close_matches(name, fields)
+    guess = f"did you mean {', '.join(close)}? " if close else ""
+    raise UserError(f"no field config.{name}; {guess}there are: {', '.join(fields)}")
 
 
 def _check_depth(name: str, value: str) -> None:

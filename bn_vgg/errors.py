@@ -13,6 +13,7 @@ EXIT_HOST_LOST = 4
 # What a shell says of a process that the signal ended.
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 class UserError(Exception):
@@ -26,6 +27,13 @@ class UserError(Exception):
     def __init__(self, message: str):
         # Names of files and texts of other people's errors may hold line breaks.
         super().__init__(" ".join(message.splitlines()))
+
+
+def described(error: BaseException) -> str:
+    """An error's type and the first line of its message: what a person is told of a bug."""
+    # Not the last line of a formatted traceback: JAX adds notes to its errors.
+    line = first_line(error)
+    return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
 
 
 def first_line(error: BaseException) -> str:

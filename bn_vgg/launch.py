@@ -13,6 +13,8 @@ from bn_vgg import checkpoint, command, distributed, provenance, train
 from bn_vgg.data import cache as image_cache
 from bn_vgg.data.batches import num_train_batches
 from bn_vgg.data.prepared import PreparedData, prepare
+from bn_vgg.errors import UserError
+from bn_vgg.feed import batches_per_dispatch
 from bn_vgg.hooks import Hooks
 from bn_vgg.programs import Session
 from bn_vgg.workdir import Workdir, flatten
@@ -37,7 +39,7 @@ def launch(
       session: shared with other runs of this process.
       say: shows a line to a person; on the first host alone.
       tensorboard: whether to write its files, which imports TensorFlow.
-      profile: whether to trace a few steps for it.
+      profile: whether to trace a few steps for it; the run has to have enough.
 
     Returns:
       What `result.json` holds.
@@ -57,7 +59,8 @@ def launch(
         if several:
             distributed.agree(flatten({"data": data.about, "workdir": _kept(workdir)}))
         distributed.start()
-        workdir.claim(config.to_dict(), data.about)
+        norm_digest = provenance.norm_digest(config.model.norm)
+        workdir.claim(config.to_dict(), data.about, norm_digest)
         distributed.check_shared(workdir.path / "config.json")
         finished = train.finished_result(config, workdir)
         if finished is not None:
@@ -69,6 +72,8 @@ def launch(
             from bn_vgg import tensorboard as board  # imports TensorFlow, which costs seconds
 
             steps_per_epoch = num_train_batches(len(data.splits.train), config.batch_size)
+            if profile:
+                _check_enough_to_profile(steps_per_epoch, config.num_epochs)
             hooks = board.make_hooks(
                 hooks,
                 workdir.path,
@@ -78,6 +83,16 @@ def launch(
                 profile=profile,
             )
         return train.train(config, workdir, data, hooks, session)
+
+
+def _check_enough_to_profile(steps_per_epoch: int, num_epochs: int) -> None:
+    dispatches = num_epochs * -(-steps_per_epoch // batches_per_dispatch(steps_per_epoch))
+    if dispatches < 4:
+        raise UserError(
+            "--profile traces steps in the middle of a run, and this one is too short: it has "
+            f"{num_epochs * steps_per_epoch}, in {dispatches} dispatches, of which 4 are needed; "
+            "more --config.num_epochs have more"
+        )
 
 
 def prepare_data(config: ConfigDict, cache_folder: Path, *, quiet: bool = False) -> PreparedData:
@@ -115,12 +130,11 @@ def split_images(config: ConfigDict, images: image_cache.ImageCache) -> Prepared
 
 def _code(config: ConfigDict) -> dict[str, Any]:
     """What computes a run, which has to be the same on all hosts."""
-    own_norm, _, _ = config.model.norm.rpartition(":")
     return {
         "version": bn_vgg.__version__,
         "digest": provenance.digest("bn_vgg"),
         "commit": provenance.commit(),
-        "norm": provenance.digest(own_norm) if own_norm else "",
+        "norm": provenance.norm_digest(config.model.norm),
         "versions": provenance.versions(),
         "backend": jax.default_backend(),
         "local_devices": jax.local_device_count(),

@@ -105,11 +105,15 @@ def distances(batch_stats, precise: Precise, epsilon: float) -> dict[str, np.nda
     found = {}
     for layer, moments in precise.before_norm.items():
         running = batch_stats.get(layer, {}).get("norm", {})
-        if "mean" in running:
+        # Somebody's own normalizer may call something else so.
+        of_channels = {
+            name for name, x in running.items() if np.shape(x) == np.shape(moments.variance)
+        }
+        if "mean" in of_channels:
             of_layer = precise.batch_stats[layer]["norm"]
             deviation = np.sqrt(moments.variance + epsilon)
             found[f"mean_distance/{layer}"] = (running["mean"] - of_layer["mean"]) / deviation
-            if "var" in running:
+            if "var" in of_channels:
                 ratio = (running["var"] + epsilon) / (of_layer["var"] + epsilon)
                 found[f"std_ratio/{layer}"] = np.sqrt(ratio)
     return found

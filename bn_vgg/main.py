@@ -7,6 +7,7 @@ from ml_collections import config_flags
 
 from bn_vgg import command, distributed
 from bn_vgg.data.cache import default_folder
+from bn_vgg.errors import UserError
 from bn_vgg.launch import launch
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -35,6 +36,8 @@ _HOST_TIMEOUT = flags.DEFINE_integer(
 def main() -> None:
     """Runs the command."""
     config = command.checked_config(_CONFIG)
+    if _PROFILE.value and not _TENSORBOARD.value:
+        raise UserError("--profile is for TensorBoard: it does not go with --notensorboard")
     with distributed.joined(
         _COORDINATOR.value,
         _NUM_PROCESSES.value,

@@ -10,7 +10,8 @@ that returns one, and Flax's own fit as they are. What counts is which names it 
       `use_running_average`  False in training, True in evaluation;
       `mean_of_x`            a function that computes x's mean for each channel, (C,),
                              without a pass over x, or None where there is no such way;
-  * what it carries from batch to batch it keeps in the collection `batch_stats`;
+  * what it carries from batch to batch it keeps in the collection `batch_stats`; of statistics
+    called `mean` and `var`, (C,), the lens says how far they lag;
   * `replaces_bias = True`  makes the convolution in front drop its bias (unsaid, a field
     `use_bias` decides, as Flax's normalizers have it);
   * `has_activation = True`  leaves out the ReLU behind it;
@@ -18,11 +19,13 @@ that returns one, and Flax's own fit as they are. What counts is which names it 
   * a method `kernel(kernel_33IO)`  returns what the convolution uses for its weights.
 
 `axis_name` is that of the mapped axis whose devices share a batch. It is set only where
-`use_running_average` is taken: statistics of single examples must not cross devices.
+`use_running_average` is taken: statistics of single examples must not cross devices. What takes
+that one and has no `axis_name` is refused on several devices, whose statistics would be several.
 """
 
 import contextlib
 import dataclasses
+import difflib
 import importlib
 import inspect
 import traceback
@@ -30,6 +33,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 
 from bn_vgg.batch_norm import FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
 from bn_vgg.batch_renorm import BatchRenorm
@@ -63,6 +67,8 @@ NORMALIZERS: dict[str, type[nn.Module]] = {
 }
 # Of `__call__`, besides x.
 _GIVEN = ("use_running_average", "mean_of_x")
+# What others call the first of them. With a default it would be that one in training as well.
+_OTHER_MODES = ("train", "training", "is_training", "deterministic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +117,60 @@ class NormFactory:
             return module(x_NHWC, **given)
         with _naming(self.name, self.build):
             y = module(x_NHWC, **given)
+        self._require_same(f"config.model.norm={self.name}", y, x_NHWC)
+        return y
+
+    def kernel_of(self, module: nn.Module) -> Callable[[jax.Array], jax.Array] | None:
+        """Returns `module.kernel`, which makes a convolution's weights; None where there is none.
+
+        It raises a UserError where it fails, or returns another shape or dtype than it was given.
+        """
+        own = getattr(module, "kernel", None)
+        if own is None or self.name in NORMALIZERS:
+            return own
+
+        def kernel(kernel_33IO):
+            with _naming(self.name, self.build):
+                weights = own(kernel_33IO)
+            self._require_same(f"config.model.norm={self.name}: its kernel()", weights, kernel_33IO)
+            return weights
+
+        return kernel
+
+    def _require_same(self, who: str, result: Any, given: jax.Array) -> None:
         found, wanted = (
-            (getattr(a, "shape", None), getattr(a, "dtype", None)) for a in (y, x_NHWC)
+            (getattr(a, "shape", None), getattr(a, "dtype", None)) for a in (result, given)
         )
         if found != wanted:
             raise UserError(
-                f"config.model.norm={self.name} returned shape {found[0]} and dtype {found[1]} "
-                f"for an input of shape {wanted[0]} and dtype {wanted[1]}; they must be the same"
+                f"{who} returned shape {found[0]} and dtype {found[1]} for an input of shape "
+                f"{wanted[0]} and dtype {wanted[1]}; they must be the same"
             )
-        return y
+
+    def check_statistics(self, before, after) -> None:
+        """Raises a UserError where a training step makes other arrays of the statistics.
+
+        Args:
+          before: the collection `batch_stats`.
+          after: the same, after the step.
+        """
+        if self.name in NORMALIZERS:
+            return
+        old, new = (
+            {jax.tree_util.keystr(path, simple=True, separator="/"): (x.shape, x.dtype)
+             for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+            for tree in (before, after)
+        )  # fmt: skip
+        for path in sorted(old.keys() | new.keys()):
+            if old.get(path) != new.get(path):
+                was, became = (
+                    "missing" if path not in of else f"{of[path][1]}{list(of[path][0])}"
+                    for of in (old, new)
+                )
+                raise UserError(
+                    f"config.model.norm={self.name}: batch_stats/{path} is {became} after a "
+                    f"training step and was {was} before; they must be the same"
+                )
 
 
 def make_norm_factory(
@@ -164,8 +215,15 @@ def make_norm_factory(
     if not isinstance(example, nn.Module):
         raise UserError(f"config.model.norm={norm} is no normalizer: it makes no linen module")
     given = _given(norm, example)
-    if "axis_name" in takes and "use_running_average" in given:
-        bound["axis_name"] = axis_name
+    if "use_running_average" in given:
+        if "axis_name" in takes:
+            bound["axis_name"] = axis_name
+        elif axis_name is not None:
+            raise UserError(
+                f"config.model.norm={norm} has no field axis_name: with several devices each would "
+                "take statistics of its own share of the batch; give it one, for jax.lax.pmean, or "
+                "set config.model.per_device_stats=true"
+            )
     return NormFactory(
         name=norm,
         build=build,
@@ -219,6 +277,13 @@ def _given(norm: str, example: nn.Module) -> tuple[str, ...]:
     if not callable(example):
         raise UserError(f"config.model.norm={norm} is no normalizer: it has no __call__")
     parameters = inspect.signature(example.__call__).parameters.values()
+    for p in parameters:
+        close = difflib.get_close_matches(p.name, _GIVEN[:1], cutoff=0.8)
+        if p.name not in _GIVEN and (p.name in _OTHER_MODES or close):
+            raise UserError(
+                f"config.model.norm={norm}: its __call__ takes {p.name}, which it is never given; "
+                "use_running_average is: False in training, True in evaluation"
+            )
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
     others = [name for name in needed[1:] if name not in _GIVEN]

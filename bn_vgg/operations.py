@@ -34,7 +34,7 @@ def find(function: Callable, *args, norm: NormFactory) -> str | None:
     if found is None:
         return None
     name, frames, made = found
-    kind = "a NaN" if any(jnp.isnan(x).any() for x in made if _is_float(x)) else "an infinity"
+    kind = "a NaN" if _any_nan(made) else "an infinity"
     logging.info(
         "%s makes %s; it was called here, the innermost first\n%s", name, kind,
         "\n".join(f"{f.file_name}:{f.line_num} {f.function_name}" for f in frames),
@@ -45,11 +45,13 @@ def find(function: Callable, *args, norm: NormFactory) -> str | None:
 def _first(jaxpr: core.Jaxpr, consts: list, args: list) -> tuple[str, list, list] | None:
     """The first operation whose results are not finite though all it takes is.
 
+    Or whose results are a NaN, though all that it takes besides constants of the code is finite.
     With the frames that it was called in, the innermost first, and its results.
     """
     values: dict[Any, Any] = dict(
         zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True)
     )
+    constants = set(jaxpr.constvars)
     equations: list[Any] = list(jaxpr.eqns)
     last_use = {x: i for i, eqn in enumerate(equations) for x in eqn.invars if _is_var(x)}
     for i, eqn in enumerate(equations):
@@ -59,7 +61,12 @@ def _first(jaxpr: core.Jaxpr, consts: list, args: list) -> tuple[str, list, list
         )
         made = core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(values[x] for x in takes))
         taken = [values[x] if _is_var(x) else x.val for x in eqn.invars]
-        if not _finite(made) and _finite(taken):
+        variable = [x for x in takes if x not in constants]
+        if not variable:  # such as the -inf where a maximum begins
+            constants.update(eqn.outvars)
+        elif (not _finite(made) and _finite(taken)) or (
+            _any_nan(made) and _finite([values[x] for x in variable])
+        ):
             name = eqn.primitive.name
             if name in ("jit", "pjit"):  # what is called has forgotten from where
                 inner = eqn.params["jaxpr"]
@@ -83,6 +90,10 @@ def _is_float(x: Any) -> bool:
 
 def _finite(arrays: list) -> bool:
     return all(bool(jnp.isfinite(x).all()) for x in arrays if _is_float(x))
+
+
+def _any_nan(arrays: list) -> bool:
+    return any(bool(jnp.isnan(x).any()) for x in arrays if _is_float(x))
 
 
 def _frames(eqn: core.JaxprEqn) -> list:

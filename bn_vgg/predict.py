@@ -4,6 +4,7 @@ python -m bn_vgg.predict --workdir=DIR --images=PATH_OR_GLOB_OR_ZIP --output=out
 """
 
 import csv
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -49,6 +50,9 @@ def main() -> int:
     found = files.list_images(_IMAGES.value)
     if _FORMAT.value == "kaggle":
         found = sorted(found, key=lambda file: _kaggle_id(file.name))
+        for one, other in itertools.pairwise(found):
+            if _kaggle_id(one.name) == _kaggle_id(other.name):
+                raise UserError(f"--format=kaggle: {one.name} and {other.name} have the same id")
         if len(run.class_names) != 2:
             raise UserError(f"--format=kaggle is for two classes, not {len(run.class_names)}")
     output = Path(_OUTPUT.value)

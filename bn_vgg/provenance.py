@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import jax
@@ -63,6 +64,18 @@ def digest(module: str) -> str:
         content = file.read_bytes()
         hashed.update(f"{file.relative_to(path.parent)} {len(content)}\n".encode() + content)
     return hashed.hexdigest()
+
+
+def norm_digest(norm: str) -> str:
+    """A digest of the file of somebody's own normalizer; empty for one that was installed."""
+    module, colon, _ = norm.rpartition(":")
+    spec = importlib.util.find_spec(module) if colon else None
+    if spec is None or spec.origin is None:
+        return ""
+    installed = {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib")}
+    if any(Path(spec.origin).is_relative_to(folder) for folder in installed):
+        return ""  # its version is recorded, and an update may change what nobody uses
+    return digest(module)
 
 
 def command() -> str:

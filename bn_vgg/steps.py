@@ -45,6 +45,7 @@ def make_train_step(
                 mutable=["batch_stats"],
             )
         batch_stats = updated.get("batch_stats", {})
+        model.norm.check_statistics(state.batch_stats, batch_stats)
         if axis_name is not None:
             # The statistics are equal already, unless each device takes its own
             # (`per_device_stats`): then what is kept is their mean.

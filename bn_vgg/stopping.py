@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, and the SIGTERM that comes before a preemption."""
+"""Being asked to stop: Ctrl-C, the SIGTERM before a preemption, the SIGHUP of a lost terminal."""
 
 import contextlib
 import signal
@@ -10,12 +10,20 @@ from bn_vgg.errors import Interrupted
 
 
 def raise_on_terminate() -> None:
-    """Makes SIGTERM raise `Interrupted` wherever the main thread is, as Ctrl-C does its own."""
+    """Makes SIGTERM and SIGHUP raise `Interrupted` in the main thread, as Ctrl-C does its own.
+
+    But not a SIGHUP that is ignored, as `nohup` has it.
+    """
 
     def interrupt(number: int, _) -> None:
         raise Interrupted(signal.Signals(number), "terminated")
 
     signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, interrupt)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
@@ -30,7 +38,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Notes SIGINT and SIGTERM; in the main thread alone, as Python has it.
+        """Notes SIGINT, SIGTERM and SIGHUP; in the main thread alone, as Python has it.
 
         Of several processes Ctrl-C stops one alone and at once; JAX takes SIGTERM.
         """
@@ -38,7 +46,7 @@ class StopRequest:
         if not in_main_thread or distributed.has_peers():
             yield
             return
-        before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+        before = {each: signal.getsignal(each) for each in _SIGNALS}
         before = {each: x for each, x in before.items() if x is not signal.SIG_IGN}
 
         def note(number: int, _) -> None:

@@ -316,6 +316,7 @@ class Run:
             "wall_seconds": self.keeper.seconds(),
             "hardware": provenance.hardware(),
             "versions": provenance.versions(),
+            "norm_digest": provenance.norm_digest(self.config.model.norm),
             "commit": provenance.commit(),
             "command": provenance.command(),
         }

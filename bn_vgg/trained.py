@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from bn_vgg import checkpoint
+from bn_vgg import checkpoint, provenance
 from bn_vgg.errors import UserError
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.state import TrainState, init_state
@@ -44,6 +44,9 @@ def load(path: str, which: str = "best") -> Trained:
     workdir.check_format()
     config = workdir.read("config.json")
     class_names = workdir.read("data.json")["class_names"]
+    norm = config["model"]["norm"]
+    if workdir.norm_changed(provenance.norm_digest(norm)):
+        logging.warning("the file of %s has changed since %s was trained with it", norm, path)
     try:
         model = make_model(**config["model"])
     except TypeError as error:
@@ -57,7 +60,10 @@ def load(path: str, which: str = "best") -> Trained:
     progress, state, damaged = _newest(workdir, like)
     if which == "best":
         if not progress.best_step:
-            raise UserError(f"{path} has no best checkpoint yet: it is chosen after an epoch")
+            raise UserError(
+                f"{path} has no best checkpoint yet: it is chosen after an epoch "
+                f"(python -m bn_vgg.export --which=latest takes step {progress.step})"
+            )
         lines = workdir.read_metrics()
         best = min(lines, key=lambda line: line["valid/error_rate"])["step"] if lines else None
         if best in damaged:

@@ -120,7 +120,7 @@ class Block(nn.Module):
         use_bias = not self.norm.replaces_bias
         norm = self.norm.make()
         conv = Conv(self.features, self.padding, use_bias, self.dtype, name="conv")
-        reparameterize = getattr(norm, "kernel", None)
+        reparameterize = self.norm.kernel_of(norm)
         x = conv(x_NHWC, reparameterize)
         mean_of_x = None
         if conv.knows_mean:

@@ -88,12 +88,17 @@ class Workdir:
         # epath would resolve gs:// as if it were a local folder.
         return folder if "://" in str(folder) else epath.Path(os.path.abspath(folder))
 
-    def claim(self, config: dict[str, Any], data: dict[str, Any]) -> None:
+    def claim(self, config: dict[str, Any], data: dict[str, Any], norm_digest: str = "") -> None:
         """Takes the folder for a run of `config` on `data`, or goes on with one.
 
+        Args:
+          config: the run's.
+          data: what is kept of its data.
+          norm_digest: of the file of somebody's own normalizer, `provenance.norm_digest`.
+
         Raises:
-          UserError: it holds a run of another configuration or on other data, or cannot
-            be written.
+          UserError: it holds a run of another configuration, on other data or with another
+            version of that file, or cannot be written.
         """
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -102,7 +107,14 @@ class Workdir:
                 _refuse_other(self.path, self.read("config.json"), config)
             if (self.path / "data.json").exists():
                 _refuse_other_data(self.path, self.read("data.json"), data)
-            self.write("format.json", {"format": FORMAT, "bn_vgg": bn_vgg.__version__})
+            if self.norm_changed(norm_digest):
+                raise UserError(
+                    f"{self.path} holds a run of another version of {config['model']['norm']}: its "
+                    "file has changed since the run began. Put it back, or name another --workdir"
+                )
+            about = {"format": FORMAT, "bn_vgg": bn_vgg.__version__}
+            about |= {"norm_digest": norm_digest} if norm_digest else {}
+            self.write("format.json", about)
             self.write("config.json", config)
             self.write("data.json", data)
 
@@ -113,6 +125,11 @@ class Workdir:
                 f"{self.path} is gone, with what was kept of the run: its config.json is not "
                 "there any more; run the same command again, which begins from the seed"
             )
+
+    def norm_changed(self, norm_digest: str) -> bool:
+        """Whether the run began with another version of the file of its normalizer."""
+        about = self.read("format.json") if self.exists("format.json") else {}
+        return bool(about.get("norm_digest")) and about["norm_digest"] != norm_digest
 
     def check_format(self) -> None:
         """Raises a UserError where a later version of the code has written the folder."""

@@ -26,7 +26,7 @@ from experiments.sweeping import state
 from experiments.sweeping.driver import Driver
 from experiments.sweeping.local import Local
 from experiments.sweeping.plan import VARIANTS, PlannedRun, parse_seeds, parse_settings, plan
-from experiments.sweeping.status import say, summary
+from experiments.sweeping.status import summary
 
 _BUDGET = flags.DEFINE_float(
     "budget_minutes", None, "After so many the runs are stopped.", lower_bound=0.01
@@ -51,13 +51,17 @@ def main() -> int | None:
     driver_state = state.DriverState(out)
     to_do = state.unfinished(out, runs)
     cache_folder = Path(_CACHE_DIR.value) if _CACHE_DIR.value else default_folder()
-    driver = Driver(to_do, driver_state, say)
+    driver = Driver(to_do, driver_state, command.show)
     try:
-        slots = Local(out, ["--notensorboard"], cache_folder).slots(to_do, say) if to_do else []
+        slots = (
+            Local(out, ["--notensorboard"], cache_folder).slots(to_do, command.show)
+            if to_do
+            else []
+        )
         driver.drive(slots, until=started + 60 * _BUDGET.value)
     finally:
         keep_small_files(Path(out), runs)
-        say(summary(runs, state.read_states(out, runs)))
+        command.show(summary(runs, state.read_states(out, runs)))
     return 1 if driver.failed else None
 
 

@@ -25,7 +25,7 @@ from experiments.sweeping.backend import Backend
 from experiments.sweeping.driver import ATTEMPTS, Driver
 from experiments.sweeping.local import Local
 from experiments.sweeping.plan import VARIANTS, find_preset, parse_seeds, parse_settings, plan
-from experiments.sweeping.status import say, summary, table
+from experiments.sweeping.status import summary, table
 
 _PRESET = flags.DEFINE_string("preset", None, "A name in experiments/presets.py, or your file.")
 _OUT = flags.DEFINE_string("out", None, "The sweep's folder; runs/<preset> unless it is given.")
@@ -63,13 +63,13 @@ def main() -> int | None:
     state.claim(out, _PRESET.value, _VARIANT.value, settings, runs)
     driver_state = state.DriverState(out)
     to_do = state.unfinished(out, runs)
-    say(summary(runs, state.read_states(out, runs)))
-    driver = Driver(to_do, driver_state, say, _ATTEMPTS.value)
+    command.show(summary(runs, state.read_states(out, runs)))
+    driver = Driver(to_do, driver_state, command.show, _ATTEMPTS.value)
     try:
-        driver.drive(backend.slots(to_do, say) if to_do else [])
+        driver.drive(backend.slots(to_do, command.show) if to_do else [])
     finally:
         backend.close()
-        say(summary(runs, state.read_states(out, runs)))
+        command.show(summary(runs, state.read_states(out, runs)))
     for run in driver.failed:
         print(f"failed: {run.folder}: {driver_state.runs[run.folder]['error']}", file=sys.stderr)
     return 1 if driver.failed else None

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -90,6 +93,36 @@ class TestMain:
         )  # fmt: skip
         assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
 
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--profile", "--notensorboard"], "does not go with --notensorboard"),
+            (["--profile"], "this one is too short: it has 12, in 2 dispatches, of which 4 are"),
+        ],
+    )
+    def test_where_there_will_be_no_trace_it_says_so(
+        self, arguments, message, run_command, cartoon_folder, tmp_path
+    ):
+        done = run_command(
+            "main", TINY, f"--config.data.source={cartoon_folder}",
+            f"--workdir={tmp_path / 'run'}", *arguments, status=2,
+        )  # fmt: skip
+        assert message in error_of(done)
+
+    def test_a_reader_that_is_gone_ends_no_run(self, cartoon_folder, cache_folder, tmp_path):
+        """As behind `| head -1`."""
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [
+            sys.executable, "-m", "bn_vgg.main", TINY, f"--config.data.source={cartoon_folder}",
+            f"--workdir={tmp_path}", "--notensorboard", f"--cache_dir={cache_folder}",
+        ]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (tmp_path / "result.json").exists()
+        assert "best epoch" in (tmp_path / "log.txt").read_text()
+
     def test_again_says_that_it_is_finished(self, trained_run, run_command, cartoon_folder):
         done = run_command(
             "main", TINY, f"--config.data.source={cartoon_folder}", f"--workdir={trained_run}"
@@ -115,7 +148,14 @@ class TestMain:
             (["--config=pyproject.toml"], "--config=pyproject.toml: "),
             (["--config=tests/test_cache.py"], "--config=tests/test_cache.py: "),
             (["--config=configs/full.py:tiny"], "'tiny'; there are: full, small, demo"),
-            ([TINY, "--config.model.nrom=full"], "no field config.model.nrom; there are: "),
+            (
+                [TINY, "--config.model.nrom=full"],
+                "no field config.model.nrom; did you mean model.no",
+            ),
+            (
+                [TINY, "--config.variant=small"],
+                "a variant is named by --config=tests/tiny_config.py",
+            ),
             ([TINY, "--config.model.norm=batch"], "no 'batch'; there are: none, mean_only, full"),
             (
                 [TINY, "--config.model.norm=nowhere:Norm"],

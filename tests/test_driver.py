@@ -169,7 +169,7 @@ class TestFolder:
     def test_more_seeds_and_epochs_may_be_asked_for_later(self, tmp_path):
         self.claim(tmp_path, settings={"num_epochs": "5"})
         more = [run_called("a", seed=1)]
-        self.claim(tmp_path, settings={"num_epochs": "7"}, runs=more)
+        self.claim(tmp_path, settings={"num_epochs": "7"}, runs=[*RUNS, *more])
         plan = state.read_plan(str(tmp_path))
         assert state.planned_runs(plan) == [*RUNS, *more]
         shorter = [RUNS[0]._replace(num_epochs=3)]
@@ -179,6 +179,12 @@ class TestFolder:
         longer = [RUNS[0]._replace(num_epochs=9)]
         self.claim(tmp_path, runs=longer)
         assert state.planned_runs(state.read_plan(str(tmp_path)))[0].num_epochs == 9
+
+    def test_what_has_not_begun_and_is_not_asked_for_is_forgotten(self, tmp_path):
+        self.claim(tmp_path)
+        write_run(tmp_path / "b" / "seed0", 1)
+        self.claim(tmp_path, runs=RUNS[:1])
+        assert state.planned_runs(state.read_plan(str(tmp_path))) == RUNS[:2]
 
     def test_what_changes_the_speed_alone_may_be_asked_for_later(self, tmp_path):
         self.claim(tmp_path, settings={"resources.CPU": "4"})
@@ -229,11 +235,11 @@ class TestFolder:
         assert state.read_plan(str(tmp_path)) == plan
 
     @pytest.mark.parametrize(
-        ("pid", "ago"), [(os.getpid(), 0), (os.getppid(), state.GONE_AFTER_SECONDS + 1)]
+        ("pid", "ago"), [(os.getpid, 0), (os.getppid, state.GONE_AFTER_SECONDS + 1)]
     )
     def test_another_process_may_have_a_dead_drivers_number(self, tmp_path, pid, ago):
         """This one, after a container's restart; or any, which then gives no sign of life."""
-        self.driven_by(tmp_path, pid, time.time() - ago)
+        self.driven_by(tmp_path, pid(), time.time() - ago)
         DriverState(str(tmp_path))
 
     @pytest.mark.parametrize(
@@ -313,15 +319,22 @@ class TestStatus:
         path, runs = sweep
         lines = table(runs, state.read_states(str(path), runs)).splitlines()
         assert lines == [
-            "run      state    epochs  best valid error  left",
+            "run      state    epochs  error  left",
             "a/seed0  done     4/4     25.0%",
-            "b/seed0  running  2/4     25.0%             2m00s  on GPU 0",
-            "c/seed0  failed   1/4     25.0%             3m00s  3 attempts: out of memory",
-            "d/seed0  to do    0/4                       4m00s",
-            "e/seed0  to do    3/4     25.0%             1m00s",
+            "b/seed0  running  2/4     25.0%  2m00s  on GPU 0",
+            "c/seed0  failed   1/4     25.0%         3 attempts: out of memory",
+            "d/seed0  to do    0/4            4m00s",
+            "e/seed0  to do    3/4     25.0%  1m00s",
             "",
             "5 runs: 1 done, 1 running, 1 failed, 2 to do; about 7m00s left with 1 at once",
         ]
+
+    def test_the_table_fits_a_narrow_terminal(self):
+        name = "baseline_crop-norm=mine_MedianMeanNorm-demo"
+        (line,) = table([run_called(name)], [state.RunState(RUNNING, 2)], 60).splitlines()[1:2]
+        assert len(line) <= 60
+        assert line.startswith("baseline_crop…")
+        assert "demo/seed0  running  2/4" in line
 
     def test_before_anything_has_run_no_time_is_guessed(self, tmp_path):
         states = state.read_states(str(tmp_path), RUNS)

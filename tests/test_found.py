@@ -110,7 +110,7 @@ class TestFind:
             ("config.json", "{", "config.json is damaged: "),
             ("config.json", "[]", "its configuration is no object"),
             ("config.json", '{"lr": 1}', "its configuration has no name: not a run of this"),
-            ("config.json", b"\xff\xfe", "a file in it is damaged: "),
+            ("config.json", b"\xff\xfe", "config.json is damaged: 'utf-8'"),
             ("metrics.jsonl", "", "it has no finished epoch yet"),
             ("metrics.jsonl", '{"epoch": 1}\n{"epo', "metrics.jsonl, line 2 is damaged: "),
             ("metrics.jsonl", '{"epoch": 1}', "no line of metrics.jsonl has a validation error"),

@@ -164,3 +164,9 @@ def test_statistics_without_a_mean_have_no_distance():
     moments = {"block0": of_channels([0], [1])}
     nothing = {"block0": {"norm": {"square": np.ones(1)}}}
     assert lens.distances(nothing, Precise(np.float64(1), nothing, moments), 0.0) == {}
+
+
+def test_what_somebody_else_calls_a_mean_ends_no_run():
+    moments = {"block0": of_channels([0, 0], [1, 1])}
+    groups = {"block0": {"norm": {"mean": np.ones(1), "var": np.ones(2)}}}
+    assert lens.distances(groups, Precise(np.float64(1), groups, moments), 0.0) == {}

@@ -27,6 +27,7 @@ from bn_vgg.parallel import Devices
 from bn_vgg.programs import Session
 from bn_vgg.steps import make_train_step
 from bn_vgg.trained import load
+from bn_vgg.vgg import make_model
 from tests import breaking_norms
 from tests.conftest import ROOT
 from tests.runs import epochs_of, run, same
@@ -294,3 +295,19 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        (lambda x: x * jnp.nan, "mul makes a NaN"),
+        (lambda x: 0 * x * np.full(3, np.inf, np.float32), "mul makes a NaN"),
+        (lambda x: jnp.maximum(x, jnp.full(3, -jnp.inf)), None),
+        (lambda x: jnp.where(x > 0, x, jnp.full(3, jnp.nan)), None),
+    ],
+)
+def test_constants_that_are_not_finite(function, found):
+    """They are where a NaN comes from, or, as where a maximum begins, no matter."""
+    norm = make_model(**get_config().model).norm
+    said = operations.find(function, jnp.ones(3), norm=norm)
+    assert said is None if found is None else said.startswith(found)

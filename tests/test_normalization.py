@@ -10,8 +10,10 @@ from bn_vgg.errors import UserError
 from bn_vgg.normalization import NORMALIZERS, make_norm_factory
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.state import jit_init
+from bn_vgg.steps import make_train_step
 from bn_vgg.vgg import make_model
 from configs import default
+from tests.test_steps import train_batch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -57,6 +59,40 @@ class Nothing(nn.Module):
 class Fails(nn.Module):
     def __call__(self, x):
         return x + jnp.ones(17)
+
+
+class Train(nn.Module):
+    def __call__(self, x, train=True):
+        return x
+
+
+class Misspelt(nn.Module):
+    def __call__(self, x, use_running_avg=False):
+        return x
+
+
+class NotShared(nn.Module):
+    def __call__(self, x, use_running_average):
+        return x
+
+
+class OtherKernel(NotShared):
+    def kernel(self, kernel):
+        return kernel.sum(-1)
+
+
+class FailingKernel(NotShared):
+    def kernel(self, kernel):
+        return kernel @ jnp.ones(17)
+
+
+class OtherStatistic(nn.Module):
+    @nn.compact
+    def __call__(self, x, use_running_average):
+        mean = self.variable("batch_stats", "mean", jnp.zeros, ())
+        if not use_running_average:
+            mean.value = x.mean((0, 1, 2))
+        return x - jnp.reshape(mean.value, (1, 1, 1, -1))
 
 
 class Silent(nn.Module):
@@ -181,6 +217,8 @@ def test_weights_may_be_reparameterized_and_their_mean_is_then_known():
         ("own_norms:no_module", {}, "own_norms:no_module is no normalizer: it makes no linen"),
         ("own_norms:Silent", {}, "own_norms:Silent is no normalizer: it has no __call__"),
         ("own_norms:Needs", {}, "Needs is no normalizer: its __call__ needs temperature"),
+        ("own_norms:Train", {}, "its __call__ takes train, .* never given; use_running_average is"),
+        ("own_norms:Misspelt", {}, "its __call__ takes use_running_avg, which it is never given"),
         ("own_norms:make_badly", {}, "failed in .*own_norms.py, line .*: RuntimeError: out of"),
         ("own_norms:Twice", {"power": 2}, "own_norms:Twice takes no 'power'; it takes: factor"),
         ("none", {"power": 2}, "none takes no 'power'; it takes: nothing"),
@@ -204,11 +242,36 @@ def test_what_is_no_normalizer_is_refused_by_name(norm, kwargs, message):
         ("OtherDtype", "OtherDtype returned shape .* and dtype bfloat16 for .* dtype float32"),
         ("Nothing", "Nothing returned shape None"),
         ("Fails", r"Fails failed in .*own_norms.py, line \d+: "),
+        (
+            "OtherKernel",
+            r"OtherKernel: its kernel\(\) returned shape \(3, 3, 3\) and dtype float32",
+        ),
+        ("FailingKernel", r"FailingKernel failed in .*own_norms.py, line \d+: "),
     ],
 )
 def test_what_it_does_wrong_is_said_by_name(name, message):
     with pytest.raises(UserError, match=f"config.model.norm=own_norms:{message}"):
         init(network(f"own_norms:{name}"))
+
+
+def test_a_statistic_that_changes_its_shape_is_said_by_name():
+    model, optimizer = (
+        network("own_norms:OtherStatistic"),
+        rmsprop(**default.get_config().optimizer),
+    )
+    state = jit_init(model, optimizer)(jax.random.key(0), jnp.ones((1, 16, 16, 3)))
+    with pytest.raises(
+        UserError, match=r"batch_stats/block0/norm/mean is float32\[4\] after a tra"
+    ):
+        jax.jit(make_train_step(model, optimizer))(state, train_batch(), jax.random.key(0))
+
+
+def test_statistics_that_devices_would_not_share_are_refused():
+    factory("own_norms:NotShared")
+    with pytest.raises(UserError, match="own_norms:NotShared has no field axis_name: with several"):
+        factory("own_norms:NotShared", axis_name="batch")
+    # Nobody else's statistics are asked for.
+    factory("own_norms:Twice", axis_name="batch")
 
 
 @pytest.mark.parametrize("norm", NORMALIZERS)

@@ -72,6 +72,10 @@ class TestPresets:
             ("yield from ()", "yields nothing"),
             ('yield {"seed": 1}', "yields {'seed': 1}, no dict with a 'config'"),
             ("yield 1 / 0", "ZeroDivisionError"),
+            (
+                'yield {"config": "full", "model": {"norm": "full"}}',
+                "yields 'model' as a dict: write each field of it by itself, 'model.norm'",
+            ),
         ],
     )
     def test_a_file_that_is_none(self, body, message, own_preset):

@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,6 +15,7 @@ from bn_vgg.errors import Interrupted
 from bn_vgg.evaluation import Evaluator
 from bn_vgg.stopping import StopRequest
 from bn_vgg.workdir import Workdir
+from tests.conftest import ROOT
 from tests.runs import KilledError, assert_equal_runs, run, start_run, wait_for_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -45,7 +48,7 @@ def test_a_run_goes_on_within_the_epoch_bit_for_bit(norm, config, open_cache, tm
     cache = open_cache(config)
     run(config, cache, tmp_path / "whole")
     path = tmp_path / "stopped"
-    for number, at in [(signal.SIGTERM, 2), (signal.SIGINT, 4), (signal.SIGTERM, STEPS + 4)]:
+    for number, at in [(signal.SIGTERM, 2), (signal.SIGINT, 4), (signal.SIGHUP, STEPS + 4)]:
         with pytest.raises(Interrupted, match=f"kept after step {at};") as caught:
             run(config, cache, path, actions=[send(number, at)])
         assert caught.value.status == 128 + number
@@ -58,10 +61,11 @@ def test_a_run_goes_on_within_the_epoch_bit_for_bit(norm, config, open_cache, tm
 
 
 def test_the_usual_handlers_are_back_afterwards(config, open_cache, tmp_path):
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
     with pytest.raises(Interrupted):
         run(config, open_cache(config), tmp_path, actions=[send(signal.SIGTERM, 2)])
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_a_second_signal_does_what_it_always_does():
@@ -130,7 +134,8 @@ def test_checkpoints_within_epochs(config, open_cache, tmp_path):
 
     with pytest.raises(KilledError):
         run(config, cache, tmp_path / "killed", actions=[kill])
-    assert steps(Workdir(str(tmp_path / "killed")).checkpoints) == [STEPS + 4, STEPS]
+    # The latest two, and, of a single epoch that has an error, another in the second best's place.
+    assert steps(Workdir(str(tmp_path / "killed")).checkpoints) == [STEPS + 4, STEPS, 4]
     config.checkpoint.every_steps = 0
     run(config, cache, tmp_path / "killed")
     assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
@@ -153,7 +158,7 @@ def start(cartoon_folder, cache_folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_commands_statuses(number, start, tmp_path):
     process = start()
     wait_for_checkpoint(tmp_path / "run", process)
@@ -168,6 +173,13 @@ def test_the_commands_statuses(number, start, tmp_path):
     while f"(step {step})" not in (tmp_path / "run" / "log.txt").read_text():
         assert again.poll() is None
         time.sleep(0.05)
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    code = "import os, signal; from bn_vgg import stopping; stopping.raise_on_terminate()\n"
+    code += "with stopping.StopRequest().listening(): os.kill(os.getpid(), signal.SIGHUP)"
+    nohup = subprocess.run(["nohup", sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert nohup.returncode == 0, nohup.stderr
 
 
 def test_stopped_before_it_trains(start, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bn_vgg import provenance
 from bn_vgg.errors import UserError
 from bn_vgg.workdir import Workdir, flatten
 
@@ -62,6 +63,30 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     (workdir.path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=r"cannot read .*metrics.jsonl: Is a directory"):
         workdir.read_metrics()
+
+
+def test_an_own_normalizer_that_was_edited_is_another_one(tmp_path):
+    config = {"num_epochs": 1, "model": {"norm": "mine:Norm"}}
+    workdir = Workdir(str(tmp_path))
+    workdir.claim(config, DATA, "before")
+    workdir.claim(config, DATA, "before")
+    with pytest.raises(UserError, match="another version of mine:Norm: its file has changed"):
+        workdir.claim(config, DATA, "after")
+    assert not workdir.norm_changed("before")
+    # Of a run that began when that was not kept nothing is known.
+    workdir.write("format.json", {"format": 2, "bn_vgg": "0"})
+    assert not workdir.norm_changed("after")
+
+
+def test_what_a_normalizers_file_is_known_by(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "edited_norms.py"
+    path.write_text("gain = 1")
+    before = provenance.norm_digest("edited_norms:Norm")
+    path.write_text("gain = 2")
+    assert before
+    assert provenance.norm_digest("edited_norms:Norm") not in ("", before)
+    assert [provenance.norm_digest(x) for x in ("full", "flax.linen:RMSNorm")] == ["", ""]
 
 
 def test_other_hosts_write_nothing(tmp_path):

@@ -136,7 +136,11 @@ def _builder(name: str, data_dir: str | None) -> Any:
         try:
             return tfds.builder(name, data_dir=data_dir)
         except tfds.core.DatasetNotFoundError as error:
-            known = tfds.list_builders(with_community_datasets=False)
+            if os.path.exists(name):
+                raise UserError(
+                    f"there is no TFDS set {name!r}; the file or folder here is ./{name}"
+                ) from error
+            known = ["cartoons", *tfds.list_builders(with_community_datasets=False)]
             base = re.split("[/:]", name)[0].lower()
             close = difflib.get_close_matches(base, known) + [k for k in known if base in k]
             guess = f"did you mean {', '.join(dict.fromkeys(close[:5]))}? " if close else ""

@@ -109,8 +109,6 @@ def _read(folder: Path, name: str) -> Found:
         result = _result(workdir, run)
     except OSError as error:
         raise UserError(f"it cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"a file in it is damaged: {error}") from error
     if all(value(line, VALID) is None for line in run.lines):
         raise UserError("no line of metrics.jsonl has a validation error")
     return Found(name, run, place(run.config), data.get("fingerprint"), result)

@@ -9,7 +9,7 @@ from absl import logging
 
 import bn_vgg
 from bn_vgg import command
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, described
 from bn_vgg.launch import launch
 from bn_vgg.programs import Session
 
@@ -59,8 +59,7 @@ class Attempts:
             return str(error)
         except Exception as error:  # a bug, or a device without memory: the next run may do
             logging.error("%s", traceback.format_exc())
-            last = traceback.format_exception_only(error)[-1].strip().split("\n")[0]
-            return f"{last}; the traceback is in {path}/log.txt"
+            return f"{described(error)}; the traceback is in {path}/log.txt"
         finally:
             command.log_to_file(None)
         return None

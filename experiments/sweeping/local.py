@@ -198,8 +198,9 @@ class _Worker:
 
 def work(connection: Connection, share: Share, cache_folder: Path) -> None:
     """A worker's life: makes the runs that come through the connection, until it is closed."""
-    # Ctrl-C reaches the whole terminal; the driver decides what becomes of a run.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # These reach the whole terminal; the driver decides what becomes of a run.
+    for each in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
     threading.Thread(target=_die_with_the_driver, daemon=True).start()
     os.environ.update(share.environment)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

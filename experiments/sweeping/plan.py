@@ -89,6 +89,12 @@ def find_preset(name: str) -> list[Overrides]:
     for entry in entries:
         if not isinstance(entry, Mapping) or "config" not in entry:
             raise UserError(f"--preset={path}: sweep() yields {entry!r}, no dict with a 'config'")
+        for field, value in entry.items():
+            if isinstance(value, Mapping) and not field.endswith("_kwargs"):
+                raise UserError(
+                    f"--preset={path}: sweep() yields {field!r} as a dict: write each field "
+                    f"of it by itself, '{field}.{next(iter(value), 'FIELD')}'"
+                )
     if not entries:
         raise UserError(f"--preset={path}: sweep() yields nothing")
     return entries
@@ -145,6 +151,8 @@ def _config_file(config: str) -> str:
     if config.endswith(".py"):
         return config
     cells = sorted(path.stem for path in Path("configs").glob("[!_]*.py"))
+    if not cells:
+        raise UserError(f"there is no configs/ in {Path.cwd()}: run it in the checkout")
     if config not in cells:
         raise UserError(f"no cell {config!r}; there are: {', '.join(cells)}")
     return f"configs/{config}.py"

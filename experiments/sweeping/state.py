@@ -1,6 +1,6 @@
 """A sweep's own files, and how far each of its runs is.
 
-OUT/sweep.json        what the sweep is, and every run that was ever planned in it;
+OUT/sweep.json        what the sweep is, and its runs: those last asked for, and what has begun;
 OUT/sweep_state.json  who drives it now, and how each attempt at a run ended.
 
 How far a run is, is read from its own folder: result.json and metrics.jsonl.
@@ -67,7 +67,11 @@ def claim(
             before = read_plan(out)
             _refuse_second_driver(out)
             _refuse_other(out, before, told)
-            planned_before = {run["folder"]: run for run in before["runs"]}
+            # What has not begun and is not asked for any more is forgotten.
+            planned_before = {
+                run["folder"]: run for run in before["runs"]
+                if run["folder"] in planned or (folder / run["folder"] / "metrics.jsonl").exists()
+            }  # fmt: skip
             _refuse_shorter(out, planned_before, planned)
             planned = planned_before | planned
         elif folder.exists() and any(folder.iterdir()):

@@ -1,38 +1,42 @@
 """The table of a sweep: how far each run is, and how long the rest will take."""
 
 import statistics
-import sys
 from collections.abc import Sequence
 
 from bn_vgg.hooks import format_seconds
 from experiments.sweeping.plan import PlannedRun
 from experiments.sweeping.state import DONE, FAILED, RUNNING, TO_DO, RunState
 
-_HEAD = ("run", "state", "epochs", "best valid error", "left", "")
-
-
-def say(line: str) -> None:
-    """Shows a line to a person, at once and whole: slots' threads speak side by side."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+_HEAD = ("run", "state", "epochs", "error", "left", "")
+# Of a terminal that is too narrow, what at least is for a run's name, and for a note.
+_NAME, _NOTE = 12, 30
 
 
 def table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: int = 100) -> str:
-    """Lays out a line for each run and one for all.
+    """Lays out a line for each run, with its best validation error so far, and one for all.
 
     Args:
       runs: of the sweep.
       states: of each.
-      width: of the terminal, in characters; what went wrong is cut to it.
+      width: of the terminal, in characters; names are shortened to it in the middle, what went
+        wrong at its end.
     """
     pace = _seconds_an_epoch(states)
     rows = [_HEAD, *(_row(*pair, pace) for pair in zip(runs, states, strict=True))]
+    fixed = sum(max(map(len, column)) + 2 for column in list(zip(*rows, strict=True))[1:-1])
+    note = min(_NOTE, max(len(row[-1]) for row in rows))
+    rows = [(_shorten(row[0], max(_NAME, width - fixed - note)), *row[1:]) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = [f"{cell:{size}}" for cell, size in zip(row[:-1], widths, strict=False)]
         lines.append("  ".join([*cells, row[-1]]).rstrip()[:width])
     return "\n".join([*lines, "", summary(runs, states)])
+
+
+def _shorten(text: str, size: int) -> str:
+    cut = size // 2
+    return text if len(text) <= size else f"{text[: size - cut - 1]}…{text[-cut:]}"
 
 
 def summary(runs: Sequence[PlannedRun], states: Sequence[RunState]) -> str:
@@ -57,7 +61,7 @@ def summary(runs: Sequence[PlannedRun], states: Sequence[RunState]) -> str:
 
 def _row(run: PlannedRun, state: RunState, pace: float | None) -> tuple[str, ...]:
     best = "" if state.best_error_rate is None else f"{state.best_error_rate:.1%}"
-    left = None if state.state == DONE else _seconds_left(run, state, pace)
+    left = None if state.state in (DONE, FAILED) else _seconds_left(run, state, pace)
     note = state.error or (f"on {state.where}" if state.state == RUNNING else "")
     if state.error and state.attempts > 1:
         note = f"{state.attempts} attempts: {note}"
