@@ -69,7 +69,10 @@ def digest(module: str) -> str:
 def norm_digest(norm: str) -> str:
     """A digest of the file of somebody's own normalizer; empty for one that was installed."""
     module, colon, _ = norm.rpartition(":")
-    spec = importlib.util.find_spec(module) if colon else None
+    try:
+        spec = importlib.util.find_spec(module) if colon else None
+    except (ImportError, ValueError):  # who builds the network says so
+        return ""
     if spec is None or spec.origin is None:
         return ""
     installed = {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib")}

@@ -298,6 +298,10 @@ class Run:
         self.hooks.write_scalars(progress.step, scalars)
         self.hooks.say(epoch_line(progress, self.config.num_epochs, scalars))
 
+    def _own_norm(self) -> dict[str, str]:
+        digest = provenance.norm_digest(self.config.model.norm)
+        return {"norm_digest": digest} if digest else {}
+
     def _finish(self) -> dict[str, Any]:
         progress = self.keeper.progress
         best = self.keeper.best(self.devices.fetch(self.state))
@@ -316,7 +320,7 @@ class Run:
             "wall_seconds": self.keeper.seconds(),
             "hardware": provenance.hardware(),
             "versions": provenance.versions(),
-            "norm_digest": provenance.norm_digest(self.config.model.norm),
+            **self._own_norm(),
             "commit": provenance.commit(),
             "command": provenance.command(),
         }

@@ -19,8 +19,8 @@ class Interval(NamedTuple):
 
     With three seeds the bootstrap's is no more than from the least to the largest of the three,
     which the true mean leaves far more often than in one case of twenty: Student's is honest
-    there, and takes the differences as normally distributed. Where seeds are many and one is
-    an outlier, the bootstrap is the more careful one. So a verdict needs both.
+    there, and takes the differences as normally distributed. It is the wider one nearly always,
+    and so the one that decides; a verdict needs both.
 
     Attributes:
       mean: of the differences.
