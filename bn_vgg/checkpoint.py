@@ -26,6 +26,10 @@ from bn_vgg.errors import UserError, first_line, free_bytes
 # Orbax's names for the two parts of a checkpoint, and for the file in the second one.
 _STATE, _METRICS, _METRICS_FILE = "state", "metrics", "metrics"
 
+# How what TensorStore raises begins where the system, or a network's disk, is at fault and not
+# what is on it.
+_OF_THE_SYSTEM = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
@@ -108,13 +112,13 @@ def read(folder: epath.Path, step: int, like: Any) -> tuple[Progress, Any]:
         state = jax.device_get(state)
         jax.tree.map(_check_shape, state, abstract)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise DamagedError(f"{path} is not whole: {error.strerror}: {error.filename}") from error
-    except OSError as error:  # of the system, a network's disk, not of what is on it
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}; nothing was changed: run the same "
-            "command again when it can be read"
-        ) from error
+        raise DamagedError(f"{path} is not whole: {first_line(error)}") from error
     except Exception as error:  # a changed byte makes Orbax raise a dozen types
+        if isinstance(error, OSError) or first_line(error).startswith(_OF_THE_SYSTEM):
+            raise UserError(
+                f"cannot read {path}: {first_line(error)[:300]}; nothing was changed: run the same "
+                "command again when it can be read"
+            ) from error
         raise DamagedError(f"{path} cannot be read: {_why(error)}") from error
     # Checkpoints of format 1 have no digest.
     if progress.step != step or digest not in (None, digest_of(progress, state)):

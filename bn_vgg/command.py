@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import difflib
+import errno
 import io
 import logging as std_logging
 import os
@@ -122,12 +123,14 @@ def say(line: str) -> None:
 def show(line: str) -> None:
     """Shows a line to a person, at once and whole: threads may speak side by side.
 
-    Where nobody reads on, as behind `| head`, nothing more is shown and nothing ends.
+    Where nobody reads on, as behind `| head` or when a terminal is gone, nothing more is shown and
+    nothing ends.
     """
     try:
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
+        print(f"{line}\n", end="", flush=True)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
         stop_showing()
 
 
@@ -198,7 +201,7 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
     stopping.raise_on_terminate()
     try:
         status = main()
-        sys.stdout.flush()
+        print(end="", flush=True)
         return status
     except UserError as error:
         logging.info("the error came from here", exc_info=True)
@@ -323,5 +326,6 @@ def _described(error: Exception) -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be what was lost
+        print(f"error: {message}", file=sys.stderr, flush=True)
     return status

@@ -13,6 +13,7 @@ EXIT_HOST_LOST = 4
 # What a shell says of a process that the signal ended.
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
+EXIT_HUNG_UP = 128 + signal.SIGHUP
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 

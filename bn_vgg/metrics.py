@@ -1,6 +1,7 @@
 """What is measured, accumulated over batches (state, merge, compute: clu.metrics)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import flax
 import jax
@@ -148,10 +149,11 @@ class Moments(flax.struct.PyTreeNode):
         positions = tuple(range(1, x.ndim - 1))
         x = x.astype(jnp.float32)
         maximum = x.max(axis=(0, *positions))
+        product = partial(jnp.dot, weights_N, precision=lax.Precision.HIGHEST)
         sums = (
             weights_N.sum(),
-            weights_N @ x.mean(axis=positions),
-            weights_N @ jnp.square(x).mean(axis=positions),
+            product(x.mean(axis=positions)),
+            product(jnp.square(x).mean(axis=positions)),
         )
         if axis_name is not None:
             sums, maximum = lax.psum(sums, axis_name), lax.pmax(maximum, axis_name)

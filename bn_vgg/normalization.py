@@ -117,13 +117,20 @@ class NormFactory:
             return module(x_NHWC, **given)
         with _naming(self.name, self.build):
             y = module(x_NHWC, **given)
-        self._require_same(f"config.model.norm={self.name}", y, x_NHWC)
+        found, wanted = (
+            (getattr(a, "shape", None), getattr(a, "dtype", None)) for a in (y, x_NHWC)
+        )
+        if found != wanted:
+            raise UserError(
+                f"config.model.norm={self.name} returned shape {found[0]} and dtype {found[1]} "
+                f"for an input of shape {wanted[0]} and dtype {wanted[1]}; they must be the same"
+            )
         return y
 
     def kernel_of(self, module: nn.Module) -> Callable[[jax.Array], jax.Array] | None:
         """Returns `module.kernel`, which makes a convolution's weights; None where there is none.
 
-        It raises a UserError where it fails, or returns another shape or dtype than it was given.
+        It raises a UserError where it fails, or returns another shape than it was given.
         """
         own = getattr(module, "kernel", None)
         if own is None or self.name in NORMALIZERS:
@@ -132,20 +139,15 @@ class NormFactory:
         def kernel(kernel_33IO):
             with _naming(self.name, self.build):
                 weights = own(kernel_33IO)
-            self._require_same(f"config.model.norm={self.name}: its kernel()", weights, kernel_33IO)
+            shape = getattr(weights, "shape", None)
+            if shape != kernel_33IO.shape:
+                raise UserError(
+                    f"config.model.norm={self.name}: its kernel() returned shape {shape} for "
+                    f"weights of shape {kernel_33IO.shape}; they must be the same"
+                )
             return weights
 
         return kernel
-
-    def _require_same(self, who: str, result: Any, given: jax.Array) -> None:
-        found, wanted = (
-            (getattr(a, "shape", None), getattr(a, "dtype", None)) for a in (result, given)
-        )
-        if found != wanted:
-            raise UserError(
-                f"{who} returned shape {found[0]} and dtype {found[1]} for an input of shape "
-                f"{wanted[0]} and dtype {wanted[1]}; they must be the same"
-            )
 
     def check_statistics(self, before, after) -> None:
         """Raises a UserError where a training step makes other arrays of the statistics.
@@ -220,9 +222,10 @@ def make_norm_factory(
             bound["axis_name"] = axis_name
         elif axis_name is not None:
             raise UserError(
-                f"config.model.norm={norm} has no field axis_name: with several devices each would "
-                "take statistics of its own share of the batch; give it one, for jax.lax.pmean, or "
-                "set config.model.per_device_stats=true"
+                f"config.model.norm={norm} names no axis_name (a field, or a function's "
+                "parameter): with several devices each would take statistics of its own share of "
+                "the batch; give it one, for jax.lax.pmean, or set "
+                "config.model.per_device_stats=true"
             )
     return NormFactory(
         name=norm,

@@ -30,7 +30,10 @@ def find(function: Callable, *args, norm: NormFactory) -> str | None:
       all was finite.
     """
     closed = jax.make_jaxpr(function)(*args)
-    found = _first(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+    leaves = jax.tree.leaves(args)
+    found = _first(closed.jaxpr, closed.consts, leaves) or _first(
+        closed.jaxpr, closed.consts, leaves, blame_constants=True
+    )
     if found is None:
         return None
     name, frames, made = found
@@ -42,16 +45,23 @@ def find(function: Callable, *args, norm: NormFactory) -> str | None:
     return f"{name} makes {kind} in {_place(frames, norm)}"
 
 
-def _first(jaxpr: core.Jaxpr, consts: list, args: list) -> tuple[str, list, list] | None:
+def _first(
+    jaxpr: core.Jaxpr, consts: list, args: list, *, blame_constants: bool = False
+) -> tuple[str, list, list] | None:
     """The first operation whose results are not finite though all it takes is.
 
-    Or whose results are a NaN, though all that it takes besides constants of the code is finite.
-    With the frames that it was called in, the innermost first, and its results.
+    With `blame_constants` the first one whose results are a NaN, though all that it takes is
+    finite, but for constants of the code. (Where there is one of the other kind, such a NaN may
+    be a mask.)
+
+    Returns:
+      Its name, the frames that it was called in, the innermost first, and its results.
     """
     values: dict[Any, Any] = dict(
         zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True)
     )
-    constants = set(jaxpr.constvars)
+    constants = set(jaxpr.constvars) if blame_constants else set()
+    wrong = _any_nan if blame_constants else _any_not_finite
     equations: list[Any] = list(jaxpr.eqns)
     last_use = {x: i for i, eqn in enumerate(equations) for x in eqn.invars if _is_var(x)}
     for i, eqn in enumerate(equations):
@@ -62,11 +72,10 @@ def _first(jaxpr: core.Jaxpr, consts: list, args: list) -> tuple[str, list, list
         made = core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(values[x] for x in takes))
         taken = [values[x] if _is_var(x) else x.val for x in eqn.invars]
         variable = [x for x in takes if x not in constants]
-        if not variable:  # such as the -inf where a maximum begins
+        judged = [values[x] for x in variable] if blame_constants else taken
+        if blame_constants and not variable:
             constants.update(eqn.outvars)
-        elif (not _finite(made) and _finite(taken)) or (
-            _any_nan(made) and _finite([values[x] for x in variable])
-        ):
+        elif wrong(made) and not _any_not_finite(judged):
             name = eqn.primitive.name
             if name in ("jit", "pjit"):  # what is called has forgotten from where
                 inner = eqn.params["jaxpr"]
@@ -88,8 +97,8 @@ def _is_float(x: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
-def _finite(arrays: list) -> bool:
-    return all(bool(jnp.isfinite(x).all()) for x in arrays if _is_float(x))
+def _any_not_finite(arrays: list) -> bool:
+    return not all(bool(jnp.isfinite(x).all()) for x in arrays if _is_float(x))
 
 
 def _any_nan(arrays: list) -> bool:

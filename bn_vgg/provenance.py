@@ -1,5 +1,6 @@
 """Where a number comes from: hardware, versions, commit."""
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -66,14 +67,15 @@ def digest(module: str) -> str:
     return hashed.hexdigest()
 
 
+@functools.cache  # of the file as it is when it is imported: it may be edited while a run goes on
 def norm_digest(norm: str) -> str:
     """A digest of the file of somebody's own normalizer; empty for one that was installed."""
     module, colon, _ = norm.rpartition(":")
     try:
         spec = importlib.util.find_spec(module) if colon else None
-    except (ImportError, ValueError):  # who builds the network says so
+    except (Exception, SystemExit):  # of a package's own code: who builds the network says so
         return ""
-    if spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or not spec.has_location:
         return ""
     installed = {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib")}
     if any(Path(spec.origin).is_relative_to(folder) for folder in installed):

@@ -127,9 +127,13 @@ class Workdir:
             )
 
     def norm_changed(self, norm_digest: str) -> bool:
-        """Whether the run began with another version of the file of its normalizer."""
+        """Whether the run began with another version of the file of its normalizer.
+
+        Of a run that began before that was kept, or a file that is not there, nothing is known.
+        """
         about = self.read("format.json") if self.exists("format.json") else {}
-        return bool(about.get("norm_digest")) and about["norm_digest"] != norm_digest
+        before = about.get("norm_digest", "")
+        return "" not in (before, norm_digest) and before != norm_digest
 
     def check_format(self) -> None:
         """Raises a UserError where a later version of the code has written the folder."""

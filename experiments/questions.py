@@ -22,7 +22,13 @@ from absl import flags
 
 from bn_vgg import command, provenance
 from bn_vgg.data.cache import default_folder
-from bn_vgg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Interrupted, UserError
+from bn_vgg.errors import (
+    EXIT_HUNG_UP,
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    Interrupted,
+    UserError,
+)
 from bn_vgg.workdir import Workdir
 from configs import default
 from experiments import answers, diagnosis, early, mechanism
@@ -168,7 +174,8 @@ def _execute(arguments: list[str]) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt as error:
-            if isinstance(error, Interrupted):  # Ctrl-C reaches both, SIGTERM this one alone
+            # The others reach both.
+            if isinstance(error, Interrupted) and error.status == EXIT_TERMINATED:
                 process.terminate()
             process.wait()
             raise
@@ -183,7 +190,7 @@ def run_all(plans: list[Plan], execute: Callable[[list[str]], int] = _execute) -
     for number, plan in enumerate(plans, start=1):
         print(f"run {number} of {len(plans)}: {plan.folder}", flush=True)
         status = execute([sys.executable, *plan.arguments])
-        if status in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+        if status in (EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_HUNG_UP):
             raise KeyboardInterrupt
         if status:
             raise UserError(f"{plan.folder} failed with exit status {status}: see above")

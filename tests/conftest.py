@@ -21,8 +21,10 @@ from tests.tiny_config import get_config
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
-# In a shell's background Ctrl-C is ignored, which this process's children would inherit.
+# In a shell's background Ctrl-C is ignored, and under `nohup` a lost terminal, which this
+# process's children would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A product of (N, C) with (C,) where (N, 1) was meant fails instead of guessing.
 jax.config.update("jax_numpy_rank_promotion", "raise")

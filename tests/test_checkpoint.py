@@ -184,10 +184,32 @@ def test_what_the_system_cannot_read_now_is_not_damaged(save, tmp_path, monkeypa
         raise OSError(116, "Stale file handle", str(self))
 
     monkeypatch.setattr(type(Workdir(str(tmp_path)).checkpoints), "read_text", stale)
-    with pytest.raises(UserError, match=r"cannot read .*checkpoints/2: Stale .*; nothing was ch"):
+    with pytest.raises(UserError, match=r"cannot read .*checkpoints/2: .*Stale .*; nothing was"):
         newest(tmp_path, LIKE)
     monkeypatch.undo()
     assert newest(tmp_path, LIKE)[0].step == 2
+
+
+def test_what_tensorstore_cannot_reach_is_not_damaged(save, tmp_path, monkeypatch):
+    save(0.2, 0.1)
+
+    def away(*_, **__):
+        raise ValueError("UNAVAILABLE: Error opening driver: the disk is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.ocp.Checkpointer, "restore", away)
+        with pytest.raises(
+            UserError, match=r"cannot read .*checkpoints/2: UNAVAILABLE: .*; nothing"
+        ):
+            newest(tmp_path, LIKE)
+    assert newest(tmp_path, LIKE)[0].step == 2
+
+
+def test_a_part_that_is_gone_is_named(save, tmp_path):
+    save(0.2, 0.1)
+    shutil.rmtree(tmp_path / "checkpoints/2/state")
+    (why,) = newest(tmp_path, LIKE)[2]
+    assert "checkpoints/2/state" in why
 
 
 def test_an_error_within_a_write_is_told_once(tmp_path, monkeypatch):

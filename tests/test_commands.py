@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pty
 import subprocess
 import sys
 import zipfile
@@ -122,6 +123,14 @@ class TestMain:
         assert (done.returncode, done.stderr) == (0, "")
         assert (tmp_path / "result.json").exists()
         assert "best epoch" in (tmp_path / "log.txt").read_text()
+
+    def test_a_terminal_that_is_gone_ends_nothing(self):
+        theirs, ours = pty.openpty()
+        os.close(theirs)
+        code = "from bn_vgg import command; command.show('a'); command.show('b'); print('c')"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=ours, stderr=ours)
+        os.close(ours)
+        assert done.returncode == 0
 
     def test_again_says_that_it_is_finished(self, trained_run, run_command, cartoon_folder):
         done = run_command(

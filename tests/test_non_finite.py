@@ -304,6 +304,8 @@ if __name__ == "__main__":
         (lambda x: 0 * x * np.full(3, np.inf, np.float32), "mul makes a NaN"),
         (lambda x: jnp.maximum(x, jnp.full(3, -jnp.inf)), None),
         (lambda x: jnp.where(x > 0, x, jnp.full(3, jnp.nan)), None),
+        (lambda x: x - 1 / jnp.zeros(3), "div makes an infinity"),
+        (lambda x: jnp.nanmax(jnp.where(x > 1, x, jnp.nan)) + jnp.log(x - 1), "log makes an inf"),
     ],
 )
 def test_constants_that_are_not_finite(function, found):

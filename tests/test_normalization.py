@@ -244,7 +244,7 @@ def test_what_is_no_normalizer_is_refused_by_name(norm, kwargs, message):
         ("Fails", r"Fails failed in .*own_norms.py, line \d+: "),
         (
             "OtherKernel",
-            r"OtherKernel: its kernel\(\) returned shape \(3, 3, 3\) and dtype float32",
+            r"OtherKernel: its kernel\(\) returned shape \(3, 3, 3\) for",
         ),
         ("FailingKernel", r"FailingKernel failed in .*own_norms.py, line \d+: "),
     ],
@@ -268,7 +268,7 @@ def test_a_statistic_that_changes_its_shape_is_said_by_name():
 
 def test_statistics_that_devices_would_not_share_are_refused():
     factory("own_norms:NotShared")
-    with pytest.raises(UserError, match="own_norms:NotShared has no field axis_name: with several"):
+    with pytest.raises(UserError, match=r"NotShared names no axis_name .*: with several"):
         factory("own_norms:NotShared", axis_name="batch")
     # Nobody else's statistics are asked for.
     factory("own_norms:Twice", axis_name="batch")

@@ -73,6 +73,7 @@ def test_an_own_normalizer_that_was_edited_is_another_one(tmp_path):
     with pytest.raises(UserError, match="another version of mine:Norm: its file has changed"):
         workdir.claim(config, DATA, "after")
     assert not workdir.norm_changed("before")
+    assert not workdir.norm_changed("")
     # Of a run that began when that was not kept nothing is known.
     workdir.write("format.json", {"format": 2, "bn_vgg": "0"})
     assert not workdir.norm_changed("after")
@@ -85,8 +86,14 @@ def test_what_a_normalizers_file_is_known_by(tmp_path, monkeypatch):
     before = provenance.norm_digest("edited_norms:Norm")
     path.write_text("gain = 2")
     assert before
+    # What was imported is what was there before.
+    assert provenance.norm_digest("edited_norms:Norm") == before
+    provenance.norm_digest.cache_clear()
     assert provenance.norm_digest("edited_norms:Norm") not in ("", before)
-    assert [provenance.norm_digest(x) for x in ("full", "flax.linen:RMSNorm")] == ["", ""]
+    (tmp_path / "failing_norms").mkdir()
+    (tmp_path / "failing_norms" / "__init__.py").write_text("1 / 0")
+    others = ("full", "flax.linen:RMSNorm", "sys:x", "nowhere.norms:Norm", "failing_norms.a:Norm")
+    assert [provenance.norm_digest(norm) for norm in others] == [""] * 5
 
 
 def test_other_hosts_write_nothing(tmp_path):

@@ -141,6 +141,9 @@ class _Task:
         except ray.exceptions.RayError as error:
             said = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
             return Outcome(said, lost=isinstance(error, ray.exceptions.NodeDiedError))
+        except BaseException:
+            self.stop()  # nobody would wait for it any more
+            raise
         finally:
             self._going = None
 
@@ -164,7 +167,7 @@ class _Told:
 
     def _lines(self) -> list[dict[str, Any]]:
         # The next look will do where the folder cannot be read just now.
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, UserError):
             return self._workdir.read_metrics()
         return []
 

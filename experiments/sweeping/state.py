@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -22,7 +23,7 @@ FORMAT = 1
 PLAN, STATE = "sweep.json", "sweep_state.json"
 # Settings that may differ from start to start of a sweep, as they may of a run.
 _MAY_DIFFER = {*ONLY_SPEED, "num_epochs"}
-# A driver that was not seen for so long is gone. It writes every 30 s.
+# A driver on another machine that was not seen for so long is gone. It writes every 30 s.
 GONE_AFTER_SECONDS = 180
 
 DONE, RUNNING, FAILED, TO_DO = "done", "running", "failed", "to do"
@@ -67,13 +68,13 @@ def claim(
             before = read_plan(out)
             _refuse_second_driver(out)
             _refuse_other(out, before, told)
-            # What has not begun and is not asked for any more is forgotten.
-            planned_before = {
+            # What has not begun is as it was asked for last.
+            begun = {
                 run["folder"]: run for run in before["runs"]
-                if run["folder"] in planned or (folder / run["folder"] / "metrics.jsonl").exists()
+                if (folder / run["folder"] / "config.json").exists()
             }  # fmt: skip
-            _refuse_shorter(out, planned_before, planned)
-            planned = planned_before | planned
+            _refuse_shorter(out, begun, planned)
+            planned = begun | planned
         elif folder.exists() and any(folder.iterdir()):
             raise UserError(
                 f"{out} holds no sweep ({PLAN} is missing), but other files: name another --out"
@@ -116,8 +117,6 @@ def _refuse_second_driver(out: str) -> None:
     found = read_driver(out)
     if found and is_alive(found):
         driver = found["driver"]
-        if (driver["host"], driver["pid"]) == (socket.gethostname(), os.getpid()):
-            return  # a container was started again, with the same name and numbers
         raise UserError(
             f"{out} is driven by process {driver['pid']} on {driver['host']} since "
             f"{time.ctime(driver['since'])}: wait for it, stop it, or see --status"
@@ -160,7 +159,10 @@ class DriverState:
         self._path = epath.Path(out) / STATE
         _refuse_second_driver(out)
         self.runs: dict[str, dict[str, Any]] = {}
-        self._driver = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        self._driver = {
+            "host": socket.gethostname(), "pid": os.getpid(), "since": time.time(),
+            "started": _started(os.getpid()),
+        }  # fmt: skip
         self.write()
 
     def write(self) -> None:
@@ -196,17 +198,28 @@ def read_driver(out: str) -> dict[str, Any] | None:
 def is_alive(found: dict[str, Any]) -> bool:
     """Whether the driver of a sweep_state.json is at work."""
     driver = found["driver"]
-    if not driver or time.time() - found["seen"] >= GONE_AFTER_SECONDS:
+    if not driver:
         return False
     if driver["host"] != socket.gethostname():
-        return True
+        return time.time() - found["seen"] < GONE_AFTER_SECONDS
     try:
         os.kill(driver["pid"], 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    # Another process may have its number by now, as after a container's restart.
+    started = _started(driver["pid"])
+    return driver.get("started", started) == started
+
+
+def _started(pid: int) -> str | None:
+    """When a process was started, in Linux's clock ticks; None on other systems."""
+    try:
+        # Its name, in brackets, may hold anything.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
 
 
 def read_states(out: str, runs: list[PlannedRun]) -> list[RunState]:
