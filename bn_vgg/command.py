@@ -226,8 +226,13 @@ def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
         argv = [_with_underscores(argument) for argument in argv]
         _check_config_argument(argv)
         rest = flags.FLAGS(argv)
+    except BrokenPipeError:  # of --help
+        stop_showing()
+        sys.exit(EXIT_BROKEN_PIPE)
     except Exception as error:  # besides flags.Error, what ml_collections and the file raise
-        sys.exit(_fail(_described(error), EXIT_USER_ERROR))
+        unset = re.search(r"Flag (--\w+) must have a value other than None", str(error))
+        told = f"{unset[1]} is missing; see --help" if unset else _described(error)
+        sys.exit(_fail(told, EXIT_USER_ERROR))
     given = rest[1:]
     if len(given) > len(positional):
         unexpected = given[len(positional)]

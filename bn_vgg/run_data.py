@@ -61,7 +61,10 @@ class RunData:
         self._test_on_device = choose_placement(placement, everything)
         on_device = self._test_on_device or choose_placement(placement, used)
         counts = (f"{len(self._images[split].labels)} {name}" for split, name in _SPLITS.items())
-        self.about = f"{', '.join(counts)} images, kept on the {'device' if on_device else 'host'}"
+        names = data.about["class_names"]
+        classes = ", ".join(names) if len(names) <= 5 else f"{len(names)} classes"
+        where = "device" if on_device else "host"
+        self.about = f"{', '.join(counts)} images ({classes}), kept on the {where}"
         if on_device and not self._test_on_device:
             self.about += ", those for the test on the host"
         self._place = partial(Feed, devices=devices, crop_size=crop_size)

@@ -18,6 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from bn_vgg import command
+from bn_vgg.data import cache as image_cache
 from bn_vgg.data.cache import default_folder
 from bn_vgg.errors import UserError
 from experiments.presets import PRESETS
@@ -51,6 +52,7 @@ def main() -> int | None:
     driver_state = state.DriverState(out)
     to_do = state.unfinished(out, runs)
     cache_folder = Path(_CACHE_DIR.value) if _CACHE_DIR.value else default_folder()
+    _prepare(to_do, cache_folder)
     driver = Driver(to_do, driver_state, command.show)
     try:
         slots = (
@@ -63,6 +65,17 @@ def main() -> int | None:
         keep_small_files(Path(out), runs)
         command.show(summary(runs, state.read_states(out, runs)))
     return 1 if driver.failed else None
+
+
+def _prepare(runs: list[PlannedRun], cache_folder: Path) -> None:
+    """Decodes the images before any run: what cannot be had would fail each, in paid time.
+
+    Raises:
+      UserError: they cannot be read.
+    """
+    data = [command.load_config(run.config_arguments).data for run in runs]
+    for source, min_side in dict.fromkeys((each.source, each.min_side) for each in data):
+        image_cache.open_or_build(source, min_side=min_side, folder=cache_folder)
 
 
 def keep_small_files(out: Path, runs: list[PlannedRun]) -> None:

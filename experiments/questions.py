@@ -35,11 +35,12 @@ from experiments import answers, diagnosis, early, mechanism
 from experiments.answers import Answer, Runs
 from experiments.question_page import RULES, page
 from experiments.records import keep_run
+from experiments.sweeping.plan import parse_seeds
 
 _SOURCE = flags.DEFINE_string("source", None, "data.source of the runs; else the config's.")
 _VARIANT = flags.DEFINE_enum("variant", "small", ["full", "small", "demo"], "Of the configs.")
 _OUT = flags.DEFINE_string("out", "runs/questions", "Folder of the runs and the answers.")
-_SEEDS = flags.DEFINE_list("seeds", None, "Instead of the question's own.")
+_SEEDS = flags.DEFINE_string("seeds", None, "As experiments.sweep's, for the question's own.")
 _EPOCHS = flags.DEFINE_integer("epochs", None, "Instead of the question's own.", lower_bound=1)
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As bn_vgg.main's.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands of the runs and end.")
@@ -139,10 +140,7 @@ def main(name: str) -> None:
 
 def plan_runs(question: Question, epochs: int, out: Path) -> list[Plan]:
     """Lists every run in the order in which they are made: seed after seed."""
-    try:
-        seeds = tuple(map(int, _SEEDS.value)) if _SEEDS.value else question.seeds
-    except ValueError as error:
-        raise UserError(f"--seeds: whole numbers are wanted: {error}") from error
+    seeds = parse_seeds(_SEEDS.value) if _SEEDS.value else question.seeds
     plans = []
     for seed in seeds:
         for role, cell in question.runs.items():

@@ -125,7 +125,7 @@ class TestRuns:
 
 class TestFlags:
     @pytest.mark.parametrize(
-        ("text", "seeds"), [("3", [0, 1, 2]), ("0,5,7", [0, 5, 7]), ("4,", None), ("0", None),
+        ("text", "seeds"), [("3", [0, 1, 2]), ("0,5,7", [0, 5, 7]), ("4,", [4]), ("0", None),
                             ("1,1", None), ("a", None), ("-1,2", None)],
     )  # fmt: skip
     def test_seeds(self, text, seeds):

@@ -85,15 +85,15 @@ class TestCommand:
     def test_it_runs_decides_records_and_reports_again(self, tmp_path):
         pytest.importorskip("matplotlib")
         (tmp_path / "fails").touch()
-        done = ask(tmp_path, "early", "--out=q", "--seeds=3", "--epochs=2", status=2)
+        done = ask(tmp_path, "early", "--out=q", "--seeds=3,", "--epochs=2", status=2)
         failed = "q/meanonly-small-batch400/seed3"
         assert done.stderr == f"error: {failed} failed with exit status 7: see above\n"
-        done = ask(tmp_path, "early", "--out=q", "--seeds=3", "--epochs=2", "--report_only")
+        done = ask(tmp_path, "early", "--out=q", "--seeds=3,", "--epochs=2", "--report_only")
         assert f"missing: {failed}" in done.stdout
         assert "missing: q/baseline-small/seed3" in done.stdout
         assert (tmp_path / "made.txt").read_text().count("\n") == 2
         (tmp_path / "fails").unlink()
-        done = ask(tmp_path, "early", "--out=q", "--seeds=3", "--epochs=2", "--record=kept")
+        done = ask(tmp_path, "early", "--out=q", "--seeds=3,", "--epochs=2", "--record=kept")
         assert done.stdout.splitlines()[-2:] == ["early: not worse", "q/early.md"]
         kept = {str(path.relative_to(tmp_path / "kept")) for path in tmp_path.rglob("kept/**/*.*")}
         assert {"early.md", "early.png", "early.json"} <= kept
@@ -104,7 +104,7 @@ class TestCommand:
         for name in ("early.md", "early.png", "early.json"):
             (tmp_path / "kept" / name).unlink()
         # As if they were asked for longer: what is there decides, and says what is not.
-        asked = ("early", "--out=kept", "--seeds=3", "--epochs=3", "--report_only")
+        asked = ("early", "--out=kept", "--seeds=3,", "--epochs=3", "--report_only")
         assert (
             "unfinished: kept/baseline-small/seed3, 2 of 3 epochs" in ask(tmp_path, *asked).stdout
         )
@@ -138,7 +138,7 @@ class TestCommand:
         ("arguments", "message"),
         [
             (["late"], "no question 'late'; there are: early, spikes, dropout, cheap"),
-            (["early", "--seeds=x"], "--seeds: whole numbers are wanted: "),
+            (["early", "--seeds=x"], "--seeds=x: a number of seeds, or seeds with commas"),
             (["early", "--report_only"], "none of the runs is in runs/questions: see --dry_run"),
             (["cheap", "--report_only"], "nothing was timed yet: there is no "),
         ],

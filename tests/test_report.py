@@ -208,7 +208,7 @@ class TestCommand:
         written = {path.name for path in (runs / "report").iterdir()}
         assert written == {
             "report.md", "report.html", "figure1-small.png", "figure2-small.png",
-            "figure2-demo.png", "grid-small.png", "grid-demo.png",
+            "figure2-demo.png", "grid-small.png", "grid-demo.png", "others-small.png",
         }  # fmt: skip
         page = (runs / "report/report.md").read_text()
         assert f"9 runs below `{runs}`, 8 finished. 2 folders not used: see the end." in page
@@ -228,7 +228,7 @@ class TestCommand:
 
     def test_one_self_contained_file(self, runs):
         html = (runs / "report/report.html").read_text()
-        assert html.count("data:image/png;base64,") == 5
+        assert html.count("data:image/png;base64,") == 6
         assert not re.search(r"""(src|href)=["'](?!data:|#)""", html)
         assert 'href="#how-claims-are-decided"' in html
         assert 'id="how-claims-are-decided"' in html

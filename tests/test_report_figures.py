@@ -95,8 +95,22 @@ class TestFigures:
         (thin,) = [line for line in figure.axes[0].lines
                    if line.get_color() == "#D55E00" and line.get_linewidth() < 1
                    and line.get_linestyle() == "-"]  # fmt: skip
-        assert list(thin.get_xdata()) == list(range(20, 31))
+        assert list(thin.get_xdata()) == list(range(21, 31))
         assert thin.get_ydata()[-1] == 0.4
+        assert "mean-only, 1 of 2 seeds" in {text.get_text() for text in figure.axes[0].texts}
+
+    def test_what_is_not_of_the_grid_is_drawn_beside_what_it_is_made_of(self):
+        others = {f"meanonly, model.norm_decay=0.{i}": seeds("meanonly", [[0.3] * 3])
+                  for i in range(9)}  # fmt: skip
+        section = section_of({cell: seeds(cell, [[0.4] * 3]) for cell in ("meanonly", "full")})
+        assert self.curves.draw_others(section) is None
+        section.others = dict(list(others.items())[:2])
+        names = {text.get_text() for text in self.curves.draw_others(section).axes[0].texts}
+        assert names == {
+            "meanonly, 1 seed", *(f"meanonly, model.norm_decay=0.{i},\n1 seed" for i in range(2))
+        }  # fmt: skip
+        section.others = others
+        assert "3 more are in the table" in self.curves.draw_others(section).texts[1].get_text()
 
     def test_one_run_of_one_epoch(self):
         cells = {"full_crop": {0: found("full_crop", [0.4], planned=60)}}

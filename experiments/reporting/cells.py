@@ -4,7 +4,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from bn_vgg.workdir import flatten
+from bn_vgg.workdir import ONLY_SPEED, flatten
 from configs import (
     baseline,
     baseline_crop,
@@ -36,8 +36,8 @@ AUGMENTATIONS = {"": "no augmentation", "_crop": "+ random cropping",
 VARIANTS = ("full", "small", "demo")
 # What seeds of one cell may differ in. Epochs may, because tables and claims watch them; data may,
 # because sections keep it apart; all else changes the speed or what is looked at.
-_FREE = {"name", "seed", "num_epochs", "data.source", "data.placement"}
-_FREE_GROUPS = ("eval.", "resources.")
+_FREE = {"name", "seed", "num_epochs", "data.source", *ONLY_SPEED}
+_FREE_GROUPS = ("eval.",)
 
 
 class Place(NamedTuple):

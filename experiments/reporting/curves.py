@@ -1,5 +1,9 @@
-"""The post's two figures, redrawn from runs, with the published curves beneath in grey."""
+"""The post's two figures, redrawn from runs, and one of what else there is.
 
+In the post's two the published curves are beneath in grey.
+"""
+
+import textwrap
 from typing import Any, NamedTuple
 
 from matplotlib import ticker
@@ -19,6 +23,11 @@ _GREY, _LIGHT = "#9a9a9a", "#c4c4c4"
 _FEWEST_EPOCHS, _DOTTED_EPOCHS = 15, 20
 # Characters that fit on the right.
 _LONGEST_NAME = 24
+# Of what is not the grid's: names are long, and there is a colour for so many.
+_RIGHT_OF_OTHERS = 4.1
+_OTHERS = [
+    COLOURS[name] for name in ("vermilion", "blue", "green", "orange", "purple", "sky", "black")
+]
 _LOOKS: dict[str, dict[str, Any]] = {
     VALID: {"ls": "-", "lw": 1.9},
     TRAIN: {"ls": (0, (4, 2)), "lw": 1.3},
@@ -81,38 +90,80 @@ def draw(name: str, section: Section) -> Figure | None:
     cells = {cell: section.cells[cell] for cell in spec.cells if cell in section.cells}
     if not cells:
         return None
-    epochs = max(each.epochs for by_seed in cells.values() for each in by_seed.values())
-    epochs = max(epochs, _FEWEST_EPOCHS)
     with style():
-        figure = Figure(figsize=(WIDTH, _HEIGHT))
         size = f"{section.side}x{section.side}"
-        figure.text(0.15 / WIDTH, 1 - 0.14 / _HEIGHT, f"{spec.title}, {size}", va="top",
-                    size=13, weight="bold")  # fmt: skip
-        figure.text(
-            0.15 / WIDTH, 1 - 0.45 / _HEIGHT,
-            "Solid: validation; dashed: training. Mean over seeds; shaded: from the least to the "
-            "most of them. Grey: the post's runs, at 128x128.",
-            va="top", size=9, color="#555555",
-        )  # fmt: skip
-        axes = figure.add_axes((
-            _LEFT / WIDTH, _BOTTOM / _HEIGHT,
-            1 - (_LEFT + _RIGHT) / WIDTH, 1 - (_TOP + _BOTTOM) / _HEIGHT,
-        ))  # fmt: skip
-        axes.set_xlim(1, epochs)
-        axes.set_ylim(0, spec.highest)
+        epochs = _most_epochs(cells)
+        figure, axes = _frame(
+            f"{spec.title}, {size}", " Grey: the post's runs, at 128x128.", epochs, spec.highest
+        )
         ends = []
         for cell, (label, _) in spec.cells.items():
             ends += _draw_published(axes, cell, f"post: {label}", epochs)
         for cell, by_seed in cells.items():
             label, colour = spec.cells[cell]
             ends += _draw_runs(axes, by_seed, label, COLOURS[colour])
-        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(12, integer=True, min_n_ticks=1))
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("error rate")
-        axes.grid(visible=True, axis="y")
         name_ends(axes, ends)
     return figure
+
+
+def draw_others(section: Section) -> Figure | None:
+    """Draws what else than the grid's cells a section has, and the cells that it is made of.
+
+    As many as there are colours for; None where there is nothing else.
+    """
+    bases = {(label.partition(": ")[2] or label).split(", ")[0] for label in section.others}
+    groups = section.others | {cell: of for cell, of in section.cells.items() if cell in bases}
+    shown = dict(list(groups.items())[: len(_OTHERS)])
+    if not section.others:
+        return None
+    rates = [
+        point.mean for by_seed in shown.values() for key in _LOOKS for point in course(by_seed, key)
+    ]
+    left_out = len(groups) - len(shown)
+    more = f" {left_out} more are in the table alone." if left_out else ""
+    with style():
+        title = f"Other configurations, {section.side}x{section.side}"
+        figure, axes = _frame(
+            title, more, _most_epochs(shown), min(1.0, 1.1 * max(rates)), right=_RIGHT_OF_OTHERS
+        )
+        ends = []
+        for (label, by_seed), colour in zip(shown.items(), _OTHERS, strict=False):
+            name = label.partition(": ")[0]
+            ends += _draw_runs(axes, by_seed, textwrap.shorten(name, 2 * _LONGEST_NAME), colour)
+        name_ends(axes, ends)
+    return figure
+
+
+def _most_epochs(groups: dict[str, BySeed]) -> int:
+    """That the axis has room for."""
+    epochs = (each.epochs for by_seed in groups.values() for each in by_seed.values())
+    return max(_FEWEST_EPOCHS, *epochs)
+
+
+def _frame(
+    title: str, note: str, epochs: int, highest: float, right: float = _RIGHT
+) -> tuple[Figure, Axes]:
+    """Makes a figure of errors over epochs, without them."""
+    figure = Figure(figsize=(WIDTH, _HEIGHT))
+    figure.text(0.15 / WIDTH, 1 - 0.14 / _HEIGHT, title, va="top", size=13, weight="bold")
+    figure.text(
+        0.15 / WIDTH, 1 - 0.45 / _HEIGHT,
+        "Solid: validation; dashed: training. Mean over seeds; shaded: from the least to the "
+        f"most of them.{note}",
+        va="top", size=9, color="#555555",
+    )  # fmt: skip
+    axes = figure.add_axes((
+        _LEFT / WIDTH, _BOTTOM / _HEIGHT,
+        1 - (_LEFT + right) / WIDTH, 1 - (_TOP + _BOTTOM) / _HEIGHT,
+    ))  # fmt: skip
+    axes.set_xlim(1, epochs)
+    axes.set_ylim(0, highest)
+    axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(12, integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("error rate")
+    axes.grid(visible=True, axis="y")
+    return figure, axes
 
 
 def _draw_published(axes: Axes, cell: str, label: str, epochs: int):

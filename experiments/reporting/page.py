@@ -40,16 +40,18 @@ def markdown(report: Report, figures: dict[str, dict[str, str]]) -> str:
 
     Args:
       report: what to show.
-      figures: by section's slug, file names by what they show: `figure1`, `figure2`, `grid`.
+      figures: by section's slug, file names by what they show: `figure1`, `figure2`, `others`,
+        `grid`.
     """
     pairs = list(zip(report.sections, report.verdicts, strict=True))
+    of_the_grid = [pair for pair in pairs if pair[0].cells]
     lines = ["# The ablation, re-run", "", _summary(report), ""]
-    if pairs:
-        lines += [*table(_glance(pairs)), "By [these rules](#how-claims-are-decided).", ""]
+    if of_the_grid:
+        lines += [*table(_glance(of_the_grid)), "By [these rules](#how-claims-are-decided).", ""]
     for section, verdicts in pairs:
         lines += _section(section, verdicts, figures[section.slug])
-    if pairs:
-        lines += _rules(pairs[0][1])
+    if of_the_grid:
+        lines += _rules(of_the_grid[0][1])
     if report.left:
         lines += ["## Not used", ""]
         lines += [f"- {code(folder)}: {text(reason)}" for folder, reason in report.left] + [""]
@@ -126,9 +128,10 @@ def _section(section: Section, verdicts: list[Verdict], figures: dict[str, str])
         ]  # fmt: skip
     lines += _unfinished(section.runs) + _unrecorded(section)
     lines += _curves(figures)
-    lines += ["### The claims", ""]
-    for verdict in verdicts:
-        lines += _claim(verdict)
+    if section.cells:
+        lines += ["### The claims", ""]
+        for verdict in verdicts:
+            lines += _claim(verdict)
     return [*lines, "### The runs", "", *table(tables.runs(section))]
 
 
@@ -185,6 +188,8 @@ def _curves(figures: dict[str, str]) -> list[str]:
             "after the first epoch: here that is epoch 1. Its curves are read off its plots to "
             "about 0.4 points and go on beyond the axis where its runs were longer.", "",
         ]  # fmt: skip
+    if "others" in figures:
+        lines += [f"![Errors of what is not a cell of the grid]({figures['others']})", ""]
     return ["### The curves", "", *lines] if lines else []
 
 

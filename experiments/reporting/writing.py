@@ -41,5 +41,6 @@ def write(report: page.Report, output: Path) -> list[Path]:
 
 def _draw(section: Section) -> dict[str, Figure]:
     drawn = {name: curves.draw(name, section) for name in curves.FIGURES}
+    drawn["others"] = curves.draw_others(section)
     drawn["grid"] = draw_grid(section)
     return {name: figure for name, figure in drawn.items() if figure is not None}

@@ -173,13 +173,13 @@ def as_flag(value: Any) -> str:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Reads `3` as 0, 1, 2 and `0,5,7` as they stand.
+    """Reads `3` as 0, 1, 2, and `0,5,7`, or `5,`, as they stand.
 
     Raises:
       UserError: it is neither.
     """
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.removesuffix(",").split(",")]
     except ValueError as error:
         raise UserError(f"--seeds={text}: a number of seeds, or seeds with commas") from error
     seeds = numbers if "," in text else list(range(numbers[0]))
