@@ -8,30 +8,35 @@ from experiments.sweeping.plan import PlannedRun
 from experiments.sweeping.state import DONE, FAILED, RUNNING, TO_DO, RunState
 
 _HEAD = ("run", "state", "epochs", "error", "left", "")
-# Of a terminal that is too narrow, what at least is for a run's name, and for a note.
-_NAME, _NOTE = 12, 30
+# Of a terminal that is too narrow, what at least is for a run's name.
+_NAME = 12
 
 
 def table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: int = 100) -> str:
     """Lays out a line for each run, with its best validation error so far, and one for all.
 
+    What went wrong stands below, in full.
+
     Args:
       runs: of the sweep.
       states: of each.
-      width: of the terminal, in characters; names are shortened to it in the middle, what went
-        wrong at its end.
+      width: of the terminal, in characters; names are shortened to it in the middle.
     """
     pace = _seconds_an_epoch(states)
     rows = [_HEAD, *(_row(*pair, pace) for pair in zip(runs, states, strict=True))]
-    fixed = sum(max(map(len, column)) + 2 for column in list(zip(*rows, strict=True))[1:-1])
-    note = min(_NOTE, max(len(row[-1]) for row in rows))
-    rows = [(_shorten(row[0], max(_NAME, width - fixed - note)), *row[1:]) for row in rows]
+    others = sum(max(map(len, column)) + 2 for column in list(zip(*rows, strict=True))[1:])
+    rows = [(_shorten(row[0], max(_NAME, width - others)), *row[1:]) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = [f"{cell:{size}}" for cell, size in zip(row[:-1], widths, strict=False)]
         lines.append("  ".join([*cells, row[-1]]).rstrip()[:width])
-    return "\n".join([*lines, "", summary(runs, states)])
+    wrong = [
+        f"{run.folder}: {f'{of.attempts} attempts: ' * (of.attempts > 1)}{of.error}"
+        for run, of in zip(runs, states, strict=True)
+        if of.error
+    ]
+    return "\n".join([*lines, "", *wrong, summary(runs, states)])
 
 
 def _shorten(text: str, size: int) -> str:
@@ -62,9 +67,7 @@ def summary(runs: Sequence[PlannedRun], states: Sequence[RunState]) -> str:
 def _row(run: PlannedRun, state: RunState, pace: float | None) -> tuple[str, ...]:
     best = "" if state.best_error_rate is None else f"{state.best_error_rate:.1%}"
     left = None if state.state in (DONE, FAILED) else _seconds_left(run, state, pace)
-    note = state.error or (f"on {state.where}" if state.state == RUNNING else "")
-    if state.error and state.attempts > 1:
-        note = f"{state.attempts} attempts: {note}"
+    note = f"on {state.where}" if state.state == RUNNING else ""
     epochs = f"{state.epochs}/{run.num_epochs}"
     return (
         run.folder, state.state, epochs, best,
