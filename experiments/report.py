@@ -19,6 +19,7 @@ from experiments.reporting import claims, sections
 from experiments.reporting import found as finding
 from experiments.reporting.found import Found, Left
 from experiments.reporting.progress import SWEEP_FILE, Progress, find_progress
+from experiments.sweeping.state import STATE
 
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for the report; RUNS_DIR/report unless it is given."
@@ -86,8 +87,9 @@ def _record(used: list[Found], root: Path, written: list[Path], to: Path) -> Non
     (to / "report").mkdir(parents=True, exist_ok=True)
     for each in used:
         keep_run(root / each.folder, to / each.folder)
-    if (root / SWEEP_FILE).exists():
-        shutil.copyfile(root / SWEEP_FILE, to / SWEEP_FILE)
+    for name in (SWEEP_FILE, STATE):
+        if (root / name).exists():
+            shutil.copyfile(root / name, to / name)
     for path in written:
         shutil.copyfile(path, to / "report" / path.name)
 

@@ -183,6 +183,9 @@ def runs(tmp_path_factory):
     planned += [{"folder": f"meanonly-small/seed{seed}", "num_epochs": 16} for seed in range(3)]
     plan = {"preset": "figure2", "variant": "small", "runs": planned}
     (root / "sweep.json").write_text(json.dumps(plan))
+    failed = {folder: {"state": "failed", "error": f"no memory for {folder}"}
+              for folder in ("meanonly-small/seed0", "broken")}  # fmt: skip
+    (root / "sweep_state.json").write_text(json.dumps({"driver": None, "runs": failed}))
     other = config_of("full_crop", "small", num_epochs=16, model__norm_decay=0.9)
     write_run(root / "other", other, lines_of(falling(0.5, 0.3, 16)))
     write_run(root / "demo", config_of("full_crop", "demo", num_epochs=1), lines_of([0.4]))
@@ -213,8 +216,11 @@ class TestCommand:
         page = (runs / "report/report.md").read_text()
         assert f"9 runs below `{runs}`, 8 finished. 2 folders not used: see the end." in page
         assert (
-            "The sweep `figure2` (small) plans 9 runs: 6 finished, 1 unfinished, 2 not begun."
+            "The sweep `figure2` (small) plans 9 runs: 6 finished, 1 unfinished, 2 not begun; "
+            "2 of the unfinished were given up."
         ) in page
+        assert "(1 seed); it was given up: no memory for meanonly-small/seed0" in page
+        assert "; it was given up: no memory for broken" in page
         assert "| claim | 48x48 (small) | 32x32 (demo) |" in page
         claim = next(line for line in page.splitlines() if line.startswith("| 3. "))
         assert claim.endswith("| **supported** | undecided |")

@@ -44,17 +44,22 @@ def markdown(report: Report, figures: dict[str, dict[str, str]]) -> str:
         `grid`.
     """
     pairs = list(zip(report.sections, report.verdicts, strict=True))
+    failed = report.progress.failed if report.progress else {}
     of_the_grid = [pair for pair in pairs if pair[0].cells]
     lines = ["# The ablation, re-run", "", _summary(report), ""]
     if of_the_grid:
         lines += [*table(_glance(of_the_grid)), "By [these rules](#how-claims-are-decided).", ""]
     for section, verdicts in pairs:
-        lines += _section(section, verdicts, figures[section.slug])
+        lines += _section(section, verdicts, figures[section.slug], failed)
     if of_the_grid:
         lines += _rules(of_the_grid[0][1])
     if report.left:
         lines += ["## Not used", ""]
-        lines += [f"- {code(folder)}: {text(reason)}" for folder, reason in report.left] + [""]
+        lines += [
+            f"- {code(folder)}: {text(reason)}{_failure(folder, failed)}"
+            for folder, reason in report.left
+        ]
+        lines += [""]
     lines += [f"Made by `{report.command}`, commit {report.commit or 'not known'}."]
     return "\n".join([*lines, ""])
 
@@ -69,7 +74,8 @@ def _summary(report: Report) -> str:
         of = report.progress
         sentences.append(
             f"The sweep {code(of.preset)} ({text(of.variant)}) plans {_count(of.planned, 'run')}: "
-            f"{of.finished} finished, {of.unfinished} unfinished, {of.not_begun} not begun."
+            f"{of.finished} finished, {of.unfinished} unfinished, {of.not_begun} not begun"
+            + (f"; {len(of.failed)} of the unfinished were given up." if of.failed else ".")
         )
     sentences.append(
         "Errors are means ± standard errors over seeds. The best validation error is the least "
@@ -110,7 +116,13 @@ def _title(section: Section) -> str:
     return f"{section.side}x{section.side} ({section.variant}{which})"
 
 
-def _section(section: Section, verdicts: list[Verdict], figures: dict[str, str]) -> list[str]:
+def _failure(folder: str, failed: dict[str, str]) -> str:
+    return f"; it was given up: {text(failed[folder])}" if folder in failed else ""
+
+
+def _section(
+    section: Section, verdicts: list[Verdict], figures: dict[str, str], failed: dict[str, str]
+) -> list[str]:
     sources = ", ".join(map(code, section.sources))
     lines = [f"## {_title(section)}", "", f"Images: {sources}.{_size_note(section)}", ""]
     if section.cells:
@@ -126,7 +138,7 @@ def _section(section: Section, verdicts: list[Verdict], figures: dict[str, str])
             "validation error and, where it was published, its test error. Speed and time are as "
             "the runs had them, with whatever else ran on their machines.", "",
         ]  # fmt: skip
-    lines += _unfinished(section.runs) + _unrecorded(section)
+    lines += _unfinished(section.runs, failed) + _unrecorded(section)
     lines += _curves(figures)
     if section.cells:
         lines += ["### The claims", ""]
@@ -141,7 +153,7 @@ def _size_note(section: Section) -> str:
     return " The post's experiment is at 128x128: a verdict here is one at this size."
 
 
-def _unfinished(runs: Sequence[Found]) -> list[str]:
+def _unfinished(runs: Sequence[Found], failed: dict[str, str]) -> list[str]:
     found = [each for each in runs if each.result is None]
     if not found:
         return []
@@ -151,6 +163,7 @@ def _unfinished(runs: Sequence[Found]) -> list[str]:
             f"- {code(each.folder)}: {each.epochs} of {each.planned} epochs"
             + (", not tested yet" if each.epochs >= each.planned else "")
             + f"; best validation error so far {percent(tables.best_so_far(each))} (1 seed)"
+            + _failure(each.folder, failed)
             for each in found
         ), "",
     ]  # fmt: skip

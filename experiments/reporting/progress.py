@@ -1,22 +1,29 @@
-"""How far the sweep is that the runs belong to, by the sweep.json that it wrote."""
+"""How far the sweep is that the runs belong to, by the files that it wrote."""
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bn_vgg.errors import UserError
 from bn_vgg.workdir import Workdir
+from experiments.sweeping import state
 
 SWEEP_FILE = "sweep.json"
 
 
 class Progress(NamedTuple):
-    """Of a sweep: what it is called, and how many of its runs stand where."""
+    """Of a sweep: what it is called, how many of its runs stand where, and what went wrong.
+
+    Attributes:
+      failed: why, by the folder below the reported one, of runs that it has given up.
+    """
 
     preset: str
     variant: str
     planned: int
     finished: int
     unfinished: int
+    failed: dict[str, str]
 
     @property
     def not_begun(self) -> int:
@@ -43,8 +50,17 @@ def find_progress(root: Path) -> Progress | None:
             continue
         paths = [folder / run["folder"] for run in plan["runs"]]
         if folder == root or any(path.is_relative_to(root) for path in paths):
-            return _count(folder, plan)
+            return _count(folder, plan, _failed(folder, root))
     return None
+
+
+def _failed(folder: Path, root: Path) -> dict[str, str]:
+    runs = (state.read_driver(str(folder)) or {"runs": {}})["runs"]
+    return {
+        os.path.relpath(folder / name, root): str(run.get("error"))
+        for name, run in runs.items()
+        if run.get("state") == state.FAILED
+    }
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -57,7 +73,7 @@ def _read(folder: Path) -> dict[str, Any]:
     return plan
 
 
-def _count(folder: Path, plan: dict[str, Any]) -> Progress:
+def _count(folder: Path, plan: dict[str, Any], failed: dict[str, str]) -> Progress:
     states = [_state(folder / run["folder"], run.get("num_epochs")) for run in plan["runs"]]
     return Progress(
         preset=str(plan.get("preset", "without a name")),
@@ -65,6 +81,7 @@ def _count(folder: Path, plan: dict[str, Any]) -> Progress:
         planned=len(states),
         finished=states.count("finished"),
         unfinished=states.count("unfinished"),
+        failed=failed,
     )
 
 
