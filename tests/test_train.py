@@ -305,10 +305,12 @@ def test_nothing_is_compiled_after_the_first_epoch(tiny_config, open_cache, tmp_
     assert 0 < seen[6] < seen[12] == seen[24]
 
 
-def test_the_latest_two_checkpoints_and_the_best_are_kept(tiny_config, open_cache, tmp_path):
+def test_the_latest_two_checkpoints_and_the_best_two_are_kept(tiny_config, open_cache, tmp_path):
     tiny_config.num_epochs = 4
     result = run(tiny_config, open_cache(tiny_config), tmp_path)
-    assert kept(tmp_path) == {18, 24, 6 * result["best_epoch"]}
+    best, second, *_ = sorted(lines(tmp_path), key=lambda line: line["valid/error_rate"])
+    assert best["epoch"] == result["best_epoch"]
+    assert kept(tmp_path) == {18, 24, best["step"], second["step"]}
 
 
 @pytest.mark.parametrize(
