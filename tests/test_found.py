@@ -264,7 +264,7 @@ class TestProgress:
         write_run(tmp_path / "full/seed2", short, lines_of([0.4]))
         for root in (tmp_path, tmp_path / "full", tmp_path / "full/seed0"):
             found = find_progress(root)
-            assert found == ("five_way", "small", 4, 1, 2)
+            assert found == ("five_way", "small", 4, 1, 2, {})
             assert found.not_begun == 1
 
     def test_a_sweep_further_up_that_is_another_one(self, tmp_path):
