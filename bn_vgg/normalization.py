@@ -37,7 +37,7 @@ import jax
 
 from bn_vgg.batch_norm import FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
 from bn_vgg.batch_renorm import BatchRenorm
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, described
 from bn_vgg.example_norm import FilterResponseNorm, GroupNorm, InstanceNorm, LayerNorm
 from bn_vgg.weight_norm import WeightNorm, WeightNormMeanOnly
 
@@ -251,8 +251,7 @@ def _find(norm: str) -> Callable[..., nn.Module]:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the module's own code raises
         raise UserError(
-            f"config.model.norm={norm}: cannot import {module_name}: "
-            f"{type(error).__name__}: {_first_line(error)}"
+            f"config.model.norm={norm}: cannot import {module_name}: {described(error)}"
         ) from error
     build = getattr(module, attribute, None)
     if not callable(build):
@@ -310,10 +309,4 @@ def _naming(norm: str, build: Callable) -> Iterator[None]:
             file = None
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
         where = f" in {file}, line {lines[-1]}" if lines else ""
-        raise UserError(
-            f"config.model.norm={norm} failed{where}: {type(error).__name__}: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+        raise UserError(f"config.model.norm={norm} failed{where}: {described(error)}") from error

@@ -138,6 +138,43 @@ class TestDevices:
         assert os.environ.get(_FRACTION) == share
 
 
+def test_an_attempt_that_breaks_off_leaves_no_task_and_the_next_one_its_own(tmp_path):
+    """As where nobody reads on: the slot itself has not been stopped."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+    cancelled, waits = [], iter([ValueError("a bug"), None])
+
+    class Remote:
+        exceptions = ray.exceptions
+
+        def remote(self, *_, **__):
+            return lambda function: self
+
+        def options(self, name):
+            self.remote = lambda *_: name
+            return self
+
+        def wait(self, tasks, timeout):
+            error = next(waits)
+            if error:
+                raise error
+            return tasks, []
+
+        def get(self, task):
+            return None
+
+        def cancel(self, task, force):
+            cancelled.append(task)
+
+    run = PlannedRun("a", 0, "configs/baseline.py", {})
+    slot = _Task("a", Remote(), str(tmp_path), [], print)
+    with pytest.raises(ValueError, match="a bug"):
+        slot.execute(run)
+    assert cancelled == ["a/seed0"]
+    slot._ray = again = Remote()
+    assert slot.execute(run).error is None
+    assert (slot._ray, cancelled) == (again, ["a/seed0"])
+
+
 def test_a_look_that_fails_is_no_end_of_a_run(tmp_path):
     """A network's disk may be away for a moment."""
     run = PlannedRun("a", 0, "configs/baseline.py", {})

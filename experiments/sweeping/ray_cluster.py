@@ -130,7 +130,7 @@ class _Task:
             root, gpus, run.config_arguments, run.arguments(self._out, *self._flags)[2:]
         )
         if self._stopped:  # before there was a task to end
-            self.stop()
+            self._cancel()
         told = _Told(Workdir(f"{self._out}/{run.folder}", writes=False), run, self._say)
         try:
             while not ray.wait([self._going], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
@@ -142,7 +142,7 @@ class _Task:
             said = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
             return Outcome(said, lost=isinstance(error, ray.exceptions.NodeDiedError))
         except BaseException:
-            self.stop()  # nobody would wait for it any more
+            self._cancel()  # nobody would wait for it any more
             raise
         finally:
             self._going = None
@@ -150,6 +150,9 @@ class _Task:
     def stop(self) -> None:
         """See `Slot`."""
         self._stopped = True
+        self._cancel()
+
+    def _cancel(self) -> None:
         going = self._going
         if going is not None:
             self._ray.cancel(going, force=True)
