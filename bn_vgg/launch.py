@@ -9,15 +9,16 @@ from absl import logging
 from ml_collections import ConfigDict
 
 import bn_vgg
-from bn_vgg import checkpoint, command, distributed, provenance, train
+from bn_vgg import command, train
 from bn_vgg.data import cache as image_cache
 from bn_vgg.data.batches import num_train_batches
 from bn_vgg.data.prepared import PreparedData, prepare
 from bn_vgg.errors import UserError
-from bn_vgg.feed import batches_per_dispatch
 from bn_vgg.hooks import Hooks
-from bn_vgg.programs import Session
-from bn_vgg.workdir import Workdir, flatten
+from bn_vgg.infra import checkpoint, distributed, provenance
+from bn_vgg.infra.workdir import Workdir, flatten
+from bn_vgg.training.feed import batches_per_dispatch
+from bn_vgg.training.programs import Session
 
 
 def launch(

@@ -5,9 +5,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from bn_vgg import command, distributed
+from bn_vgg import command
 from bn_vgg.data.cache import default_folder
 from bn_vgg.errors import UserError
+from bn_vgg.infra import distributed
 from bn_vgg.launch import launch
 
 _CONFIG = config_flags.DEFINE_config_file(

@@ -20,7 +20,7 @@ from bn_vgg.data import files, images
 from bn_vgg.data.cache import default_folder
 from bn_vgg.data.windows import five_windows
 from bn_vgg.errors import EXIT_UNREADABLE, UserError
-from bn_vgg.steps import make_predict_step
+from bn_vgg.training.steps import make_predict_step
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
 _IMAGES = flags.DEFINE_string(

@@ -21,22 +21,22 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from bn_vgg import distributed, provenance
-from bn_vgg.checkpoint import Checkpoints, digest_of
 from bn_vgg.data.prepared import PreparedData
+from bn_vgg.debugging.non_finite import Finder, Found, Remembered
 from bn_vgg.errors import Interrupted, UserError
-from bn_vgg.evaluation import Evaluated, Evaluator, Observed
 from bn_vgg.hooks import Hooks, epoch_line, format_seconds
+from bn_vgg.infra import distributed, provenance
+from bn_vgg.infra.checkpoint import Checkpoints, digest_of
+from bn_vgg.infra.stopping import StopRequest
+from bn_vgg.infra.workdir import Workdir, flatten
 from bn_vgg.keeping import Keeper
-from bn_vgg.metrics import TrainMetrics
-from bn_vgg.non_finite import Finder, Found, Remembered
-from bn_vgg.parallel import check_batch_size
-from bn_vgg.programs import Session
-from bn_vgg.run_data import RunData
-from bn_vgg.state import num_parameters
-from bn_vgg.steps import to_intensities
-from bn_vgg.stopping import StopRequest
-from bn_vgg.workdir import Workdir, flatten
+from bn_vgg.training.evaluation import Evaluated, Evaluator, Observed
+from bn_vgg.training.metrics import TrainMetrics
+from bn_vgg.training.parallel import check_batch_size
+from bn_vgg.training.programs import Session
+from bn_vgg.training.run_data import RunData
+from bn_vgg.training.state import num_parameters
+from bn_vgg.training.steps import to_intensities
 
 # What a stream of random numbers is for, folded into the seed's key.
 _INIT, _DROPOUT = 0, 1

@@ -17,12 +17,13 @@ from typing import Any
 import jax
 from absl import flags
 
-from bn_vgg import command, provenance
+from bn_vgg import command
 from bn_vgg.data.cache import default_folder
 from bn_vgg.errors import UserError
-from bn_vgg.vgg import DTYPES
+from bn_vgg.infra import provenance
+from bn_vgg.model.vgg import DTYPES
 from configs import default, meanonly_crop
-from experiments import run_timing, step_timing
+from experiments.timing import run_timing, step_timing
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for benchmark.json and .md.", required=True)
 _NORMS = flags.DEFINE_list("norms", ["none", "mean_only", "full"], "Normalizations to time.")

@@ -13,8 +13,8 @@ from absl import flags
 
 from bn_vgg import command
 from bn_vgg.errors import UserError
-from experiments import diagnosis, verdicts
-from experiments.diagnosis import KINDS, Line, Run, percent, value
+from experiments.diagnosing import diagnosis, verdicts
+from experiments.diagnosing.diagnosis import KINDS, Line, Run, percent, value
 
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for diagnosis.md and .png; WORKDIR/diagnosis unless it is given."
@@ -40,7 +40,8 @@ def main(workdir: str) -> None:
     """Runs the command."""
     command.log_to_file(None)
     try:
-        from experiments import diagnosis_figure, figures
+        from experiments import figures
+        from experiments.diagnosing import diagnosis_figure
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise

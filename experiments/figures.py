@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize, PowerNorm
 from matplotlib.figure import Figure
 
-from experiments.diagnosis import (
+from experiments.diagnosing.diagnosis import (
     AVERAGES,
     KINDS,
     UNDECIDED,

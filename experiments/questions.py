@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from bn_vgg import command, provenance
+from bn_vgg import command
 from bn_vgg.data.cache import default_folder
 from bn_vgg.errors import (
     EXIT_HUNG_UP,
@@ -29,11 +29,13 @@ from bn_vgg.errors import (
     Interrupted,
     UserError,
 )
-from bn_vgg.workdir import Workdir
+from bn_vgg.infra import provenance
+from bn_vgg.infra.workdir import Workdir
 from configs import default
-from experiments import answers, diagnosis, early, mechanism
-from experiments.answers import Answer, Runs
-from experiments.question_page import RULES, page
+from experiments.asking import answers, early, mechanism
+from experiments.asking.answers import Answer, Runs
+from experiments.asking.question_page import RULES, page
+from experiments.diagnosing import diagnosis
 from experiments.records import keep_run
 from experiments.sweeping.plan import parse_seeds
 
@@ -110,7 +112,7 @@ def main(name: str) -> None:
         print("\n".join(shlex.join(["python", *plan.arguments]) for plan in plans))
         return
     try:
-        from experiments import question_figures
+        from experiments.asking import question_figures
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from absl import flags
 
-from bn_vgg import command, provenance
+from bn_vgg import command
 from bn_vgg.errors import UserError
+from bn_vgg.infra import provenance
 from experiments.records import keep_run
 from experiments.reporting import claims, sections
 from experiments.reporting import found as finding

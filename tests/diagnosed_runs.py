@@ -2,7 +2,7 @@
 
 import json
 
-from experiments.diagnosis import KINDS
+from experiments.diagnosing.diagnosis import KINDS
 
 LAYERS = [f"block{i}" for i in range(8)]
 CONFIG = {

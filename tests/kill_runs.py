@@ -73,8 +73,10 @@ def run_forked(given, phase_path, log_path):
 
         setattr(owner, name, telling)
 
-    from bn_vgg import checkpoint, command, evaluation, main, train
+    from bn_vgg import command, main, train
     from bn_vgg.data import cache
+    from bn_vgg.infra import checkpoint
+    from bn_vgg.training import evaluation
 
     tell(cache, "_build", "cache", afterwards="start")
     tell(train.Run, "_train_epoch", "step")

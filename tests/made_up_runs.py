@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bn_vgg.workdir import flatten
-from experiments.diagnosis import Run, Sizes
+from bn_vgg.infra.workdir import flatten
+from experiments.diagnosing.diagnosis import Run, Sizes
 from experiments.reporting.cells import CELLS, place
 from experiments.reporting.found import Found
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from bn_vgg import train as loop
 from bn_vgg.hooks import Hooks
+from bn_vgg.infra.workdir import Workdir
 from bn_vgg.launch import split_images
 from bn_vgg.trained import load
-from bn_vgg.workdir import Workdir
 from tests.conftest import ROOT
 
 # What differs from run to run: of a line, and of a result.

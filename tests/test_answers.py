@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from experiments import answers
-from experiments import early as early_rule
-from experiments.diagnosis import Run, Sizes
+from experiments.asking import answers
+from experiments.asking import early as early_rule
+from experiments.diagnosing.diagnosis import Run, Sizes
 
 SIZES = Sizes(valid=2500, compared=1000)
 KEYS = {

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_vgg.batch_norm import FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
 from bn_vgg.errors import UserError
+from bn_vgg.model.batch_norm import FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
 from tests.norm_checks import (
     DECAY,
     EPSILON,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bn_vgg.infra.workdir import FORMAT
 from bn_vgg.trained import load
-from bn_vgg.workdir import FORMAT
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from bn_vgg.config_checks import _CHECKS, check_config
 from bn_vgg.errors import UserError
-from bn_vgg.workdir import flatten
+from bn_vgg.infra.workdir import flatten
 from configs import default
 from tests.conftest import ROOT
 
@@ -47,7 +47,7 @@ def test_a_cell_holds_only_its_difference(cell, variant):
 
 
 def test_the_default_is_the_published_recipe():
-    """Each number is RECIPE.md's."""
+    """Each number is the post's recipe's."""
     config = flatten(default.get_config().to_dict())
     published = {
         "batch_size": 100, "data.crop_size": 128, "data.min_side": 128,
@@ -135,10 +135,10 @@ def test_overrides_reach_the_config():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_traces_a_step(cell):
-    from bn_vgg.optimizer import rmsprop
-    from bn_vgg.state import init_state
-    from bn_vgg.steps import make_train_step
-    from bn_vgg.vgg import make_model
+    from bn_vgg.model.vgg import make_model
+    from bn_vgg.training.optimizer import rmsprop
+    from bn_vgg.training.state import init_state
+    from bn_vgg.training.steps import make_train_step
 
     config = get(cell, "small")
     model, optimizer = make_model(**config.model), rmsprop(**config.optimizer)

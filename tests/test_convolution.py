@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bn_vgg import convolution
-from bn_vgg.convolution import conv3x3, mean_of_full_conv
+from bn_vgg.model import convolution
+from bn_vgg.model.convolution import conv3x3, mean_of_full_conv
 
 
 def reference(x, kernel, padding):

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from bn_vgg.errors import UserError
-from experiments import diagnosis
-from experiments.diagnosis import AVERAGES, Sizes
+from experiments.diagnosing import diagnosis
+from experiments.diagnosing.diagnosis import AVERAGES, Sizes
 from tests.conftest import ROOT
 from tests.diagnosed_runs import flat, layered, lensed, plain, write_run
 
@@ -67,7 +67,8 @@ class TestPicture:
     @pytest.mark.parametrize("num_epochs", [1, 5, 60])
     def test_the_axes_are_what_was_measured(self, num_epochs, tmp_path):
         pytest.importorskip("matplotlib")
-        from experiments import diagnosis_figure, figures
+        from experiments import figures
+        from experiments.diagnosing import diagnosis_figure
 
         lines = layered(lensed(*[flat(0.3)] * num_epochs))
         spikes = [diagnosis.Spike(1, 1, 0.1, AVERAGES)]
@@ -83,14 +84,14 @@ class TestPicture:
 
     def test_without_a_lens_there_is_one_panel(self):
         pytest.importorskip("matplotlib")
-        from experiments import diagnosis_figure
+        from experiments.diagnosing import diagnosis_figure
 
         assert len(diagnosis_figure.draw_diagnosis(plain(0.3, 0.2), [], "a run").axes) == 1
         assert diagnosis_figure.draw_diagnosis([{"epoch": 4}], [], "nothing but an epoch").axes
 
     def test_names_do_not_overlap(self):
         pytest.importorskip("matplotlib")
-        from experiments import diagnosis_figure
+        from experiments.diagnosing import diagnosis_figure
 
         figure = diagnosis_figure.draw_diagnosis(lensed(flat(0.3), flat(0.0)), [], "a run")
         figure.canvas.draw()

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from experiments import diagnosis, verdicts
-from experiments.diagnosis import AVERAGES, UNDECIDED, WEIGHTS, Sizes
+from experiments.diagnosing import diagnosis, verdicts
+from experiments.diagnosing.diagnosis import AVERAGES, UNDECIDED, WEIGHTS, Sizes
 from tests.diagnosed_runs import CONFIG, flat, layered, lensed, plain
 
 SIZES = Sizes(valid=2500, compared=1000)

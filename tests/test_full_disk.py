@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from bn_vgg import checkpoint
 from bn_vgg.errors import UserError
+from bn_vgg.infra import checkpoint
+from bn_vgg.infra.workdir import Workdir
 from bn_vgg.trained import load
-from bn_vgg.workdir import Workdir
 from tests.runs import assert_equal_runs, start_run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

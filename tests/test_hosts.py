@@ -12,8 +12,8 @@ import time
 import jax
 import pytest
 
-from bn_vgg import distributed
 from bn_vgg.errors import EXIT_HOST_LOST, EXIT_TERMINATED, EXIT_USER_ERROR, UserError
+from bn_vgg.infra import distributed
 from tests.conftest import ROOT
 from tests.runs import assert_equal_runs, num_lines
 
@@ -152,7 +152,7 @@ def test_after_hosts_were_lost_the_same_command_makes_the_same_run(hosts, cartoo
 # A process that is alive, and answers, but does nothing after some steps.
 STUCK = """
 import runpy, time
-from bn_vgg import distributed
+from bn_vgg.infra import distributed
 step_done, calls = distributed.step_done, []
 def done_or_hang():
     step_done()
@@ -235,7 +235,7 @@ def test_hosts_that_disagree_refuse_to_start(hosts, cartoon_folder, tmp_path):
 # The first waits for what the third, which dies, would say: no connection tells of it.
 KILLED = """
 import os, signal, sys, time
-from bn_vgg import distributed, watchdog
+from bn_vgg.infra import distributed, watchdog
 watchdog._SILENT_LOOKS = 2
 given = dict(argument.lstrip("-").split("=") for argument in sys.argv[1:])
 index = int(given["process_id"])
@@ -266,7 +266,7 @@ def test_one_that_is_killed_while_another_waits_for_its_word_is_missed(hosts):
 # Calls as often as the others, but not at the same times.
 PREEMPTED = """
 import sys, time
-from bn_vgg import distributed
+from bn_vgg.infra import distributed
 given = dict(argument.lstrip("-").split("=") for argument in sys.argv[1:])
 index = int(given["process_id"])
 with distributed.joined(given["coordinator_address"], int(given["num_processes"]), index):
@@ -303,7 +303,7 @@ def test_a_process_alone_has_nobody_to_agree_with(tmp_path):
 def test_a_process_that_meets_nobody_says_so(index):
     address = free_address()
     code = f"""
-from bn_vgg import distributed
+from bn_vgg.infra import distributed
 distributed._MEETING_SECONDS = 1
 with distributed.joined({address!r}, 2, {index}):
     pass

@@ -10,34 +10,45 @@ from tests.conftest import ROOT
 
 ORDER = """
 errors
-locking watchdog
-distributed
-stopping
-batch_norm convolution pooling
-batch_renorm example_norm weight_norm
-normalization
-vgg operations
-data.source data.cartoon_animals
-data.images
-data.cartoons data.files data.tfds_source
-data.labelled_files
-data.sources
-data.cache data.splits data.windows
-data.batches data.prepared
-optimizer metrics parallel provenance checkpoint workdir
-state hooks feed
-run_data steps
-layer_look lens
-config_checks programs
-evaluation command tensorboard non_finite
-trained keeping
+infra: locking watchdog
+infra: distributed
+infra: stopping provenance checkpoint workdir
+model: batch_norm convolution pooling
+model: batch_renorm example_norm weight_norm
+model: normalization
+model: vgg
+data: source cartoon_animals
+data: images
+data: cartoons files tfds_source
+data: labelled_files
+data: sources
+data: cache splits windows
+data: batches prepared
+training: optimizer metrics parallel
+training: state feed
+training: run_data steps
+training: lens
+training: programs
+training: evaluation
+debugging: layer_look operations
+debugging: non_finite
+config_checks hooks trained
+command tensorboard keeping
 train
 launch
 main predict export
 """
-LEVEL = {
-    name: level for level, line in enumerate(ORDER.strip().split("\n")) for name in line.split()
-}
+
+
+def levels():
+    """Yields each module's name and the number of its line."""
+    for level, line in enumerate(ORDER.strip().split("\n")):
+        package, _, names = line.rpartition(": ")
+        for name in names.split():
+            yield f"{package}.{name}".strip("."), level
+
+
+LEVEL = dict(levels())
 
 
 def modules():

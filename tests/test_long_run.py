@@ -20,9 +20,9 @@ from bn_vgg import command
 from bn_vgg import train as loop
 from bn_vgg.data import cache as image_cache
 from bn_vgg.hooks import Hooks
+from bn_vgg.infra.workdir import Workdir
 from bn_vgg.launch import split_images
 from bn_vgg.tensorboard import make_hooks
-from bn_vgg.workdir import Workdir
 from tests.conftest import ROOT
 from tests.tiny_config import get_config
 

@@ -17,17 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_vgg import command, feed, operations
+from bn_vgg import command
 from bn_vgg import train as loop
 from bn_vgg.data import cache as image_cache
+from bn_vgg.debugging import operations
+from bn_vgg.debugging.non_finite import Finder, checked
 from bn_vgg.errors import Interrupted, UserError
-from bn_vgg.metrics import TrainMetrics
-from bn_vgg.non_finite import Finder, checked
-from bn_vgg.parallel import Devices
-from bn_vgg.programs import Session
-from bn_vgg.steps import make_train_step
+from bn_vgg.model.vgg import make_model
 from bn_vgg.trained import load
-from bn_vgg.vgg import make_model
+from bn_vgg.training import feed
+from bn_vgg.training.metrics import TrainMetrics
+from bn_vgg.training.parallel import Devices
+from bn_vgg.training.programs import Session
+from bn_vgg.training.steps import make_train_step
 from tests import breaking_norms
 from tests.conftest import ROOT
 from tests.runs import epochs_of, run, same
@@ -99,7 +101,8 @@ def test_the_step_the_layer_the_operation_and_what_was_before(
         said = message(config, open_cache(config), tmp_path)
     start, operation, code = FLAWS[name]
     assert said.startswith(start)
-    own = breaking_norms.__file__ if name != "Squares" else str(ROOT / "bn_vgg/optimizer.py")
+    package = str(ROOT / "bn_vgg/training/optimizer.py")
+    own = package if name == "Squares" else breaking_norms.__file__
     assert re.search(rf": {operation} in {own}, line \d+: {re.escape(code)}", said)
     assert "it was called here, the innermost first" in caplog.text
     assert f", with config.model.norm=tests.breaking_norms:{name};" in said
@@ -191,7 +194,7 @@ def test_an_epochs_last_update_is_looked_at_before_it_is_kept(tiny_config, open_
     assert "the checkpoint of step 0 is kept" in said
     tiny_config.debug.nans = True
     said = message(tiny_config, open_cache(tiny_config), tmp_path)
-    assert re.search(r"makes an? \w+ in .*/bn_vgg/\w+\.py, line \d+: ", said)
+    assert re.search(r"makes an? \w+ in .*/bn_vgg/[\w/]+\.py, line \d+: ", said)
     assert load(str(tmp_path), "latest").step == 0
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from bn_vgg.optimizer import rmsprop
+from bn_vgg.training.optimizer import rmsprop
 
 
 def test_equals_the_recipe_step_by_step():
@@ -27,7 +27,7 @@ def test_equals_the_recipe_step_by_step():
 
 
 def test_the_first_step_is_31_6_times_the_nominal_one():
-    """1 / sqrt(1 - 0.999), RECIPE.md: no bias correction."""
+    """1 / sqrt(1 - 0.999): no bias correction, as in the post's recipe."""
     optimizer = rmsprop(learning_rate=3e-4, decay=0.999, epsilon=1e-5)
     params = {"w": jnp.zeros(1)}
     updates, _ = optimizer.update({"w": jnp.full(1, 2.0)}, optimizer.init(params))

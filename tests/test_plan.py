@@ -4,7 +4,7 @@ import pytest
 
 from bn_vgg import command
 from bn_vgg.errors import UserError
-from bn_vgg.normalization import NORMALIZERS
+from bn_vgg.model.normalization import NORMALIZERS
 from experiments.presets import PRESETS
 from experiments.sweeping.plan import VARIANTS, find_preset, parse_seeds, parse_settings, plan
 

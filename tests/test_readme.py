@@ -41,6 +41,15 @@ def test_links_lead_somewhere():
     assert [target for target in local if not (ROOT / target).exists()] == []
 
 
+def test_the_sizes_of_packages_are_about_right():
+    rows = re.findall(r"^\| \[bn_vgg(/?\w*)\].* \| ([\d,]+) \|$", README, re.MULTILINE)
+    assert len(rows) == 6
+    for folder, stated in rows:
+        files = (ROOT / f"bn_vgg{folder}").glob("*.py" if not folder else "**/*.py")
+        lines = sum(len(file.read_text().splitlines()) for file in files)
+        assert abs(lines - int(stated.replace(",", ""))) < 100, folder
+
+
 def test_every_config_it_names_is_there():
     named = set(re.findall(r"configs/(\w+)\.py", README))
     assert named

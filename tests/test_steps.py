@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from jax import export
 
-from bn_vgg.normalization import NORMALIZERS
-from bn_vgg.optimizer import rmsprop
-from bn_vgg.state import init_state, jit_init
-from bn_vgg.steps import make_eval_step, make_predict_step, make_train_step, to_intensities
-from bn_vgg.vgg import DTYPES, make_model
+from bn_vgg.model.normalization import NORMALIZERS
+from bn_vgg.model.vgg import DTYPES, make_model
+from bn_vgg.training.optimizer import rmsprop
+from bn_vgg.training.state import init_state, jit_init
+from bn_vgg.training.steps import make_eval_step, make_predict_step, make_train_step, to_intensities
 from configs import default
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

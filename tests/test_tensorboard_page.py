@@ -19,7 +19,7 @@ from etils import epath
 
 from bn_vgg import tensorboard
 from bn_vgg.hooks import Hooks
-from bn_vgg.workdir import flatten
+from bn_vgg.infra.workdir import flatten
 
 CELLS = ("baseline", "meanonly_crop", "full_crop_dropout")
 RUNS = [f"{cell}-small/seed{seed}" for cell in CELLS for seed in (0, 1)]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from bn_vgg.errors import UserError
-from bn_vgg.normalization import NORMALIZERS
-from bn_vgg.optimizer import rmsprop
-from bn_vgg.state import init_state, jit_init, num_parameters
-from bn_vgg.vgg import Block, Conv, Dropout, make_model
+from bn_vgg.model.normalization import NORMALIZERS
+from bn_vgg.model.vgg import Block, Conv, Dropout, make_model
+from bn_vgg.training.optimizer import rmsprop
+from bn_vgg.training.state import init_state, jit_init, num_parameters
 from configs import default
 
 
@@ -29,7 +29,7 @@ def init(model, side):
     ("norm", "expected"), [("none", 3152482), ("mean_only", 3152482), ("full", 3152822)]
 )
 def test_parameter_counts_at_128(norm, expected):
-    """The numbers are RECIPE.md's."""
+    """The numbers are the post's recipe's."""
     variables = jax.eval_shape(lambda: init(model(norm=norm), 128))
     assert num_parameters(variables["params"]) == expected
 

@@ -4,7 +4,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from bn_vgg.workdir import ONLY_SPEED, flatten
+from bn_vgg.infra.workdir import ONLY_SPEED, flatten
 from configs import (
     baseline,
     baseline_crop,

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.answers import VALID
-from experiments.diagnosis import KINDS, percent, points, value
+from experiments.asking.answers import VALID
+from experiments.diagnosing.diagnosis import KINDS, percent, points, value
 from experiments.reporting import published, spread
 from experiments.reporting.found import Found
 from experiments.reporting.verdict import (

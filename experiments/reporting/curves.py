@@ -10,8 +10,8 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.answers import TRAIN, VALID
-from experiments.diagnosis import value
+from experiments.asking.answers import TRAIN, VALID
+from experiments.diagnosing.diagnosis import value
 from experiments.figures import COLOURS, WIDTH, name_ends, style
 from experiments.reporting import published
 from experiments.reporting.sections import BySeed, Section

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bn_vgg.errors import UserError
-from bn_vgg.workdir import Workdir, flatten
-from experiments.answers import VALID
-from experiments.diagnosis import Run, read_run, value
+from bn_vgg.infra.workdir import Workdir, flatten
+from experiments.asking.answers import VALID
+from experiments.diagnosing.diagnosis import Run, read_run, value
 from experiments.reporting.cells import VARIANTS, Place, place
 
 RUN_FILES = ("config.json", "result.json")

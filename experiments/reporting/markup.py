@@ -7,7 +7,7 @@ from pathlib import Path
 
 import markdown
 
-from experiments.answers import Table
+from experiments.asking.answers import Table
 
 # What Markdown or HTML would take for markup: an underscore only where it is not within a word.
 _SPECIAL = re.compile(r"[&<>`*\[\]|\\]|(?<![^\W_])_|_(?![^\W_])")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.answers import Table
-from experiments.diagnosis import UNDECIDED, percent
+from experiments.asking.answers import Table
+from experiments.diagnosing.diagnosis import UNDECIDED, percent
 from experiments.reporting import tables
 from experiments.reporting.found import Found, Left
 from experiments.reporting.markup import code, table, text

@@ -1,13 +1,20 @@
 """The claims on how curves look, 4 and 5: what breaks down with dropout, and what spikes are."""
 
-from experiments.answers import (
+from experiments.asking.answers import (
     BREAKDOWN_GAP,
     FEWEST_SPIKES,
     MOST_SPIKES,
     cell,
     end_of,
 )
-from experiments.diagnosis import AVERAGES, UNDECIDED, WEIGHTS, find_spikes, percent, points
+from experiments.diagnosing.diagnosis import (
+    AVERAGES,
+    UNDECIDED,
+    WEIGHTS,
+    find_spikes,
+    percent,
+    points,
+)
 from experiments.reporting.verdict import (
     CONTRADICTED,
     FEWEST_EPOCHS,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bn_vgg.errors import UserError
-from bn_vgg.workdir import Workdir
+from bn_vgg.infra.workdir import Workdir
 from experiments.sweeping import state
 
 SWEEP_FILE = "sweep.json"

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from experiments.answers import VALID, Table
-from experiments.diagnosis import percent, value
+from experiments.asking.answers import VALID, Table
+from experiments.diagnosing.diagnosis import percent, value
 from experiments.reporting import published, spread
 from experiments.reporting.cells import AUGMENTATIONS, NORMS
 from experiments.reporting.found import Found

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from experiments.answers import VALID, Table
-from experiments.diagnosis import UNDECIDED, value
+from experiments.asking.answers import VALID, Table
+from experiments.diagnosing.diagnosis import UNDECIDED, value
 from experiments.reporting.found import Found
 from experiments.reporting.sections import BySeed
 from experiments.reporting.spread import CONFIDENCE, RESAMPLES, in_words, paired_interval

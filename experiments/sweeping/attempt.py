@@ -11,7 +11,7 @@ import bn_vgg
 from bn_vgg import command
 from bn_vgg.errors import UserError, described
 from bn_vgg.launch import launch
-from bn_vgg.programs import Session
+from bn_vgg.training.programs import Session
 
 
 class Attempts:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bn_vgg.errors import UserError
-from bn_vgg.workdir import Workdir
+from bn_vgg.infra.workdir import Workdir
 from experiments.sweeping.backend import Outcome, Say, Slot
 from experiments.sweeping.plan import PlannedRun
 

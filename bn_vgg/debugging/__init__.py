@@ -1,0 +1,1 @@
+"""Finds where a number became one that is not finite."""

@@ -1,0 +1,1 @@
+"""What keeps a run whole: its folder, checkpoints and locks; its hosts, signals and provenance."""

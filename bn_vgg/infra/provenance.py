@@ -1,0 +1,99 @@
+"""Where a number comes from: hardware, versions, commit."""
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import jax
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "bn-vgg")
+
+
+def hardware() -> dict:
+    """Describes the devices over all hosts, and this host's processor."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "device": _processor() if device.platform == "cpu" else device.device_kind,
+        "num_devices": jax.device_count(),
+        "num_hosts": jax.process_count(),
+        "cpu_cores": os.cpu_count(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """The checkout's commit, with `-dirty` where files differ from it; None outside git."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="],
+            cwd=root, capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def digest(module: str) -> str:
+    """A digest of a module's source, or of all of a package's; empty where there is none."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return ""
+    path = Path(spec.origin)
+    files = sorted(path.parent.rglob("*.py")) if spec.submodule_search_locations else [path]
+    hashed = hashlib.blake2b(digest_size=8)
+    for file in files:
+        content = file.read_bytes()
+        hashed.update(f"{file.relative_to(path.parent)} {len(content)}\n".encode() + content)
+    return hashed.hexdigest()
+
+
+@functools.cache  # of the file as it is when it is imported: it may be edited while a run goes on
+def norm_digest(norm: str) -> str:
+    """A digest of the file of somebody's own normalizer; empty for one that was installed."""
+    module, colon, _ = norm.rpartition(":")
+    try:
+        spec = importlib.util.find_spec(module) if colon else None
+    except (Exception, SystemExit):  # of a package's own code: who builds the network says so
+        return ""
+    if spec is None or spec.origin is None or not spec.has_location:
+        return ""
+    installed = {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib")}
+    if any(Path(spec.origin).is_relative_to(folder) for folder in installed):
+        return ""  # its version is recorded, and an update may change what nobody uses
+    return digest(module)
+
+
+def command() -> str:
+    """The command line of this process, to be run again from the checkout."""
+    module = Path(sys.argv[0])
+    package = module.parent.name
+    return shlex.join(["python", "-m", f"{package}.{module.stem}", *sys.argv[1:]])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,258 @@
+"""What a run keeps in its folder besides checkpoints: config, data, metrics, result.
+
+format.json     the version of all this, and of the code that wrote it;
+config.json     the configuration, nested, as run;
+data.json       the data's fingerprint, classes and numbers of examples;
+metrics.jsonl   a line per epoch;
+result.json     written when the run is finished.
+
+`.lock` is held by the process that trains, `.lock.json` says which one that is.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+import bn_vgg
+from bn_vgg.errors import UserError
+from bn_vgg.infra import locking
+
+# Of a run's files. Raise it when code of the version before could not go on with a run.
+# 1: no format.json, checkpoints without a digest and at the end of epochs alone. Still read.
+FORMAT = 2
+
+# What may differ from start to start, besides more epochs: it changes nothing but speed.
+ONLY_SPEED = {"data.placement", "eval.batch_size", "checkpoint.every_steps", "debug.nans"}
+ONLY_SPEED |= {"resources.CPU", "resources.GPU", "resources.TPU"}
+
+
+class Workdir:
+    """A run's folder, local or `gs://`. Only the first host writes."""
+
+    def __init__(self, path: str, *, writes: bool = True):
+        self.path = epath.Path(path).expanduser()
+        self._writes = writes
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out, on this machine or a shared file system.
+
+        An object store has no locks: nothing is done there, nor by hosts that do not write.
+
+        Raises:
+          UserError: another process is in it; names that one. Or it cannot be written.
+        """
+        if not self._writes or "://" in str(self.path):
+            yield
+            return
+        lock = Path(self.path) / ".lock"
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            holding = contextlib.ExitStack()
+            holding.enter_context(locking.held(lock))
+        with holding:
+            try:
+                yield
+            finally:
+                self._leave_no_trace(lock)
+
+    def _leave_no_trace(self, lock: Path) -> None:
+        """Removes the folder where no run came to be in it."""
+        with contextlib.suppress(OSError):
+            if {each.name for each in self.path.iterdir()} <= {lock.name, f"{lock.name}.json"}:
+                shutil.rmtree(self.path)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write the working directory {self.path}: {reason}") from error
+
+    @property
+    def damaged(self) -> epath.Path:
+        """Where checkpoints are moved that cannot be used."""
+        return self.path / "damaged"
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """Where the checkpoints are; Orbax wants it absolute."""
+        folder = self.path / "checkpoints"
+        # epath would resolve gs:// as if it were a local folder.
+        return folder if "://" in str(folder) else epath.Path(os.path.abspath(folder))
+
+    def claim(self, config: dict[str, Any], data: dict[str, Any], norm_digest: str = "") -> None:
+        """Takes the folder for a run of `config` on `data`, or goes on with one.
+
+        Args:
+          config: the run's.
+          data: what is kept of its data.
+          norm_digest: of the file of somebody's own normalizer, `provenance.norm_digest`.
+
+        Raises:
+          UserError: it holds a run of another configuration, on other data or with another
+            version of that file, or cannot be written.
+        """
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.check_format()
+            if (self.path / "config.json").exists():
+                _refuse_other(self.path, self.read("config.json"), config)
+            if (self.path / "data.json").exists():
+                _refuse_other_data(self.path, self.read("data.json"), data)
+            if self.norm_changed(norm_digest):
+                raise UserError(
+                    f"{self.path} holds a run of another version of {config['model']['norm']}: its "
+                    "file has changed since the run began. Put it back, or name another --workdir"
+                )
+            about = {"format": FORMAT, "bn_vgg": bn_vgg.__version__}
+            about |= {"norm_digest": norm_digest} if norm_digest else {}
+            self.write("format.json", about)
+            self.write("config.json", config)
+            self.write("data.json", data)
+
+    def check_there(self) -> None:
+        """Raises a UserError where the folder was removed: Orbax would begin another one."""
+        if not self.exists("config.json"):
+            raise UserError(
+                f"{self.path} is gone, with what was kept of the run: its config.json is not "
+                "there any more; run the same command again, which begins from the seed"
+            )
+
+    def norm_changed(self, norm_digest: str) -> bool:
+        """Whether the run began with another version of the file of its normalizer.
+
+        Of a run that began before that was kept, or a file that is not there, nothing is known.
+        """
+        about = self.read("format.json") if self.exists("format.json") else {}
+        before = about.get("norm_digest", "")
+        return "" not in (before, norm_digest) and before != norm_digest
+
+    def check_format(self) -> None:
+        """Raises a UserError where a later version of the code has written the folder."""
+        if not self.exists("format.json"):
+            return
+        about = self.read("format.json")
+        if about["format"] > FORMAT:
+            raise UserError(
+                f"{self.path} holds a run of format {about['format']}, written by bn_vgg "
+                f"{about['bn_vgg']}; this is {bn_vgg.__version__}, which reads formats up to "
+                f"{FORMAT}: use that version, or name another --workdir"
+            )
+
+    def read(self, name: str) -> Any:
+        """Reads a JSON file.
+
+        Raises:
+          UserError: it is missing, no JSON or cannot be read.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path} holds no run: there is no {name} in it") from error
+        except (OSError, ValueError) as error:
+            raise UserError(_cannot_read(path, error)) from error
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        return (self.path / name).exists()
+
+    def write(self, name: str, content: Any) -> None:
+        """Writes a JSON file so that it is there whole or not at all."""
+        self._write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Reads the epochs' lines; none where nothing was written yet.
+
+        Raises:
+          UserError: one of them is no JSON, or the file cannot be read.
+        """
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise UserError(_cannot_read(path, error)) from error
+
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Writes all epochs' lines anew: object stores cannot append."""
+        self._write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+    def _write_text(self, name: str, text: str) -> None:
+        if not self._writes:
+            return
+        partial = self.path / f"{name}.partial"
+        try:
+            with partial.open("w") as file:
+                file.write(text)
+                if "://" not in str(partial):  # there before it takes the other's name
+                    file.flush()
+                    os.fsync(file.fileno())
+            partial.replace(self.path / name)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            reason = error.strerror or error
+            raise UserError(
+                f"cannot write {self.path / name} ({len(text):,} bytes): {reason}; "
+                "run the same command again when it can be written"
+            ) from error
+
+
+def _cannot_read(path: epath.Path, error: OSError | ValueError) -> str:
+    if isinstance(error, OSError):
+        return f"cannot read {path}: {error.strerror or error}"
+    return f"{path} is damaged: {error}"  # no JSON, or no text
+
+
+def flatten(
+    nested: dict[str, Any], prefix: str = "", fields: Container[str] = ()
+) -> dict[str, Any]:
+    """Turns {'a': {'b': 1}} into {'a.b': 1}; tuples become lists, as in JSON.
+
+    Only what holds something is taken apart: {'a': {}} stays as it is. So does the value of
+    each of `fields`, named in full.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value and name not in fields:
+            flat |= flatten(value, f"{name}.", fields)
+        else:
+            flat[name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _refuse_other(path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    old, new = flatten(old), flatten(new)
+    if new["num_epochs"] > old.get("num_epochs", 0):
+        old["num_epochs"] = new["num_epochs"]
+    old |= {field: new[field] for field in ONLY_SPEED & new.keys()}
+    missing = "(not there)"
+    differing = [
+        f"{field} was {old.get(field, missing)} and is {new.get(field, missing)}"
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field, missing) != new.get(field, missing)
+    ]
+    if differing:
+        raise UserError(
+            f"{path} holds a run of another configuration: {'; '.join(differing)}. "
+            "Name another --workdir (only num_epochs may grow)"
+        )
+
+
+def _refuse_other_data(path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    if old["fingerprint"] != new["fingerprint"]:
+        raise UserError(
+            f"{path} holds a run on other data: the content of {new['source']} has changed "
+            "since, or, of a folder, the files' times (copy with `cp -p`). Name another --workdir"
+        )

@@ -1,0 +1,1 @@
+"""The network, its convolution, and the normalizers that are plugged into it."""

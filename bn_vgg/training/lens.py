@@ -1,0 +1,147 @@
+"""Running statistics under a lens: against precise ones, and what they do to the error.
+
+*Precise* statistics are what the running averages would be had the weights stood still:
+plain means over some batches of training images, without dropout, at the present weights
+(Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3.2). Any normalizer with
+running averages of weight `momentum` has them: batch k is averaged in with momentum 1 - 1/k.
+"""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bn_vgg.model.vgg import VGG, layer_activations
+from bn_vgg.training.metrics import ComparedMetrics, Moments, merge_moments
+from bn_vgg.training.state import TrainState
+from bn_vgg.training.steps import errors, to_intensities
+
+
+class Precise(flax.struct.PyTreeNode):
+    """Precise statistics, accumulated over batches.
+
+    Attributes:
+      batches: how many so far, float32.
+      batch_stats: means over these, in the shape of `TrainState.batch_stats`.
+      before_norm: moments of what is normalized, by layer.
+    """
+
+    batches: jax.Array
+    batch_stats: Any
+    before_norm: dict[str, Moments]
+
+    @classmethod
+    def empty(cls, model: VGG, batch_stats) -> "Precise":
+        """No batch yet; the first one replaces `batch_stats`."""
+        moments = {f"block{i}": Moments.empty(c) for i, c in enumerate(model.features)}
+        return cls(jnp.zeros((), jnp.float32), batch_stats, moments)
+
+
+def make_precise_step(model: VGG, axis_name: str | None = None):
+    """Returns `precise_step(precise, state, batch) -> Precise`.
+
+    `batch` holds `windows_NWHWC`, one window of each example.
+    """
+
+    def precise_step(precise: Precise, state: TrainState, batch):
+        batches = precise.batches + 1
+        averaging = model.clone(dropout_rate=0.0, norm=model.norm.with_momentum(1 - 1 / batches))
+        _, updated = averaging.apply(
+            {"params": state.params, "batch_stats": precise.batch_stats},
+            to_intensities(batch["windows_NWHWC"][:, 0]),
+            train=True,
+            mutable=["batch_stats", "intermediates"],
+        )
+        each = jnp.ones(len(batch["windows_NWHWC"]), jnp.float32)
+        moments = {
+            layer: Moments.of(x, each, axis_name)
+            for layer, x in layer_activations(updated, "before_norm").items()
+        }
+        batch_stats = updated["batch_stats"]
+        if axis_name is not None:  # see `make_train_step`
+            batch_stats = jax.lax.pmean(batch_stats, axis_name)
+        return Precise(batches, batch_stats, merge_moments(precise.before_norm, moments))
+
+    return precise_step
+
+
+def make_compare_step(model: VGG, axis_name: str | None = None):
+    """Returns `compare_step(state, precise_batch_stats, batch) -> ComparedMetrics`.
+
+    `batch` holds `windows_NWHWC` (W = 1), `labels_N` and `mask_N`. Padding does not count as
+    an error, but takes part in the batch's statistics: it repeats other examples.
+    """
+    model = model.clone(dropout_rate=0.0)
+
+    def compare_step(state: TrainState, precise_batch_stats, batch):
+        images, labels_N = to_intensities(batch["windows_NWHWC"][:, 0]), batch["labels_N"]
+        precisely = {"params": state.params, "batch_stats": precise_batch_stats}
+        by_batch, _ = model.apply(state.variables, images, train=True, mutable=["batch_stats"])
+        return ComparedMetrics.of(
+            axis_name,
+            error_rate_precise=errors(model.apply(precisely, images, train=False), labels_N),
+            error_rate_batch=errors(by_batch, labels_N),
+            mask=batch["mask_N"],
+        )
+
+    return compare_step
+
+
+def distances(batch_stats, precise: Precise, epsilon: float) -> dict[str, np.ndarray]:
+    """Compares running with precise statistics, channel by channel.
+
+    Args:
+      batch_stats: the running ones, of `mean` and perhaps `var` by layer.
+      precise: NumPy arrays.
+      epsilon: added to variances.
+
+    Returns:
+      `mean_distance/LAYER`: (C,), running minus precise mean in standard deviations of what
+      is normalized; `std_ratio/LAYER`: (C,), running by precise standard deviation, where
+      there are such.
+    """
+    found = {}
+    for layer, moments in precise.before_norm.items():
+        running = batch_stats.get(layer, {}).get("norm", {})
+        # Somebody's own normalizer may call something else so.
+        of_channels = {
+            name for name, x in running.items() if np.shape(x) == np.shape(moments.variance)
+        }
+        if "mean" in of_channels:
+            of_layer = precise.batch_stats[layer]["norm"]
+            deviation = np.sqrt(moments.variance + epsilon)
+            found[f"mean_distance/{layer}"] = (running["mean"] - of_layer["mean"]) / deviation
+            if "var" in of_channels:
+                ratio = (running["var"] + epsilon) / (of_layer["var"] + epsilon)
+                found[f"std_ratio/{layer}"] = np.sqrt(ratio)
+    return found
+
+
+def activity(moments: dict[str, Moments], *, has_relu: bool) -> dict[str, np.ndarray]:
+    """Describes each layer's output, channel by channel.
+
+    Args:
+      moments: by layer, NumPy arrays.
+      has_relu: whether the blocks have ReLUs; the hidden layer always has.
+
+    Returns:
+      `activation_mean/LAYER` and `activation_deviation/LAYER`, (C,), and, where there are
+      ReLUs, `never_active/LAYER`: (C,), 1 where no position of any image was above 0.
+    """
+    found = {}
+    for layer, of_layer in moments.items():
+        found[f"activation_mean/{layer}"] = of_layer.mean
+        found[f"activation_deviation/{layer}"] = np.sqrt(of_layer.variance)
+        if has_relu or layer == "hidden":
+            found[f"never_active/{layer}"] = (of_layer.maximum <= 0).astype(np.float32)
+    return found
+
+
+def summarize(channels: dict[str, np.ndarray]) -> dict[str, float]:
+    """Reduces channels to one number: root mean square of distances, otherwise the mean."""
+    return {
+        name: float(np.sqrt(np.mean(x**2)) if name.startswith("mean_distance/") else np.mean(x))
+        for name, x in channels.items()
+    }

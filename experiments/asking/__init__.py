@@ -1,0 +1,1 @@
+"""The questions' rules, figures and pages."""

@@ -1,0 +1,165 @@
+"""Times whole runs: an epoch with everything that belongs to it, and how soon one starts."""
+
+import contextlib
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from bn_vgg import train
+from bn_vgg.data import batches
+from bn_vgg.data.batches import Images
+from bn_vgg.hooks import Hooks
+from bn_vgg.infra.workdir import Workdir
+from bn_vgg.launch import prepare_data
+from bn_vgg.training.evaluation import Evaluator
+from bn_vgg.training.feed import Feed
+from bn_vgg.training.parallel import Devices
+from bn_vgg.training.programs import make_programs
+from bn_vgg.training.steps import empty_evaluation
+from experiments.timing.step_timing import STEPS, Timed, dispatch
+
+ROOT = Path(__file__).resolve().parents[2]
+_FIRST_STEPS = "steps are done"
+
+
+def measure_training(config: ConfigDict, cache_folder: Path, epochs: int) -> dict[str, Any]:
+    """Times epochs of a run, and the bare training and evaluation steps before and after it.
+
+    The epoch that compiles does not count. An epoch is its training, its evaluation by five
+    windows, precise statistics, its checkpoint and its records.
+    """
+    config.num_epochs = epochs + 1
+    data = prepare_data(config, cache_folder)
+    windows = np.zeros((config.batch_size, *[config.data.crop_size] * 2, 3), np.uint8)
+    labels = np.zeros(config.batch_size, np.int32)
+    bare = [
+        Timed(dispatch(config, windows, labels), STEPS),
+        Timed(_evaluation(config, Images.of(data.cache, data.splits.valid)), 1),
+    ]
+    _take_turns(bare)
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Workdir(folder)
+        workdir.claim(config.to_dict(), data.about)
+        with _timing(Evaluator, "observe") as observing:
+            train.train(config, workdir, data, Hooks(say=print))
+        lines = workdir.read_metrics()
+    _take_turns(bare)
+    step, evaluation = (statistics.median(one.seconds) for one in bare)
+    steps = batches.num_train_batches(len(data.splits.train), config.batch_size)
+    trained = steps * config.batch_size
+    whole = [after["seconds"] - before["seconds"] for before, after in itertools.pairwise(lines)]
+    epoch = statistics.median(whole)
+    in_training = statistics.median(line["train/images_per_second"] for line in lines[1:])
+    return {
+        "config": config.name,
+        "epochs": epochs,
+        "train_images": trained,
+        "valid_images": len(data.splits.valid),
+        "bare_images_per_second": config.batch_size / step,
+        "bare_evaluation_seconds": evaluation,
+        "epoch_seconds": epoch,
+        "training_images_per_second": in_training,
+        # Of training with its data; of an epoch, to its own bare steps; of an epoch, to
+        # bare training steps alone, as if evaluation were nothing.
+        "share_of_bare_in_training": in_training * step / config.batch_size,
+        "share_of_bare_in_epoch": (steps * step + evaluation) / epoch,
+        "training_share_of_epoch": steps * step / epoch,
+        "lens_share_of_epoch": statistics.median(observing[1:]) / epoch,
+    }
+
+
+def _evaluation(config: ConfigDict, images: Images):
+    """Returns a function that evaluates a split; its windows' places are on the device."""
+    devices = Devices()
+    programs = make_programs(config.model, config.optimizer, config.data.crop_size, devices)
+    feed = Feed(images, devices, crop_size=config.data.crop_size, on_device=True)
+    plan = batches.eval_batches(
+        feed.images, batch_size=config.eval.batch_size, crop_size=config.data.crop_size
+    )
+    side = config.data.crop_size
+    state = programs.init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    state = devices.replicate(state)
+    dispatches = list(feed.dispatches(plan))
+
+    def evaluate() -> None:
+        carried = devices.replicate(empty_evaluation(programs.model))
+        for each in dispatches:
+            carried = programs.eval_steps(carried, state, each.batches, feed.pixels)
+        jax.block_until_ready(carried)
+
+    return evaluate
+
+
+@contextlib.contextmanager
+def _timing(kind: type, method: str) -> Iterator[list[float]]:
+    """Yields a list that grows by the seconds of each call of a class's method."""
+    seconds, original = [], getattr(kind, method)
+
+    def timed(*args, **kwargs):
+        started = time.perf_counter()
+        result = original(*args, **kwargs)
+        seconds.append(time.perf_counter() - started)
+        return result
+
+    with mock.patch.object(kind, method, timed):
+        yield seconds
+
+
+def _take_turns(bare: list[Timed]) -> None:
+    for _ in range(3):
+        for one in bare:
+            one.take_a_turn()
+
+
+def measure_start(arguments: list[str], cache_folder: Path, warm_starts: int) -> dict[str, Any]:
+    """Times the command from its start to its first finished steps, in new processes.
+
+    Cold: nothing compiled is kept, but the images are decoded. Warm: compiled programs are.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = [
+            _start(arguments, cache_folder, Path(folder), number)
+            for number in range(warm_starts + 1)
+        ]
+    return {
+        "arguments": arguments,
+        "cold_seconds": seconds[0],
+        "warm_seconds": statistics.median(seconds[1:]),
+        "warm_spread": [min(seconds[1:]), max(seconds[1:])],
+    }
+
+
+def _start(arguments: list[str], cache_folder: Path, folder: Path, number: int) -> float:
+    workdir = folder / f"run{number}"
+    command = [
+        sys.executable, "-m", "bn_vgg.main", *arguments,
+        f"--workdir={workdir}", f"--cache_dir={cache_folder}",
+    ]  # fmt: skip
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla")}
+    started = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        log = workdir / "log.txt"
+        while not (log.exists() and _FIRST_STEPS in log.read_text()):
+            if process.poll() is not None:
+                raise RuntimeError(f"{command} failed: {process.communicate()[1].decode()}")
+            time.sleep(0.01)
+        return time.monotonic() - started
+    finally:
+        process.kill()
+        process.wait()

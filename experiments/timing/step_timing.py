@@ -1,0 +1,235 @@
+"""Times the bare step beside others', and counts what it has to do at least."""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from bn_vgg.model import vgg
+from bn_vgg.model.convolution import cpu_compiler_options, plain_conv
+from bn_vgg.model.vgg import DTYPES, PADDINGS
+from bn_vgg.training.feed import batches_per_dispatch
+from bn_vgg.training.metrics import TrainMetrics
+from bn_vgg.training.parallel import Devices
+from bn_vgg.training.programs import make_programs
+from bn_vgg.training.steps import make_train_step, to_intensities
+
+try:
+    from experiments.timing import torch_vgg
+except ImportError:  # PyTorch is optional
+    torch_vgg = None  # type: ignore[assignment]
+
+
+# Of one dispatch, as in a run of 20,000 images.
+STEPS = batches_per_dispatch(200)
+
+
+class Timed:
+    """Something that takes its turns.
+
+    Attributes:
+      compile_seconds: what the first call took longer than the second.
+      seconds: of a step, one of each turn; a turn takes a second or more.
+    """
+
+    def __init__(self, function: Callable[[], Any], steps: int):
+        self._function, self._steps = function, steps
+        first, second = self._call(), self._call()
+        self.compile_seconds = max(0.0, first - second)
+        self._repeats = max(1, round(1 / second))
+        self.seconds: list[float] = []
+
+    def _call(self) -> float:
+        started = time.perf_counter()
+        self._function()
+        return time.perf_counter() - started
+
+    def take_a_turn(self) -> None:
+        """Times once more."""
+        started = time.perf_counter()
+        for _ in range(self._repeats):
+            self._function()
+        self.seconds.append((time.perf_counter() - started) / self._repeats / self._steps)
+
+
+def measure(
+    config: ConfigDict, norms: list[str], *, rounds: int, plain: bool, ceilings: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Times the networks of `config` with each normalization, all taking turns.
+
+    Returns:
+      A row for each normalization: medians of images/s with the least and the most, and
+      ratios of neighbouring turns.
+    """
+    size, batch_size = config.data.crop_size, config.batch_size
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch_size, size, size, 3), np.uint8)
+    labels = rng.integers(0, 2, batch_size, np.int32)
+    contenders: dict[tuple[str, str], Timed] = {}
+    for norm in norms:
+        config.model.norm = norm
+        contenders[norm, "jax"] = Timed(dispatch(config, images, labels), STEPS)
+        if plain:
+            # XLA as it comes: its own gradients, no options.
+            with mock.patch.object(vgg, "conv3x3", plain_conv):
+                contenders[norm, "plain"] = Timed(single_step(config, images, labels), 1)
+        if torch_vgg is not None and norm in torch_vgg.NORMS:
+            step = torch_vgg.make_step(
+                config.model.to_dict(), config.optimizer.to_dict(), images, labels
+            )
+            contenders[norm, "torch"] = Timed(step, 1)
+    for _ in range(rounds):
+        for contender in contenders.values():
+            contender.take_a_turn()
+    rows = []
+    for norm in norms:
+        config.model.norm = norm
+        row: dict[str, Any] = {"size": size, "norm": norm, "dropout": config.model.dropout_rate}
+        ours = contenders[norm, "jax"]
+        for (other_norm, name), contender in contenders.items():
+            if other_norm == norm:
+                row |= summary(name, contender, batch_size)
+            if name == "jax" and other_norm == "none":
+                row["seconds_of_none"] = _ratio(ours, contender)
+            if other_norm == norm and name != "jax":
+                row[f"times_{name}"] = _ratio(contender, ours)
+        seconds = statistics.median(ours.seconds)
+        flops, moved = step_flops(config), step_bytes(config)
+        row["share_of_arithmetic_floor"] = flops / ceilings["flops_per_second"] / seconds
+        row["share_of_bandwidth_floor"] = moved / ceilings["bytes_per_second"] / seconds
+        rows.append(row)
+    return rows
+
+
+def summary(name: str, contender: Timed, batch_size: int) -> dict[str, Any]:
+    """Medians and spread of a contender, under its name."""
+    rates = [batch_size / seconds for seconds in contender.seconds]
+    return {
+        f"{name}_images_per_second": statistics.median(rates),
+        f"{name}_spread": [min(rates), max(rates)],
+        f"{name}_compile_seconds": contender.compile_seconds,
+    }
+
+
+def _ratio(numerator: Timed, denominator: Timed) -> float:
+    pairs = zip(numerator.seconds, denominator.seconds, strict=True)
+    return statistics.median(above / below for above, below in pairs)
+
+
+def _start(config: ConfigDict, images: np.ndarray, labels: np.ndarray):
+    """Returns devices, programs, a first state, and what a batch holds besides windows."""
+    devices = Devices()
+    programs = make_programs(config.model, config.optimizer, config.data.crop_size, devices)
+    state = programs.init(jax.random.key(0), to_intensities(images[:1]))
+    positions = np.arange(len(labels), dtype=np.int32)
+    return devices, programs, state, {"labels": labels, "positions": positions}
+
+
+def dispatch(config: ConfigDict, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
+    """Returns a function that does `STEPS` updates, as a run does, and waits for them.
+
+    The windows of all of them are on the device already.
+    """
+    devices, programs, state, rest = _start(config, images, labels)
+    one = {"windows_SNW": images[:, None]} | {f"{key}_SN": array for key, array in rest.items()}
+    batches = devices.shard({k: np.stack([array] * STEPS) for k, array in one.items()})
+    state, metrics, key = devices.replicate((state, TrainMetrics.empty(), jax.random.key(1)))
+
+    def steps() -> None:
+        nonlocal state, metrics
+        state, metrics = programs.train_steps((state, metrics), key, batches, None)
+        jax.block_until_ready(state)
+
+    return steps
+
+
+def single_step(config: ConfigDict, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
+    """Returns a function that does one update by itself, compiled without any options.
+
+    In a loop XLA would not share the plain convolution's gradients out over the cores.
+    """
+    devices, programs, state, rest = _start(config, images, labels)
+    one = {"windows_NWHWC": images[:, None]} | {f"{key}_N": array for key, array in rest.items()}
+    update = jax.jit(make_train_step(programs.model, programs.optimizer), donate_argnums=0)
+    state, batch, key = devices.replicate((state, one, jax.random.key(1)))
+
+    def step() -> None:
+        nonlocal state
+        state, _ = jax.block_until_ready(update(state, batch, key))
+
+    return step
+
+
+def _layers(config: ConfigDict):
+    """Yields (inputs, outputs) of each convolution: side and channels."""
+    channels, side = 3, config.data.crop_size
+    for i, features in enumerate(config.model.features):
+        grown = side + 2 * PADDINGS[config.model.padding] - 2
+        yield (side, channels), (grown, features)
+        channels, side = features, grown // 2 if i % 2 == 1 else grown
+
+
+def _dense_inputs(config: ConfigDict) -> int:
+    *_, (_, (side, channels)) = _layers(config)
+    return channels * (side // 2) ** 2
+
+
+def step_flops(config: ConfigDict) -> float:
+    """Counts a training step's multiplications and additions in its matrix products.
+
+    Forward once, and twice backward: for the inputs, but the images, and for the weights.
+    """
+    total = 0.0
+    for i, ((_, inputs), (side, outputs)) in enumerate(_layers(config)):
+        total += (2 if i == 0 else 3) * 2 * 9 * inputs * outputs * side**2
+    hidden = config.model.hidden_units
+    total += 3 * 2 * hidden * (_dense_inputs(config) + config.model.num_classes)
+    return config.batch_size * total
+
+
+def step_bytes(config: ConfigDict) -> float:
+    """Counts the bytes that a training step has to move if only one layer fits in caches.
+
+    Each convolution reads its input and writes its output; backward it reads the output's
+    gradient and its input and writes the input's gradient. The optimizer reads and writes
+    float32 weights and mean squares, and reads the gradient, once.
+    """
+    itemsize = jnp.dtype(DTYPES[config.model.dtype]).itemsize
+    moved = 0.0
+    for i, ((side_in, inputs), (side_out, outputs)) in enumerate(_layers(config)):
+        moved += (2 if i == 0 else 3) * inputs * side_in**2 + 2 * outputs * side_out**2
+    channels = [3, *config.model.features]
+    weights = sum(9 * a * b for a, b in itertools.pairwise(channels))
+    weights += config.model.hidden_units * (_dense_inputs(config) + config.model.num_classes)
+    return config.batch_size * moved * itemsize + 5 * 4 * weights
+
+
+def measure_ceilings(dtype: str) -> dict[str, float]:
+    """Measures a large matrix product (FLOP/s) and a large copy (bytes/s) on one device."""
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    square = jax.random.normal(jax.random.key(0), (side, side), DTYPES[dtype])
+    product = jax.jit(lambda x: x @ x)
+    # In place, so that no memory is asked of the system: reads and writes alone.
+    options = cpu_compiler_options() if jax.default_backend() == "cpu" else None
+    change = jax.jit(lambda x: x + 1, donate_argnums=0, compiler_options=options)
+    flat = change(jnp.zeros(2**26, jnp.float32))
+    jax.block_until_ready((product(square), flat))
+    of_product, of_copy = [], []
+    for _ in range(10):
+        started = time.perf_counter()
+        jax.block_until_ready(product(square))
+        of_product.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        flat = jax.block_until_ready(change(flat))
+        of_copy.append(time.perf_counter() - started)
+    return {
+        "flops_per_second": 2 * side**3 / min(of_product),
+        "bytes_per_second": 2 * flat.nbytes / min(of_copy),
+    }

@@ -1,0 +1,97 @@
+"""The same network and training step in PyTorch, for the benchmark alone.
+
+Same layers, batch, optimizer and dtype; channels_last, the layout that is fast for it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+# What of config.model.norm is there.
+NORMS = ("none", "mean_only", "full")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class MeanOnlyBatchNorm(nn.Module):
+    """y = x - mean(x) + bias; see bn_vgg.model.batch_norm.MeanOnlyBatchNorm."""
+
+    def __init__(self, channels: int, decay: float):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.decay = decay
+
+    def forward(self, x_NCHW):
+        """Normalizes by the batch's own mean."""
+        mean = x_NCHW.float().mean((0, 2, 3))
+        self.mean.mul_(self.decay).add_(mean.detach(), alpha=1 - self.decay)
+        return x_NCHW + (self.bias - mean).to(x_NCHW.dtype)[:, None, None]
+
+
+def make_network(model: dict, crop_size: int) -> nn.Module:
+    """Builds the network of `config.model` for windows of `crop_size` pixels."""
+    norms: dict[str, Callable[[int], nn.Module]] = {
+        "none": lambda channels: nn.Identity(),
+        "mean_only": lambda channels: MeanOnlyBatchNorm(channels, model["norm_decay"]),
+        "full": lambda channels: nn.BatchNorm2d(
+            channels, eps=model["norm_epsilon"], momentum=1 - model["norm_decay"]
+        ),
+    }
+    padding = {"full": 2, "same": 1}[model["padding"]]
+    layers: list[nn.Module] = []
+    channels, side = 3, crop_size
+    for i, features in enumerate(model["features"]):
+        bias = model["norm"] == "none"
+        layers.append(nn.Conv2d(channels, features, 3, padding=padding, bias=bias))
+        layers += [norms[model["norm"]](features), nn.ReLU(), nn.Dropout(model["dropout_rate"])]
+        channels, side = features, side + 2 * padding - 2
+        if i % 2 == 1:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+    layers += [nn.Flatten(), nn.Linear(channels * side * side, model["hidden_units"]), nn.ReLU()]
+    layers += [nn.Dropout(model["dropout_rate"])]
+    layers += [nn.Linear(model["hidden_units"], model["num_classes"])]
+    return nn.Sequential(*layers)
+
+
+def make_step(
+    model: dict, optimizer: dict, images_NHWC: np.ndarray, labels_N: np.ndarray
+) -> Callable[[], None]:
+    """Returns a function that does one update and waits for it.
+
+    Images are on the device as uint8 before, as they are for the network it is compared with.
+    On a GPU the step is compiled.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = make_network(model, images_NHWC.shape[1]).to(device)
+    # As ours, float32 is float32: a GPU would round convolutions' factors to TF32.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    network = network.to(memory_format=torch.channels_last)
+    rmsprop = torch.optim.RMSprop(
+        network.parameters(),
+        lr=optimizer["learning_rate"],
+        alpha=optimizer["decay"],
+        eps=optimizer["epsilon"],
+    )
+    images = torch.from_numpy(images_NHWC).to(device).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(labels_N).to(device).long()
+    dtype = _DTYPES[model["dtype"]]
+
+    def loss() -> torch.Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = network(images.float() / 255)
+        return functional.cross_entropy(logits.float(), labels)
+
+    compiled = torch.compile(loss) if device.type == "cuda" else loss
+
+    def step() -> None:
+        rmsprop.zero_grad(set_to_none=True)
+        compiled().backward()
+        rmsprop.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
