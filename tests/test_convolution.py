@@ -67,10 +67,11 @@ def test_forward_and_gradients_equal_float64(n, height, width, channels, padding
 @pytest.mark.parametrize(
     ("count", "side", "channels"),
     [
-        (6, 13, 3),  # an image's channels: the input is unrolled
-        (6, 13, 20),  # all six together
-        (7, 40, 20),  # one by one: two at a time would fit, but do not divide seven
-        (2, 80, 8),  # one by one
+        (6, 13, 3),  # an image's channels: the input alone is unrolled
+        (6, 13, 20),  # few channels: columns in pairs; all six together
+        (6, 13, 40),  # many: columns by themselves
+        (7, 40, 20),  # all seven together, which have no halves
+        (3, 80, 40),  # one by one
     ],
 )
 def test_cpu_gradients_equal_xlas(count, side, channels, padding, dtype):
