@@ -9,7 +9,7 @@ import logging as std_logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from bn_vgg.errors import (
     Interrupted,
     UserError,
     described,
+    one_line,
 )
 from bn_vgg.infra import stopping
 from bn_vgg.infra.workdir import flatten
@@ -41,7 +42,7 @@ def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> No
       main: the command. It is called with the positional arguments, as text.
       positional: what these are called, `WORKDIR`; all of them must be given.
     """
-    # Before TensorFlow or XLA are imported, which would chat on standard error.
+    # Before TensorFlow is imported, which would chat on standard error.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.get_absl_handler().setLevel(std_logging.WARNING)
@@ -68,7 +69,7 @@ def checked_config(flag: flags.FlagHolder) -> ConfigDict:
     try:
         config = flag.value.to_dict()
     except Exception as error:  # values that other values stand for may be missing
-        raise UserError(f"--config has values that cannot be read: {_described(error)}") from error
+        raise UserError(f"--config has values that cannot be read: {one_line(error)}") from error
     check_config(config)
     return flag.value
 
@@ -90,7 +91,7 @@ def load_config(arguments: Sequence[str]) -> ConfigDict:
     try:
         alone(["", *arguments])
     except Exception as error:  # besides flags.Error, what ml_collections and the file raise
-        raise UserError(_described(error)) from error
+        raise UserError(one_line(error)) from error
     return checked_config(flag)
 
 
@@ -187,6 +188,25 @@ def _log_handlers() -> list[_LogFile]:
 
 
 @contextlib.contextmanager
+def needing(extra: str, packages: Mapping[str, str]) -> Iterator[None]:
+    """Tells how to get a package that an import within it does not find.
+
+    Args:
+      extra: of this project's, that brings it.
+      packages: the optional ones, and what needs each.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in packages:
+            raise
+        raise UserError(
+            f"the {packages[package]} needs {package}: pip install -e '.[{extra}]'"
+        ) from error
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a path to write to, which takes the place of `path` when all went well."""
     partial = path.with_name(f"{path.name}.partial")
@@ -198,10 +218,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _guarded(main: Callable[[], int | None]) -> int | None:
+    log_to_file(None)
     stopping.raise_on_terminate()
     try:
         status = main()
-        print(end="", flush=True)
+        sys.stdout.flush()
         return status
     except UserError as error:
         logging.info("the error came from here", exc_info=True)
@@ -231,7 +252,7 @@ def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
         sys.exit(EXIT_BROKEN_PIPE)
     except Exception as error:  # besides flags.Error, what ml_collections and the file raise
         unset = re.search(r"Flag (--\w+) must have a value other than None", str(error))
-        told = f"{unset[1]} is missing; see --help" if unset else _described(error)
+        told = f"{unset[1]} is missing; see --help" if unset else one_line(error)
         sys.exit(_fail(told, EXIT_USER_ERROR))
     given = rest[1:]
     if len(given) > len(positional):
@@ -319,15 +340,11 @@ def _configs() -> str:
 
 def _config_argument(argv: list[str]) -> str | None:
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if argument.lstrip("-") == "config":
+        if argument in ("-config", "--config"):
             return following
-        if argument.lstrip("-").startswith("config="):
+        if argument.startswith(("-config=", "--config=")):
             return argument.partition("=")[2]
     return None
-
-
-def _described(error: Exception) -> str:
-    return " ".join(str(error).splitlines()) or type(error).__name__
 
 
 def _fail(message: str, status: int) -> int:

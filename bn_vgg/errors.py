@@ -37,13 +37,18 @@ def described(error: BaseException) -> str:
     return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
 
 
+def one_line(error: BaseException) -> str:
+    """An error's whole message as one line, or its type's name where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type's name where it has none."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 def free_bytes(folder: str | os.PathLike[str]) -> str:
-    """For a message about bytes: how many of them `folder`'s disk has free, or why none can say."""
+    """For a message about bytes: how many `folder`'s disk has free, or why that is not known."""
     try:
         return f"{shutil.disk_usage(folder).free:,} are free"
     except OSError as error:

@@ -4,7 +4,6 @@ python -m bn_vgg.export --workdir=DIR --output=weights.npz
 """
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from absl import flags
 from flax import traverse_util
 
 from bn_vgg import command, trained
+from bn_vgg.data.files import natural_key
 from bn_vgg.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
@@ -21,7 +21,6 @@ _WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoin
 
 def main() -> None:
     """Runs the command."""
-    command.log_to_file(None)
     output = Path(_OUTPUT.value)
     if output.suffix != ".npz":
         raise UserError(f"--output: {output} does not end in .npz")
@@ -48,13 +47,9 @@ def named_arrays(state) -> dict[str, np.ndarray]:
     flat = {}
     for collection in ("params", "batch_stats"):
         named = traverse_util.flatten_dict(getattr(state, collection), sep="/")
-        for name in sorted(named, key=_natural):
+        for name in sorted(named, key=natural_key):
             flat[f"{collection}/{name}"] = np.asarray(named[name])
     return flat
-
-
-def _natural(name: str) -> list:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import jax
 from absl import logging
 
 from bn_vgg.debugging.non_finite import checked
-from bn_vgg.infra.checkpoint import Checkpoints, Progress
+from bn_vgg.infra.checkpoint import Checkpoints, Progress, read
 from bn_vgg.infra.workdir import Workdir
 from bn_vgg.training.metrics import TrainMetrics
 from bn_vgg.training.parallel import Devices
@@ -119,7 +119,7 @@ class Keeper:
     def best(self, like: TrainState) -> TrainState:
         """Reads the best state, in NumPy arrays; `like` is of the same shapes."""
         self.wait()
-        return self._checkpoints.read(self.progress.best_step, like)
+        return read(self.workdir.checkpoints, self.progress.best_step, like)[1]
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes `result.json`, with which the run is finished."""

@@ -1,4 +1,4 @@
-"""A run in this process, from its configuration to its result: what every command starts."""
+"""A run in this process, from its configuration to its result: what `main` and sweeps start."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -69,17 +69,16 @@ def launch(
             return finished
         command.log_to_file(workdir.path / "log.txt" if is_first else None)
         hooks = Hooks(say=say)
-        if tensorboard:
+        steps_per_epoch = num_train_batches(len(data.splits.train), config.batch_size)
+        if profile:
+            _check_enough_to_profile(steps_per_epoch, config.num_epochs)
+        if tensorboard and is_first:
             from bn_vgg import tensorboard as board  # imports TensorFlow, which costs seconds
 
-            steps_per_epoch = num_train_batches(len(data.splits.train), config.batch_size)
-            if profile:
-                _check_enough_to_profile(steps_per_epoch, config.num_epochs)
             hooks = board.make_hooks(
                 hooks,
                 workdir.path,
                 path.removeprefix("runs/"),
-                is_first=is_first,
                 num_steps=steps_per_epoch * config.num_epochs,
                 profile=profile,
             )
@@ -110,23 +109,7 @@ def prepare_data(config: ConfigDict, cache_folder: Path, *, quiet: bool = False)
     images = image_cache.open_or_build(
         config.data.source, min_side=config.data.min_side, folder=cache_folder, quiet=quiet
     )
-    return split_images(config, images)
-
-
-def split_images(config: ConfigDict, images: image_cache.ImageCache) -> PreparedData:
-    """Splits decoded images as a configuration says.
-
-    Raises:
-      UserError: they do not suit it.
-    """
-    return prepare(
-        images,
-        source=config.data.source,
-        valid_examples=config.data.valid_examples,
-        test_examples=config.data.test_examples,
-        num_classes=config.model.num_classes,
-        batch_size=config.batch_size,
-    )
+    return prepare(images, config)
 
 
 def _code(config: ConfigDict) -> dict[str, Any]:

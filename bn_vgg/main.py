@@ -1,12 +1,10 @@
 """Trains a network: python -m bn_vgg.main --config=configs/meanonly_crop.py."""
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import config_flags
 
 from bn_vgg import command
-from bn_vgg.data.cache import default_folder
+from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
 from bn_vgg.infra import distributed
 from bn_vgg.launch import launch
@@ -48,7 +46,7 @@ def main() -> None:
         launch(
             config,
             _WORKDIR.value or f"runs/{config.name}/seed{config.seed}",
-            cache_folder=Path(_CACHE_DIR.value) if _CACHE_DIR.value else default_folder(),
+            cache_folder=choose_folder(_CACHE_DIR.value),
             tensorboard=_TENSORBOARD.value,
             profile=_PROFILE.value,
         )

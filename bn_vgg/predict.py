@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bn_vgg import command, trained
 from bn_vgg.data import files, images
-from bn_vgg.data.cache import default_folder
+from bn_vgg.data.cache import choose_folder
 from bn_vgg.data.windows import five_windows
 from bn_vgg.errors import EXIT_UNREADABLE, UserError
 from bn_vgg.training.steps import make_predict_step
@@ -44,8 +44,7 @@ class Prediction(NamedTuple):
 
 def main() -> int:
     """Runs the command."""
-    command.log_to_file(None)
-    command.keep_compiled(default_folder())
+    command.keep_compiled(choose_folder())
     run = trained.load(_WORKDIR.value)
     found = files.list_images(_IMAGES.value)
     if _FORMAT.value == "kaggle":
@@ -85,13 +84,8 @@ def predict(run: trained.Trained, found: list[files.ImageFile]) -> Iterator[Pred
     min_side, crop = run.config["data"]["min_side"], run.config["data"]["crop_size"]
 
     def read(file: files.ImageFile) -> np.ndarray | images.UnreadableImage:
-        try:
-            with images.hold_lock_until_scaled():
-                image = images.scale_shorter_side(file.decode(), min_side)
-            return five_windows(np.asarray(image), crop)
-        except images.UnreadableImage as error:
-            # Anew: the traceback of what was raised holds the file's bytes.
-            return images.UnreadableImage(str(error))
+        image = images.read_scaled(file.decode, min_side)
+        return five_windows(image, crop) if isinstance(image, np.ndarray) else image
 
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(found), _BATCH):

@@ -35,12 +35,10 @@ class Writer:
       run: names the run in that table; unique to its folder.
     """
 
-    def __init__(self, folder: epath.Path, run: str, *, just_logging: bool):
+    def __init__(self, folder: epath.Path, run: str):
         self.run, self._folder = run, folder
         with self._writing():
-            self._writer = metric_writers.create_default_writer(
-                folder, just_logging=just_logging, asynchronous=False
-            )
+            self._writer = metric_writers.create_default_writer(folder, asynchronous=False)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -100,30 +98,26 @@ def make_hooks(
     folder: epath.Path,
     run: str,
     *,
-    is_first: bool,
     num_steps: int,
     profile: bool,
 ) -> Hooks:
-    """Returns `hooks` and those of a run that TensorBoard can show.
+    """Returns `hooks` and those of a run that TensorBoard can show, for the first host alone.
 
     Args:
       hooks: without a writer.
       folder: the run's.
       run: its name in TensorBoard's table.
-      is_first: whether this is the first host: the others only log.
       num_steps: of the whole run, for the time left that is logged twice a minute.
       profile: whether to trace a few steps.
     """
     actions: list[Callable[[int], Any]] = [*hooks.actions]
-    if is_first:
-        actions.append(periodic_actions.ReportProgress(num_train_steps=num_steps, every_secs=30))
-        if profile:
-            tracing = periodic_actions.Profile(
-                logdir=folder, first_profile=2, num_profile_steps=2, profile_duration_ms=None,
-                every_secs=None,
-            )  # fmt: skip
-            # It counts dispatches, of several steps each, from this start.
-            calls = itertools.count(1)
-            actions.append(lambda step: tracing(next(calls)))
-    writer = Writer(folder, run, just_logging=not is_first)
-    return dataclasses.replace(hooks, writer=writer, actions=actions)
+    actions.append(periodic_actions.ReportProgress(num_train_steps=num_steps, every_secs=30))
+    if profile:
+        tracing = periodic_actions.Profile(
+            logdir=folder, first_profile=2, num_profile_steps=2, profile_duration_ms=None,
+            every_secs=None,
+        )  # fmt: skip
+        # It counts dispatches, of several steps each, from this start.
+        calls = itertools.count(1)
+        actions.append(lambda step: tracing(next(calls)))
+    return dataclasses.replace(hooks, writer=Writer(folder, run), actions=actions)

@@ -35,7 +35,6 @@ from bn_vgg.training.metrics import TrainMetrics
 from bn_vgg.training.parallel import check_batch_size
 from bn_vgg.training.programs import Session
 from bn_vgg.training.run_data import RunData
-from bn_vgg.training.state import num_parameters
 from bn_vgg.training.steps import to_intensities
 
 # What a stream of random numbers is for, folded into the seed's key.
@@ -134,7 +133,6 @@ class Run:
             self.programs, self.devices,
             crop_size=config.data.crop_size, by_operation=config.debug.nans,
         )  # fmt: skip
-        self.num_parameters = num_parameters(state.params)
         parameter_overview.log_parameter_overview(state.variables)
         state, metrics = keeper.take_up(state)
         if jax.process_count() > 1:
@@ -151,7 +149,8 @@ class Run:
 
     def to_the_end(self) -> dict[str, Any]:
         """Trains what epochs are left and writes the result."""
-        self._write_start()
+        windows = self.data.first_windows() if self.step == 0 else None
+        self.hooks.write_start(flatten(self.config.to_dict()), windows)
         while (epoch := self.keeper.progress.epoch) < self.config.num_epochs:
             trained = self._train_epoch(epoch)
             validated = self._validate()
@@ -170,7 +169,7 @@ class Run:
         done = self.step - epoch * num_steps
         started = time.monotonic()
         feed = self.data.train
-        dispatches = feed.dispatches(self.data.epoch(epoch), skip=done)
+        dispatches = feed.dispatches(self.data.train_batches(epoch), skip=done)
         # A bar on a terminal, of the first host alone; it vanishes when the epoch is done.
         bar = tqdm(
             total=num_steps, initial=done, desc=f"epoch {epoch + 1}/{config.num_epochs}",
@@ -185,15 +184,15 @@ class Run:
                 for action in self.hooks.actions:
                     action(self.step)
                 if self.step == dispatch.size:
-                    self._look()
+                    self._fetch_means()
                     logging.info("the first %d steps are done", self.step)
                 if number % _DISPATCHES_BETWEEN_LOOKS == 0:
-                    bar.set_postfix(loss=f"{self._look()['loss']:.3f}")
+                    bar.set_postfix(loss=f"{self._fetch_means()['loss']:.3f}")
                     self._remember()
                 bar.update(dispatch.size)
                 self._stop_if_asked()
                 self._keep_now_and_then(dispatch.size)
-        trained = self._look()
+        trained = self._fetch_means()
         images = (num_steps - done) * config.batch_size
         if images:  # none where an earlier start had done all steps of the epoch
             trained["images_per_second"] = images / (time.monotonic() - started)
@@ -224,10 +223,10 @@ class Run:
             self._keep()
 
     def _keep(self) -> None:
-        self._look()
+        self._fetch_means()
         self.keeper.keep_within_epoch(self.step, self.state, self.metrics)
 
-    def _look(self) -> dict[str, float]:
+    def _fetch_means(self) -> dict[str, float]:
         """Fetches the epoch's means so far.
 
         Raises:
@@ -247,7 +246,7 @@ class Run:
         distributed.start()  # what follows is compiled anew
         epoch, feed = self.keeper.progress.epoch, self.data.train
         found = self.finder.in_training(
-            self.remembered, first, self._dropout_key(epoch), feed, self.data.epoch(epoch),
+            self.remembered, first, self._dropout_key(epoch), feed, self.data.train_batches(epoch),
             begun=epoch * self.data.steps_per_epoch,
         )  # fmt: skip
         return self._not_finite(found, f"at step {first}")
@@ -263,7 +262,7 @@ class Run:
         validated = self.evaluator.evaluate(self.state, feed)
         if not math.isfinite(validated.loss):
             distributed.start()
-            batches = self.data.evaluated(feed, self.config.eval.compared_examples)
+            batches = self.data.eval_batches(feed, self.config.eval.compared_examples)
             found = self.finder.in_validation(self.state, validated.moments, feed, batches)
             raise self._not_finite(found, f"after step {self.step}")
         return validated
@@ -271,7 +270,7 @@ class Run:
     def _not_finite(self, found: Found, when: str) -> UserError:
         """Keeps what was remembered, if no checkpoint is newer, and tells of it all."""
         keeper = self.keeper
-        if self.remembered.step > keeper.progress.step or self.remembered.step == 0:
+        if self.remembered.step > keeper.progress.step or keeper.progress.step == 0:
             keeper.keep_within_epoch(*self.remembered)
             keeper.wait()
         last = self.last_finite and self.last_finite + found.before
@@ -280,10 +279,6 @@ class Run:
             f"{self.config.model.norm}{last}; the checkpoint of step {keeper.progress.step} is "
             f"kept in {keeper.workdir.path}{found.advice}"
         )
-
-    def _write_start(self) -> None:
-        windows = self.data.first_windows() if self.step == 0 else None
-        self.hooks.write_start(flatten(self.config.to_dict()), windows)
 
     def _record_epoch(
         self, trained: dict[str, float], validated: Evaluated, observed: Observed
@@ -298,19 +293,16 @@ class Run:
         self.hooks.write_scalars(progress.step, scalars)
         self.hooks.say(epoch_line(progress, self.config.num_epochs, scalars))
 
-    def _own_norm(self) -> dict[str, str]:
-        digest = provenance.norm_digest(self.config.model.norm)
-        return {"norm_digest": digest} if digest else {}
-
     def _finish(self) -> dict[str, Any]:
         progress = self.keeper.progress
         best = self.keeper.best(self.devices.fetch(self.state))
         tested = self.evaluator.evaluate(self.devices.replicate(best), self.data.test)
+        norm_digest = provenance.norm_digest(self.config.model.norm)
         speed = "train/images_per_second"
         speeds = [line[speed] for line in self.keeper.lines if speed in line]
         result = {
             "config": self.config.to_dict(),
-            "num_parameters": self.num_parameters,
+            "num_parameters": int(parameter_overview.count_parameters(best.params)),
             "best_epoch": progress.best_epoch,
             "best_valid_error_rate": progress.best_error_rate,
             "test_error_rate": tested.error_rate,
@@ -320,7 +312,7 @@ class Run:
             "wall_seconds": self.keeper.seconds(),
             "hardware": provenance.hardware(),
             "versions": provenance.versions(),
-            **self._own_norm(),
+            **({"norm_digest": norm_digest} if norm_digest else {}),
             "commit": provenance.commit(),
             "command": provenance.command(),
         }

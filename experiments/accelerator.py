@@ -18,15 +18,14 @@ from pathlib import Path
 from absl import flags
 
 from bn_vgg import command
-from bn_vgg.data import cache as image_cache
-from bn_vgg.data.cache import default_folder
+from bn_vgg.data.cache import choose_folder, open_or_build
 from bn_vgg.errors import UserError
-from experiments.presets import PRESETS
+from experiments.presets import PRESETS, VARIANTS
 from experiments.records import keep_run
 from experiments.sweeping import state
 from experiments.sweeping.driver import Driver
 from experiments.sweeping.local import Local
-from experiments.sweeping.plan import VARIANTS, PlannedRun, parse_seeds, parse_settings, plan
+from experiments.sweeping.plan import PlannedRun, parse_seeds, parse_settings, plan
 from experiments.sweeping.status import summary
 
 _BUDGET = flags.DEFINE_float(
@@ -42,24 +41,21 @@ _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As bn_vgg.main's.")
 def main() -> int | None:
     """Runs the command. Returns 1 where runs were given up."""
     started = time.monotonic()
-    command.log_to_file(None)
     if _BUDGET.value is None:
         raise UserError("--budget_minutes is missing: how long the runs may take")
     settings = parse_settings(_SET.value)
     runs = plan_runs(_VARIANT.value, parse_seeds(_SEEDS.value), settings)
-    out = _OUT.value
+    out, folder = _OUT.value, choose_folder(_CACHE_DIR.value)
+    if "://" in out:
+        raise UserError(f"--out={out} is not on this machine, where the small files are copied")
+    to_do = state.unfinished(out, runs)
+    _prepare(to_do, folder)
     state.claim(out, "accelerator", _VARIANT.value, settings, runs)
     driver_state = state.DriverState(out)
-    to_do = state.unfinished(out, runs)
-    cache_folder = Path(_CACHE_DIR.value) if _CACHE_DIR.value else default_folder()
-    _prepare(to_do, cache_folder)
     driver = Driver(to_do, driver_state, command.show)
     try:
-        slots = (
-            Local(out, ["--notensorboard"], cache_folder).slots(to_do, command.show)
-            if to_do
-            else []
-        )
+        backend = Local(out, ["--notensorboard"], folder)
+        slots = backend.slots(to_do, command.show) if to_do else []
         driver.drive(slots, until=started + 60 * _BUDGET.value)
     finally:
         keep_small_files(Path(out), runs)
@@ -75,14 +71,16 @@ def _prepare(runs: list[PlannedRun], cache_folder: Path) -> None:
     """
     data = [command.load_config(run.config_arguments).data for run in runs]
     for source, min_side in dict.fromkeys((each.source, each.min_side) for each in data):
-        image_cache.open_or_build(source, min_side=min_side, folder=cache_folder)
+        open_or_build(source, min_side=min_side, folder=cache_folder)
 
 
 def keep_small_files(out: Path, runs: list[PlannedRun]) -> None:
     """Copies the plan and what is small of each run to a folder beside the sweep's."""
     kept = out.with_name(f"{out.name}_results")
     kept.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(out / state.PLAN, kept / state.PLAN)
+    for name in (state.PLAN, state.STATE):
+        if (out / name).exists():
+            shutil.copyfile(out / name, kept / name)
     for run in runs:
         keep_run(out / run.folder, kept / run.folder)
 

@@ -18,7 +18,7 @@ import jax
 from absl import flags
 
 from bn_vgg import command
-from bn_vgg.data.cache import default_folder
+from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
 from bn_vgg.infra import provenance
 from bn_vgg.model.vgg import DTYPES
@@ -40,13 +40,12 @@ _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As bn_vgg.main's.")
 
 def main() -> None:
     """Runs the command."""
-    command.log_to_file(None)
     output = Path(_OUTPUT.value)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from error
-    folder = Path(_CACHE_DIR.value) if _CACHE_DIR.value else default_folder()
+    folder = choose_folder(_CACHE_DIR.value)
     about: dict[str, Any] = {
         "command": provenance.command(),
         "commit": provenance.commit(),

@@ -38,14 +38,9 @@ _COLUMNS = {
 
 def main(workdir: str) -> None:
     """Runs the command."""
-    command.log_to_file(None)
-    try:
+    with command.needing("report", {"matplotlib": "picture"}):
         from experiments import figures
         from experiments.diagnosing import diagnosis_figure
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise UserError("the picture needs matplotlib: pip install -e '.[report]'") from error
     run = diagnosis.read_run(workdir)
     if "://" in workdir and not _OUTPUT.value:
         raise UserError(f"{workdir} is not on this machine: name a folder with --output")

@@ -21,7 +21,10 @@ from typing import Any
 
 Overrides = dict[str, Any]
 
-_CELLS = tuple(
+# Of the configurations, by the windows' size, the published one first.
+VARIANTS = ("full", "small", "demo")
+
+CELLS = tuple(
     f"{norm}{rest}"
     for norm in ("baseline", "meanonly", "full")
     for rest in ("", "_crop", "_crop_dropout")
@@ -50,7 +53,7 @@ PRESETS: dict[str, list[Overrides]] = {
         {"config": "meanonly_crop"},
         {"config": "meanonly_crop_dropout"},
     ],
-    "grid": [{"config": cell} for cell in _CELLS],
+    "grid": [{"config": cell} for cell in CELLS],
     "norms": [
         {"config": "baseline_crop"},
         {"config": "meanonly_crop"},

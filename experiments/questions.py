@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from bn_vgg import command
-from bn_vgg.data.cache import default_folder
+from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import (
     EXIT_HUNG_UP,
     EXIT_INTERRUPTED,
@@ -103,20 +103,18 @@ class Plan(NamedTuple):
 
 def main(name: str) -> None:
     """Runs the command."""
-    command.log_to_file(None)
     if name not in QUESTIONS:
         raise UserError(f"no question {name!r}; there are: {', '.join(QUESTIONS)}")
     epochs, out = _EPOCHS.value or QUESTIONS[name].epochs, Path(_OUT.value)
+    if "://" in _OUT.value:
+        raise UserError(f"--out={_OUT.value} is not on this machine, where the answer is written")
     plans = plan_runs(QUESTIONS[name], epochs, out)
     if _DRY_RUN.value:
         print("\n".join(shlex.join(["python", *plan.arguments]) for plan in plans))
         return
-    try:
+    with command.needing("report", {"matplotlib": "picture"}):
+        from experiments import figures
         from experiments.asking import question_figures
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise UserError("the picture needs matplotlib: pip install -e '.[report]'") from error
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not _REPORT_ONLY.value:
@@ -126,7 +124,7 @@ def main(name: str) -> None:
         answer, about = decide(name, runs, out)
         figure = question_figures.DRAW[name](runs, answer)
         with command.replacing(out / f"{name}.png") as partial:
-            question_figures.save(figure, partial)
+            figures.save(figure, partial)
         _write(out / f"{name}.json", {"rule": RULES[name], **_for_json(answer), "missing": gaps})
         with command.replacing(out / f"{name}.md") as partial:
             partial.write_text(
@@ -201,7 +199,7 @@ def _measure(name: str, plans: list[Plan], out: Path) -> None:
 
     With `--report_only` too, where a run's checkpoints are there: it takes seconds.
     """
-    folder = Path(_CACHE_DIR.value) if _CACHE_DIR.value else default_folder()
+    folder = choose_folder(_CACHE_DIR.value)
     command.keep_compiled(folder)
     found: dict[str, Any] = {}
     if name == "cheap" and not _REPORT_ONLY.value:

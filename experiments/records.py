@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+# result.json last: with it a run is finished.
 KEPT = ("config.json", "data.json", "metrics.jsonl", "result.json")
 
 

@@ -17,10 +17,9 @@ from bn_vgg.errors import UserError
 from bn_vgg.infra import provenance
 from experiments.records import keep_run
 from experiments.reporting import claims, sections
-from experiments.reporting import found as finding
-from experiments.reporting.found import Found, Left
-from experiments.reporting.progress import SWEEP_FILE, Progress, find_progress
-from experiments.sweeping.state import STATE
+from experiments.reporting.found import Found, Left, find
+from experiments.reporting.progress import Progress, find_progress
+from experiments.sweeping.state import PLAN, STATE
 
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for the report; RUNS_DIR/report unless it is given."
@@ -32,15 +31,8 @@ _RECORD = flags.DEFINE_string(
 
 def main(runs_dir: str) -> None:
     """Runs the command."""
-    command.log_to_file(None)
-    try:
+    with command.needing("report", {"matplotlib": "picture", "markdown": "page"}):
         from experiments.reporting import page, writing
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in ("matplotlib", "markdown"):
-            raise
-        what = "picture" if package == "matplotlib" else "page"
-        raise UserError(f"the {what} needs {package}: pip install -e '.[report]'") from error
     if "://" in runs_dir:
         raise UserError(f"{runs_dir} is not on this machine: copy the runs here first")
     root = Path(runs_dir).expanduser()
@@ -50,7 +42,7 @@ def main(runs_dir: str) -> None:
             f"--record={record} is within {root}, where its copies would be found as runs; name "
             "a folder outside of it"
         )
-    found, left = finding.find(root)
+    found, left = find(root)
     sorted_, duplicates = sections.sort(found)
     sweep, damaged = _sweep(root)
     report = page.Report(
@@ -80,7 +72,7 @@ def _sweep(root: Path) -> tuple[Progress | None, list[Left]]:
     try:
         return find_progress(root), []
     except UserError as error:
-        return None, [Left(SWEEP_FILE, str(error))]
+        return None, [Left(PLAN, str(error))]
 
 
 def _record(used: list[Found], root: Path, written: list[Path], to: Path) -> None:
@@ -88,7 +80,7 @@ def _record(used: list[Found], root: Path, written: list[Path], to: Path) -> Non
     (to / "report").mkdir(parents=True, exist_ok=True)
     for each in used:
         keep_run(root / each.folder, to / each.folder)
-    for name in (SWEEP_FILE, STATE):
+    for name in (PLAN, STATE):
         if (root / name).exists():
             shutil.copyfile(root / name, to / name)
     for path in written:

@@ -10,21 +10,21 @@ presets and says how to write your own.
 
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 
 from bn_vgg import command
-from bn_vgg.data.cache import default_folder
+from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
 from experiments import tpu_vm
-from experiments.presets import PRESETS
+from experiments.presets import PRESETS, VARIANTS
 from experiments.sweeping import state
 from experiments.sweeping.backend import Backend
 from experiments.sweeping.driver import ATTEMPTS, Driver
 from experiments.sweeping.local import Local
-from experiments.sweeping.plan import VARIANTS, find_preset, parse_seeds, parse_settings, plan
+from experiments.sweeping.plan import find_preset, parse_seeds, parse_settings, plan
+from experiments.sweeping.ray_cluster import RayCluster
 from experiments.sweeping.status import summary, table
 
 _PRESET = flags.DEFINE_string("preset", None, "A name in experiments/presets.py, or your file.")
@@ -32,7 +32,7 @@ _OUT = flags.DEFINE_string("out", None, "The sweep's folder; runs/<preset> unles
 _SEEDS = flags.DEFINE_string("seeds", "1", "How many, 3 for 0, 1, 2; or which: 0,5,7.")
 _VARIANT = flags.DEFINE_enum("variant", "full", VARIANTS, "Of the configs.")
 _SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE for every run; may be repeated.")
-_BACKEND = flags.DEFINE_string("backend", "local", "Where to run: local, ray or tpu_vm.")
+_BACKEND = flags.DEFINE_enum("backend", "local", ["local", "ray", "tpu_vm"], "Where to run.")
 _JOBS = flags.DEFINE_integer("jobs", None, "Runs at once (local).", lower_bound=1)
 _ATTEMPTS = flags.DEFINE_integer("attempts", ATTEMPTS, "At a run that fails.", lower_bound=1)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "As bn_vgg.main's.")
@@ -44,12 +44,11 @@ _STATUS = flags.DEFINE_bool("status", False, "Print how far the sweep in --out i
 
 def main() -> int | None:
     """Runs the command. Returns 1 where runs were given up."""
-    command.log_to_file(None)
     if _STATUS.value:
         print(status_of(_out()))
         return None
     if _PRESET.value is None:
-        raise UserError(f"--preset is missing; {_presets()}")
+        raise UserError(f"--preset is missing; there are: {', '.join(PRESETS)}")
     settings = parse_settings(_SET.value)
     runs = plan(
         find_preset(_PRESET.value), variant=_VARIANT.value, seeds=parse_seeds(_SEEDS.value),
@@ -81,7 +80,7 @@ def status_of(out: str) -> str:
     Raises:
       UserError: it holds no sweep.
     """
-    runs = state.planned_runs(state.read_plan(out))
+    runs = state.read_plan(out)["runs"]
     return table(runs, state.read_states(out, runs), shutil.get_terminal_size((160, 0)).columns)
 
 
@@ -93,35 +92,18 @@ def _out() -> str:
     return f"runs/{Path(_PRESET.value).stem}"
 
 
-def _presets() -> str:
-    return f"there are: {', '.join(PRESETS)}"
-
-
 def _make_backend(out: str) -> Backend:
-    makers: dict[str, Callable[[str, list[str]], Backend]] = {
-        "local": _make_local,
-        "ray": _make_ray,
-        "tpu_vm": _make_tpu_vm,
-    }
-    if _BACKEND.value not in makers:
-        raise UserError(f"--backend: no {_BACKEND.value!r}; there are: {', '.join(makers)}")
     run_flags = [] if _TENSORBOARD.value else ["--notensorboard"]
     run_flags += [f"--cache_dir={_CACHE_DIR.value}"] if _CACHE_DIR.value else []
-    return makers[_BACKEND.value](out, run_flags)
-
-
-def _make_local(out: str, run_flags: list[str]) -> Backend:
-    cache_folder = Path(_CACHE_DIR.value) if _CACHE_DIR.value else default_folder()
-    return Local(out, run_flags, cache_folder, _JOBS.value)
-
-
-def _make_ray(out: str, run_flags: list[str]) -> Backend:
-    from experiments.sweeping.ray_cluster import RayCluster
-
-    return RayCluster(out, run_flags, _RAY_ADDRESS.value)
-
-
-def _make_tpu_vm(out: str, run_flags: list[str]) -> Backend:
+    if _BACKEND.value == "ray":
+        return RayCluster(out, run_flags, _RAY_ADDRESS.value)
+    if _BACKEND.value == "local":
+        return Local(out, run_flags, choose_folder(_CACHE_DIR.value), _JOBS.value)
+    if "://" in out:
+        raise UserError(
+            f"--out={out}: with tpu_vm it is a folder of this machine; --tpu_bucket names the "
+            "runs' address"
+        )
     return tpu_vm.TpuVms(tpu_vm.settings_from_flags(), Path(out), run_flags)
 
 

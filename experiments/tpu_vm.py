@@ -16,13 +16,15 @@ from absl import flags
 
 from bn_vgg import command
 from bn_vgg.errors import UserError
+from experiments.records import KEPT
 from experiments.sweeping import tpu_code, tpu_commands, tpu_remote
 from experiments.sweeping.backend import Say, Slot
 from experiments.sweeping.gcloud import Gcloud, GcloudError
 from experiments.sweeping.plan import PlannedRun
 from experiments.sweeping.tpu_code import Code
 from experiments.sweeping.tpu_commands import Commands, Queued, Settings, shell
-from experiments.sweeping.tpu_slot import SMALL_FILES, TpuVm
+from experiments.sweeping.tpu_machine import SECONDS_TO_ASK, SECONDS_TO_DELETE
+from experiments.sweeping.tpu_slot import TpuSlot
 
 _ZONE = flags.DEFINE_string("tpu_zone", None, "Zone of Google Cloud, such as us-central1-a.")
 _TYPE = flags.DEFINE_string(
@@ -37,7 +39,6 @@ _BUCKET = flags.DEFINE_string("tpu_bucket", None, "gs://BUCKET/FOLDER for the ru
 _SETUP = flags.DEFINE_string("tpu_setup", None, "Shell command for each VM, in the checkout.")
 
 _ROOT = Path(__file__).resolve().parents[1]
-_SECONDS_TO_ASK, _SECONDS_TO_DELETE = 120, 900
 
 
 def settings_from_flags() -> Settings:
@@ -87,7 +88,7 @@ class TpuVms:
         there = _find(gcloud, Commands(settings.zone, settings.project), settings.prefix)
         bucket = "/".join(settings.bucket.split("/")[:3])
         try:
-            gcloud.run(["storage", "ls", bucket], seconds=_SECONDS_TO_ASK)
+            gcloud.run(["storage", "ls", bucket], seconds=SECONDS_TO_ASK)
         except GcloudError as error:
             raise UserError(f"--tpu_bucket: {bucket} cannot be read: {error}") from error
         names = self._names(runs)
@@ -102,7 +103,7 @@ class TpuVms:
             f"{len(runs)} runs to do on {len(names)} TPU VM(s), {settings.accelerator_type}, "
             f"{kind}, commit {commit[:12]}"
         )
-        return [TpuVm(name, settings, self._out, self._flags, code, say) for name in names]
+        return [TpuSlot(name, settings, self._out, self._flags, code, say) for name in names]
 
     def _require_ours(self, queued: Queued) -> None:
         settings, other = self._settings, None
@@ -131,13 +132,13 @@ class TpuVms:
             vm.ssh(name, tpu_remote.set_up("INSTALLED", settings.setup)),
         ]
         for i, run in enumerate(runs):
-            attempt, folder = f"ATTEMPT{i}", tpu_commands.folder(settings, run.folder)
+            attempt, folder = f"ATTEMPT{i}", run.workdir(settings.bucket)
             arguments = run.arguments(settings.bucket, *self._flags)
             calls += [
                 vm.ssh(name, tpu_remote.start(attempt, arguments)),
                 vm.ssh(name, tpu_remote.look(attempt)),
                 tpu_commands.list_objects(folder),
-                tpu_commands.copy_objects(folder, SMALL_FILES, f"{self._out / run.folder}"),
+                tpu_commands.copy_objects(folder, KEPT, f"{self._out / run.folder}"),
                 vm.fetch(name, tpu_remote.log_of(attempt), f"{self._out / run.folder}/log.txt"),
             ]
         return [bundle, *map(shell, calls), shell(vm.delete(name))]
@@ -152,7 +153,6 @@ class TpuVms:
 
 def main(action: str) -> None:
     """Runs the command."""
-    command.log_to_file(None)
     if action not in ("list", "delete"):
         raise UserError(f"no {action!r}; there are: list, delete")
     tpu_commands.check_prefix(_PREFIX.value)
@@ -165,7 +165,7 @@ def main(action: str) -> None:
         print(queued.name, queued.state, queued.accelerator_type, flush=True)
         if action == "delete":
             try:
-                gcloud.run(commands.delete(queued.name), seconds=_SECONDS_TO_DELETE)
+                gcloud.run(commands.delete(queued.name), seconds=SECONDS_TO_DELETE)
                 print(f"{queued.name} is deleted", flush=True)
             except GcloudError as error:
                 failed.append(f"{queued.name} could not be deleted: {error}")
@@ -182,7 +182,7 @@ def _zone() -> str:
 def _find(gcloud: Gcloud, commands: Commands, prefix: str) -> list[Queued]:
     """The queued resources of ours; also shows whether gcloud is of use at all."""
     try:
-        output = gcloud.run(commands.list_all(), seconds=_SECONDS_TO_ASK)
+        output = gcloud.run(commands.list_all(), seconds=SECONDS_TO_ASK)
     except GcloudError as error:
         raise UserError(
             f"gcloud cannot list TPU VMs: {error}; has `gcloud auth login` been done, are zone and "

@@ -10,6 +10,8 @@ from bn_vgg.infra.workdir import flatten
 from experiments.diagnosing.diagnosis import Run, Sizes
 from experiments.reporting.cells import CELLS, place
 from experiments.reporting.found import Found
+from experiments.sweeping import state
+from experiments.sweeping.plan import PlannedRun
 
 HARDWARE = {"platform": "cpu", "device": "a processor", "num_devices": 1, "num_hosts": 1,
             "cpu_cores": 2}  # fmt: skip
@@ -55,6 +57,15 @@ def result_of(config: dict[str, Any], lines: list[dict[str, Any]], **changes: An
         "images_per_second": 500.0, "wall_seconds": 600.0, "hardware": HARDWARE,
         "versions": {"jax": "0.10"}, "commit": "c0ffee" + "0" * 34, "command": "python …",
     } | changes  # fmt: skip
+
+
+def write_plan(root: Path, preset: str, folders: Sequence[str], epochs: int) -> None:
+    """Writes the sweep.json of a `:small` sweep with these runs, of some configuration."""
+    runs = [folder.rsplit("/seed", 1) for folder in folders]
+    planned = [PlannedRun(name, int(seed), "", {}, num_epochs=epochs) for name, seed in runs]
+    state.claim(str(root / "planned"), preset, "small", {}, planned)
+    (root / "planned" / state.PLAN).rename(root / state.PLAN)
+    (root / "planned").rmdir()
 
 
 def found(

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from bn_vgg import train as loop
+from bn_vgg.data.prepared import prepare
 from bn_vgg.hooks import Hooks
 from bn_vgg.infra.workdir import Workdir
-from bn_vgg.launch import split_images
 from bn_vgg.trained import load
 from tests.conftest import ROOT
 
@@ -27,7 +27,7 @@ class KilledError(Exception):
 
 def run(config, cache, path, session=None, **hooks):
     """What the command does, without flags."""
-    data = split_images(config, cache)
+    data = prepare(cache, config)
     workdir = Workdir(str(path))
     workdir.claim(config.to_dict(), data.about)
     finished = loop.finished_result(config, workdir)

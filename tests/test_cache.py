@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bn_vgg.data import cache as image_cache
 from bn_vgg.data import sources
 from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.images import UnreadableImage
@@ -124,6 +125,29 @@ def test_a_source_that_is_gone_is_replaced_by_its_cache_and_no_other(fake, tmp_p
         build(tmp_path, min_side=9)
     with pytest.raises(UserError, match="is gone"):
         build(tmp_path, spec="./other")
+
+
+def test_who_may_only_read_a_shared_cache_uses_it(fake, tmp_path, monkeypatch):
+    fake(FakeSource())
+    build(tmp_path)
+    shutil.rmtree(tmp_path / "sources")
+
+    def refused(path, text):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(image_cache, "_write_text", refused)
+    assert len(build(tmp_path).labels) == 10
+
+
+def test_an_empty_note_of_what_a_source_held_names_no_cache(fake, tmp_path, monkeypatch):
+    """As a machine leaves one that dies while it is written."""
+    fake(FakeSource())
+    build(tmp_path)
+    (note,) = (tmp_path / "sources").iterdir()
+    note.write_text("")
+    monkeypatch.setattr(sources, "kind", lambda spec: "tfds")
+    assert len(build(tmp_path).labels) == 10
+    assert note.read_text()
 
 
 def test_a_source_that_is_there_but_wrong_is_an_error(fake, tmp_path, monkeypatch):

@@ -338,6 +338,12 @@ class TestExport:
         assert message in error_of(done)
 
 
+def test_a_folder_called_config_is_no_flag(run_command):
+    failed = run_command("predict", "--workdir=nowhere", "--images", "config", "--output=o.csv",
+                         status=2)  # fmt: skip
+    assert error_of(failed).startswith("error: nowhere holds no run")
+
+
 def test_a_run_without_a_checkpoint_has_nothing_to_give(trained_run, run_command, tmp_path):
     for name in ("config.json", "data.json"):
         (tmp_path / name).write_bytes((trained_run / name).read_bytes())

@@ -171,7 +171,7 @@ class TestFolder:
         more = [run_called("a", seed=1)]
         self.claim(tmp_path, settings={"num_epochs": "7"}, runs=[*RUNS, *more])
         plan = state.read_plan(str(tmp_path))
-        assert state.planned_runs(plan) == [*RUNS, *more]
+        assert plan["runs"] == [*RUNS, *more]
         shorter = [RUNS[0]._replace(num_epochs=3)]
         (tmp_path / "a" / "seed0").mkdir(parents=True)
         (tmp_path / "a" / "seed0" / "config.json").write_text("{}")
@@ -180,7 +180,7 @@ class TestFolder:
         assert state.read_plan(str(tmp_path)) == plan
         others = [RUNS[0]._replace(num_epochs=9), RUNS[1]._replace(num_epochs=3)]
         self.claim(tmp_path, runs=others)
-        assert state.planned_runs(state.read_plan(str(tmp_path))) == others
+        assert state.read_plan(str(tmp_path))["runs"] == others
 
     def test_what_has_not_begun_and_is_not_asked_for_is_forgotten(self, tmp_path):
         self.claim(tmp_path)
@@ -188,7 +188,7 @@ class TestFolder:
             (tmp_path / name / "seed0").mkdir(parents=True)
             (tmp_path / name / "seed0" / "config.json").write_text("{}")
         self.claim(tmp_path, runs=RUNS[:1])
-        assert state.planned_runs(state.read_plan(str(tmp_path))) == RUNS[:2]
+        assert state.read_plan(str(tmp_path))["runs"] == RUNS[:2]
 
     def test_what_changes_the_speed_alone_may_be_asked_for_later(self, tmp_path):
         self.claim(tmp_path, settings={"resources.CPU": "4"})

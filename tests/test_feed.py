@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from bn_vgg.data import batches
 from bn_vgg.data.batches import Images
+from bn_vgg.data.prepared import prepare
 from bn_vgg.errors import UserError
-from bn_vgg.launch import split_images
 from bn_vgg.training import feed as feeding
 from bn_vgg.training.feed import Feed, choose_placement, cut_on_device, scan_batches
 from bn_vgg.training.parallel import Devices
@@ -139,7 +139,7 @@ class TestPlacement:
     def test_test_images_without_room_beside_the_others_stay_on_the_host(
         self, tiny_config, open_cache, monkeypatch
     ):
-        data = split_images(tiny_config, open_cache(tiny_config))
+        data = prepare(open_cache(tiny_config), tiny_config)
         splits = [batches.Images.of(data.cache, examples) for examples in data.splits]
         sizes = [int(images.lengths.sum()) for images in splits]
         sizing = {"seed": 0, "batch_size": 8, "eval_batch_size": 8, "crop_size": 8}

@@ -7,12 +7,13 @@ import pytest
 
 from bn_vgg.errors import UserError
 from bn_vgg.infra.workdir import ONLY_SPEED, flatten
+from experiments.presets import VARIANTS
 from experiments.reporting import cells, sections
-from experiments.reporting.cells import CELLS, VARIANTS, place
+from experiments.reporting.cells import CELLS, place
 from experiments.reporting.found import find
 from experiments.reporting.progress import find_progress
 from tests.conftest import ROOT
-from tests.made_up_runs import config_of, lines_of, write_run
+from tests.made_up_runs import config_of, lines_of, write_plan, write_run
 
 RECORDED = ROOT / "experiments" / "results"
 
@@ -248,11 +249,12 @@ class TestSort:
         assert left == []
 
 
+BAD_PLANS = ["{", "[]", '{"format": 1, "runs": 1}', '{"format": 1}', '{"format": 1, "runs": [{}]}']
+
+
 class TestProgress:
     def sweep(self, root, *folders, epochs=2):
-        runs = [{"folder": folder, "num_epochs": epochs} for folder in folders]
-        plan = {"preset": "five_way", "variant": "small", "runs": runs}
-        (root / "sweep.json").write_text(json.dumps(plan))
+        write_plan(root, "five_way", folders, epochs)
 
     def test_counts(self, tmp_path):
         self.sweep(tmp_path, "full/seed0", "full/seed1", "full/seed2", "full/seed3")
@@ -274,7 +276,7 @@ class TestProgress:
         (tmp_path / "sweep.json").write_text("{")
         assert find_progress(tmp_path / "mine") is None
 
-    @pytest.mark.parametrize("content", ["{", "[]", '{"runs": 1}', '{"runs": [{}]}'])
+    @pytest.mark.parametrize("content", BAD_PLANS)
     def test_damaged(self, content, tmp_path):
         (tmp_path / "sweep.json").write_text(content)
         with pytest.raises(UserError, match="damaged"):

@@ -110,7 +110,7 @@ def test_no_room_for_a_checkpoint(disk):
 
 def test_no_room_for_tensorboards_files(disk):
     tensorboard = pytest.importorskip("bn_vgg.tensorboard")
-    writer = tensorboard.Writer(disk, "run", just_logging=False)
+    writer = tensorboard.Writer(disk, "run")
     fill(disk, 0)
 
     def write():

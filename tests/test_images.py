@@ -19,6 +19,7 @@ from bn_vgg.data.images import (
     large_image_lock,
     scale_shorter_side,
 )
+from bn_vgg.errors import one_line
 
 LOSSLESS = {"WEBP": {"lossless": True}}
 ORIENTATION = 0x0112
@@ -232,8 +233,8 @@ def test_what_is_no_image_is_named():
 
 
 def test_reasons_are_one_line_and_never_empty(monkeypatch):
-    assert images.describe(ValueError("one\n  two")) == "one two"
-    assert images.describe(MemoryError()) == "MemoryError"
+    assert one_line(ValueError("one\n  two")) == "one two"
+    assert one_line(MemoryError()) == "MemoryError"
 
     def fail(*args, **kwargs):
         raise MemoryError

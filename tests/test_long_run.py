@@ -19,9 +19,9 @@ import pytest
 from bn_vgg import command
 from bn_vgg import train as loop
 from bn_vgg.data import cache as image_cache
+from bn_vgg.data.prepared import prepare
 from bn_vgg.hooks import Hooks
 from bn_vgg.infra.workdir import Workdir
-from bn_vgg.launch import split_images
 from bn_vgg.tensorboard import make_hooks
 from tests.conftest import ROOT
 from tests.tiny_config import get_config
@@ -76,7 +76,7 @@ def main():
     cache = image_cache.open_or_build(
         source, min_side=config.data.min_side, folder=pathlib.Path(cache_folder), quiet=True
     )
-    data, workdir, samples = split_images(config, cache), Workdir(path), []
+    data, workdir, samples = prepare(cache, config), Workdir(path), []
     workdir.claim(config.to_dict(), data.about)
     command.log_to_file(workdir.path / "log.txt")
 
@@ -85,7 +85,7 @@ def main():
             samples.append(sample())
 
     hooks = make_hooks(
-        Hooks(actions=[sample_now_and_then]), workdir.path, "long", is_first=True,
+        Hooks(actions=[sample_now_and_then]), workdir.path, "long",
         num_steps=EPOCHS * STEPS_PER_EPOCH, profile=False,
     )  # fmt: skip
     loop.train(config, workdir, data, hooks)

@@ -135,6 +135,17 @@ def test_what_is_kept_is_of_the_last_look(tiny_config, open_cache, tmp_path, mon
     assert stopped == said.replace(str(tmp_path / "run"), str(tmp_path / "stopped"))
 
 
+def test_a_checkpoint_of_the_first_epoch_stays(tiny_config, open_cache, tmp_path, monkeypatch):
+    """What is remembered may be older than what is kept."""
+    config = with_flaw(tiny_config, "Loss")
+    config.model.norm_kwargs, config.checkpoint.every_steps = {"at": 6}, 4
+    monkeypatch.setattr(feed, "_BATCHES_PER_DISPATCH", 2)
+    said = message(config, open_cache(config), tmp_path)
+    assert "at step 6 is not" in said
+    assert "the checkpoint of step 4 is kept" in said
+    assert load(str(tmp_path), "latest").step == 4
+
+
 def test_an_epochs_first_step(tiny_config, open_cache, tmp_path):
     """What the last step had is known from the epoch before."""
     config = with_flaw(tiny_config, "Loss")

@@ -5,8 +5,8 @@ import pytest
 from bn_vgg import command
 from bn_vgg.errors import UserError
 from bn_vgg.model.normalization import NORMALIZERS
-from experiments.presets import PRESETS
-from experiments.sweeping.plan import VARIANTS, find_preset, parse_seeds, parse_settings, plan
+from experiments.presets import PRESETS, VARIANTS
+from experiments.sweeping.plan import find_preset, parse_seeds, parse_settings, plan
 
 
 def planned(preset, variant="small", seeds=(0,), **settings):

@@ -13,7 +13,7 @@ import pytest
 
 from experiments.reporting.sections import Section
 from tests.conftest import ROOT
-from tests.made_up_runs import config_of, falling, found, lines_of, seeds, write_run
+from tests.made_up_runs import config_of, falling, found, lines_of, seeds, write_plan, write_run
 
 pytest.importorskip("markdown")
 pytest.importorskip("matplotlib")
@@ -177,12 +177,11 @@ def runs(tmp_path_factory):
             config = config_of(cell, "small", seed=seed, num_epochs=16)
             folder = f"{config['name']}/seed{seed}"
             write_run(root / folder, config, lines_of(errors), fingerprint="f")
-            planned.append({"folder": folder, "num_epochs": 16})
+            planned.append(folder)
     unfinished = config_of("meanonly", "small", num_epochs=16)
     write_run(root / "meanonly-small/seed0", unfinished, lines_of([0.5, 0.4]), finished=False)
-    planned += [{"folder": f"meanonly-small/seed{seed}", "num_epochs": 16} for seed in range(3)]
-    plan = {"preset": "figure2", "variant": "small", "runs": planned}
-    (root / "sweep.json").write_text(json.dumps(plan))
+    planned += [f"meanonly-small/seed{seed}" for seed in range(3)]
+    write_plan(root, "figure2", planned, 16)
     failed = {folder: {"state": "failed", "error": f"no memory for {folder}"}
               for folder in ("meanonly-small/seed0", "broken")}  # fmt: skip
     (root / "sweep_state.json").write_text(json.dumps({"driver": None, "runs": failed}))

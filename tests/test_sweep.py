@@ -142,7 +142,7 @@ class TestLocal:
         [
             ([], "--preset is missing; there are: five_way, figure1, figure2, grid, norms"),
             (["--preset=six"], "no preset 'six'; there are: five_way"),
-            (["--preset=figure1", "--backend=slurm"], "no 'slurm'; there are: local, ray, tpu_vm"),
+            (["--preset=figure1", "--backend=slurm"], "value should be one of <local|ray|tpu_vm>"),
             (
                 ["--preset=figure1", "--set=batchsize=3"],
                 "no field config.batchsize; did you mean batch_size, ",

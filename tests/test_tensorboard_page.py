@@ -51,7 +51,7 @@ def write_run(folder, cell, seed):
     config.seed = seed
     path = folder / config.name / f"seed{seed}"
     hooks = tensorboard.make_hooks(
-        Hooks(), epath.Path(path), f"{config.name}/seed{seed}", is_first=True, num_steps=2000,
+        Hooks(), epath.Path(path), f"{config.name}/seed{seed}", num_steps=2000,
         profile=False,
     )  # fmt: skip
     hooks.write_start(flatten(config.to_dict()), None)

@@ -76,10 +76,11 @@ def test_published_splits_reach_the_run(folder, tmp_path, monkeypatch):
     """From TFDS through the cache, by the name alone, to what is trained on."""
     monkeypatch.setattr(sources, "open_source", lambda name: TfdsImages(name, data_dir=folder))
     cache = open_or_build("tiny_splits", min_side=8, folder=tmp_path, quiet=True)
-    data = prepare(
-        cache, source="tiny_splits", valid_examples=1, test_examples=99, num_classes=3,
-        batch_size=2,
-    )  # fmt: skip
+    config = {
+        "data": {"source": "tiny_splits", "valid_examples": 1, "test_examples": 99},
+        "model": {"num_classes": 3}, "batch_size": 2,
+    }  # fmt: skip
+    data = prepare(cache, config)
     assert data.about["examples"] == {"train": 2, "valid": 1, "test": 3}
     assert data.about["class_names"] == ["0", "1", "2"]
     assert {cache.splits[i] for i in data.splits.test} == {"test"}

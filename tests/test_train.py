@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from bn_vgg.data.batches import Images, cut_windows, train_batches
+from bn_vgg.data.prepared import prepare
 from bn_vgg.errors import UserError
 from bn_vgg.hooks import format_seconds
 from bn_vgg.infra.workdir import Workdir, flatten
-from bn_vgg.launch import split_images
 from bn_vgg.trained import load
 from bn_vgg.training import feed
 from bn_vgg.training.programs import Session
@@ -132,7 +132,7 @@ def test_a_finished_run_says_so_and_more_epochs_go_on(tiny_config, open_cache, t
 
 def test_another_configs_workdir_is_refused_and_left_alone(tiny_config, open_cache, tmp_path):
     cache = open_cache(tiny_config)
-    Workdir(str(tmp_path)).claim(tiny_config.to_dict(), split_images(tiny_config, cache).about)
+    Workdir(str(tmp_path)).claim(tiny_config.to_dict(), prepare(cache, tiny_config).about)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     tiny_config.model.norm = "full"
     tiny_config.optimizer.learning_rate = 1e-3
@@ -146,7 +146,7 @@ def test_another_configs_workdir_is_refused_and_left_alone(tiny_config, open_cac
 
 def test_other_data_under_the_same_name_is_refused(tiny_config, open_cache, tmp_path):
     cache = open_cache(tiny_config)
-    about = split_images(tiny_config, cache).about
+    about = prepare(cache, tiny_config).about
     workdir = Workdir(str(tmp_path))
     workdir.claim(tiny_config.to_dict(), about)
     with pytest.raises(UserError, match="has changed since"):
@@ -228,7 +228,7 @@ def test_precise_statistics_are_of_the_epochs_first_batches(tiny_config, open_ca
     tiny_config.eval.precise_examples = 9
     cache = open_cache(tiny_config)
     run(tiny_config, cache, tmp_path)
-    trained, data = load(str(tmp_path), "latest"), split_images(tiny_config, cache)
+    trained, data = load(str(tmp_path), "latest"), prepare(cache, tiny_config)
     images = Images.of(cache, data.splits.train)
     plan = train_batches(images, seed=0, epoch=0, batch_size=8, crop_size=16)
     before = []
@@ -252,7 +252,7 @@ def test_the_test_error_is_the_best_checkpoints(tiny_config, open_cache, tmp_pat
     result = run(tiny_config, cache, tmp_path)
     trained = load(str(tmp_path))
     assert trained.step == result["best_epoch"] * 6
-    data, errors = split_images(tiny_config, cache), []
+    data, errors = prepare(cache, tiny_config), []
     from bn_vgg.data.windows import five_windows
     from bn_vgg.training.steps import make_predict_step
 
@@ -325,7 +325,7 @@ def test_what_does_not_fit_the_data(field, value, message, tiny_config, open_cac
     cache = open_cache(tiny_config)
     tiny_config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
-        split_images(tiny_config, cache)
+        prepare(cache, tiny_config)
 
 
 @pytest.mark.parametrize(

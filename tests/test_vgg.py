@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clu import parameter_overview
 
 from bn_vgg.errors import UserError
 from bn_vgg.model.normalization import NORMALIZERS
 from bn_vgg.model.vgg import Block, Conv, Dropout, make_model
 from bn_vgg.training.optimizer import rmsprop
-from bn_vgg.training.state import init_state, jit_init, num_parameters
+from bn_vgg.training.state import init_state, jit_init
 from configs import default
 
 
@@ -31,7 +32,7 @@ def init(model, side):
 def test_parameter_counts_at_128(norm, expected):
     """The numbers are the post's recipe's."""
     variables = jax.eval_shape(lambda: init(model(norm=norm), 128))
-    assert num_parameters(variables["params"]) == expected
+    assert parameter_overview.count_parameters(variables["params"]) == expected
 
 
 def test_spatial_sizes_follow_the_recipe():

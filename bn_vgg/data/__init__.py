@@ -1,1 +1,1 @@
-"""From images somewhere to windows on a device: source, cache, splits, windows."""
+"""From images somewhere to the windows of a batch: source, cache, splits, windows."""

@@ -42,10 +42,6 @@ class Images(NamedTuple):
         """Bytes of each image."""
         return self.sizes.prod(axis=1) * 3
 
-    def first(self, count: int) -> "Images":
-        """The first `count` of them, or all if there are fewer."""
-        return Images(self.pixels, *(array[:count] for array in self[1:]))
-
     def packed(self) -> "Images":
         """Copies the pixels so that nothing lies between them."""
         ends = np.cumsum(self.lengths)
@@ -131,7 +127,8 @@ def compared_batches(images: Images, *, batch_size: int, crop_size: int, count: 
     Returns:
       `first_SNW`, `stride_SN`, `labels_SN` and `mask_SN` as `eval_batches`.
     """
-    batches = eval_batches(images.first(count), batch_size=batch_size, crop_size=crop_size)
+    first = Images(images.pixels, *(array[:count] for array in images[1:]))
+    batches = eval_batches(first, batch_size=batch_size, crop_size=crop_size)
     del batches["compared_SN"]
     return batches | {"first_SNW": batches["first_SNW"][:, :, -1:]}
 
@@ -147,5 +144,7 @@ def cut_windows(pixels: np.ndarray, first: np.ndarray, stride: np.ndarray, crop_
     """
     result = np.empty((*first.shape, crop_size, crop_size, 3), np.uint8)
     for index in np.ndindex(first.shape):
-        result[index] = windows.cut(pixels, first[index], stride[index[:-1]], crop_size)
+        result[index] = np.lib.stride_tricks.as_strided(
+            pixels[first[index] :], result.shape[-3:], (stride[index[:-1]], 3, 1), writeable=False
+        )
     return result

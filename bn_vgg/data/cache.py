@@ -11,6 +11,7 @@ It is built under another name and renamed when complete, so one that is there i
 process builds it, others wait.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -30,7 +31,7 @@ from tqdm import tqdm
 
 from bn_vgg.data import images, sources
 from bn_vgg.data.source import Source
-from bn_vgg.errors import NotThereError, UserError
+from bn_vgg.errors import NotThereError, UserError, one_line
 from bn_vgg.infra import locking
 
 # Part of every cache's name: raise it when the same source and settings give other bytes.
@@ -39,8 +40,10 @@ _FORMAT = 1
 _MAX_UNREADABLE = 0.05
 
 
-def default_folder() -> Path:
-    """`$BN_VGG_CACHE`, else `bn_vgg` in the user's cache folder."""
+def choose_folder(named: str | None = None) -> Path:
+    """`named`, a command's `--cache_dir`; else `$BN_VGG_CACHE`; else in the user's cache folder."""
+    if named:
+        return Path(named)
     if os.environ.get("BN_VGG_CACHE"):
         return Path(os.environ["BN_VGG_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bn_vgg"
@@ -110,9 +113,8 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
         / "sources"
         / hashlib.blake2b(settings.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
     )
-    known = folder / alias.read_text().strip() if alias.is_file() else None
-    if known is not None and not known.is_dir():
-        known = None
+    kept = alias.read_text().strip() if alias.is_file() else ""
+    known = folder / kept if kept and (folder / kept).is_dir() else None
     try:
         if known is not None and sources.kind(spec) == "tfds":
             return _open(known)
@@ -129,8 +131,8 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
             with locking.held(folder / f".{name}.lock", wait=_say_who_builds):
                 if not (folder / name).is_dir():
                     _build(source, min_side, folder, name, quiet)
-        alias.parent.mkdir(parents=True, exist_ok=True)
-        _write_text(alias, name)
+        if known != folder / name:
+            _keep_alias(alias, name)
     except OSError as error:
         raise UserError(
             f"cannot write the image cache in {folder}, of at least "
@@ -138,6 +140,13 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
             "set --cache_dir or BN_VGG_CACHE to a folder with room"
         ) from error
     return _open(folder / name)
+
+
+def _keep_alias(alias: Path, name: str) -> None:
+    # It is for when the source cannot be asked: who may only read a shared cache does without.
+    with contextlib.suppress(OSError):
+        alias.parent.mkdir(parents=True, exist_ok=True)
+        _write_text(alias, name)
 
 
 def _name(source: Source, min_side: int) -> str:
@@ -149,7 +158,7 @@ def _open(folder: Path) -> ImageCache:
     try:
         return _read(folder)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        reason = images.describe(error)
+        reason = one_line(error)
         raise UserError(
             f"{folder} is damaged ({reason}); delete that folder and it is made again"
         ) from error
@@ -242,12 +251,7 @@ def _decoded(source: Source, min_side: int) -> Iterator[np.ndarray | images.Unre
     """Yields each record's pixels, in order, decoded in as many threads as there are cores."""
 
     def read(index: int) -> np.ndarray | images.UnreadableImage:
-        try:
-            with images.hold_lock_until_scaled():
-                return np.asarray(images.scale_shorter_side(source.read(index), min_side))
-        except images.UnreadableImage as error:
-            # Anew: the traceback of what was raised holds the file's bytes.
-            return images.UnreadableImage(str(error))
+        return images.read_scaled(lambda: source.read(index), min_side)
 
     ahead = 256  # bounds what is decoded but not yet written
     with ThreadPoolExecutor(os.cpu_count()) as pool:

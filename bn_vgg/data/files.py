@@ -17,7 +17,7 @@ from PIL import Image
 
 from bn_vgg.data import images
 from bn_vgg.data.images import UnreadableImage
-from bn_vgg.errors import NotThereError, UserError
+from bn_vgg.errors import NotThereError, UserError, one_line
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -72,7 +72,7 @@ class ImageFile(NamedTuple):
         except UnreadableImage:
             raise
         except Exception as error:  # a damaged archive makes zipfile raise a dozen types
-            raise UnreadableImage(images.describe(error)) from error
+            raise UnreadableImage(one_line(error)) from error
 
 
 def list_images(spec: str) -> list[ImageFile]:
@@ -240,7 +240,7 @@ def _list_input(path: str) -> list[ImageFile]:
         where = error.filename or path
         raise NotThereError(f"{where!r} does not exist{_where(path)}") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path!r}: {images.describe(error)}") from error
+        raise UserError(f"cannot read {path!r}: {one_line(error)}") from error
     if not files:
         raise UserError(_why_empty(path, container))
     return files
@@ -254,7 +254,7 @@ def _open_archive(path: str) -> _Archive:
     except Exception as error:  # zipfile raises a dozen types on a damaged directory
         kind = "a complete zip archive" if _is_zip(path) else "a folder, zip archive or image"
         advice = "copy or download it again" if _is_zip(path) else f"images end in {_ENDINGS}"
-        raise UserError(f"{path!r} is not {kind} ({images.describe(error)}): {advice}") from error
+        raise UserError(f"{path!r} is not {kind} ({one_line(error)}): {advice}") from error
 
 
 def _why_empty(path: str, container: "_Folder | _Archive") -> str:

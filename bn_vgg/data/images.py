@@ -3,10 +3,12 @@
 import contextlib
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from bn_vgg.errors import one_line
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 
@@ -70,12 +72,12 @@ def decode(data: bytes) -> Image.Image:
         reason = f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image" if data else "empty file"
         raise UnreadableImage(reason) from error
     except Exception as error:  # Pillow's decoders raise nearly every built-in one on rubbish
-        raise UnreadableImage(describe(error)) from error
+        raise UnreadableImage(one_line(error)) from error
 
 
 @contextlib.contextmanager
 def large_image_lock(large: bool) -> Iterator[None]:
-    """Waits, before something large, until no other thread is in the midst of such."""
+    """Lets one thread at a time into what needs much memory (`large`), the others all at once."""
     if not large:
         yield
         return
@@ -101,6 +103,19 @@ def hold_lock_until_scaled() -> Iterator[None]:
             _waiting.until = None
 
 
+def read_scaled(read: Callable[[], Image.Image], side: int) -> np.ndarray | UnreadableImage:
+    """Calls `read` and scales what it returns, see `scale_shorter_side`: (height, width, 3).
+
+    Of what cannot be read, why not.
+    """
+    try:
+        with hold_lock_until_scaled():
+            return np.asarray(scale_shorter_side(read(), side))
+    except UnreadableImage as error:
+        # Anew: the traceback of what was raised holds the file's bytes.
+        return UnreadableImage(str(error))
+
+
 def scale_shorter_side(image: Image.Image, side: int) -> Image.Image:
     """Scales an image, up or down, until its shorter side measures `side` pixels.
 
@@ -122,11 +137,6 @@ def scale_shorter_side(image: Image.Image, side: int) -> Image.Image:
     scaled = (2 * longer * side + shorter) // (2 * shorter)
     size = (side, scaled) if image.width <= image.height else (scaled, side)
     return image.resize(size, Image.Resampling.BICUBIC)
-
-
-def describe(error: Exception) -> str:
-    """Returns the error's message as one line, or its type's name where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _orientation(image: Image.Image) -> int:

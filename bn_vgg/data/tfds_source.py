@@ -19,7 +19,7 @@ from PIL import Image
 
 from bn_vgg.data import images
 from bn_vgg.data.source import Record
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, one_line
 
 SPLITS = ("train", "validation", "test")
 
@@ -46,7 +46,7 @@ def _reason(error: Exception) -> str:
     for inner in (*error.args[:1], getattr(error, "reason", None)):
         if isinstance(inner, Exception):
             return _reason(inner)
-    text = images.describe(error).rstrip(".")
+    text = one_line(error).rstrip(".")
     return text if len(text) <= 300 else f"{text[:299]}…"
 
 

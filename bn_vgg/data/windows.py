@@ -81,9 +81,3 @@ def place(corners_N2: np.ndarray, starts: np.ndarray, widths: np.ndarray):
     """
     strides = widths * 3
     return starts + corners_N2[..., 0] * strides + corners_N2[..., 1] * 3, strides
-
-
-def cut(pixels: np.ndarray, first, stride, crop: int) -> np.ndarray:
-    """Returns the window (crop, crop, 3) at `place` in flat `pixels`, a view."""
-    shape, strides = (crop, crop, 3), (stride, 3, 1)
-    return np.lib.stride_tricks.as_strided(pixels[first:], shape, strides, writeable=False)

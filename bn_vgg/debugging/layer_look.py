@@ -24,8 +24,8 @@ def make_look(model: VGG, crop_size: int, axis_name: str | None):
     """Returns `look(state, rng, stacked, pixels)`: into one training step, layer by layer.
 
     What it returns holds `loss`; `outputs`, by layer: whether they are finite and the largest
-    finite absolute value; `of_outputs`: whether the gradients are that reach these; and
-    `gradients`, in the shape of the parameters: whether they are. `Look` reads it.
+    finite absolute value; `of_outputs`: whether the gradient that reaches each of these is finite;
+    and `gradients`, in the shape of the parameters: whether they are. `Look` reads it.
     """
     loss_of = make_loss(model)
 

@@ -176,7 +176,7 @@ class Finder:
         return model.clone(norm=dataclasses.replace(model.norm, settings=settings))
 
     def _shares(self, one: dict[str, Any], feed: Feed) -> list[dict[str, jax.Array]]:
-        """This host's part of a batch as a step takes it: parts whose statistics are one."""
+        """This host's part of a batch as a step takes it: in groups that share batch statistics."""
         axis_name, pixels = self._devices.axis_name, self._devices.first(feed.pixels)
         arrays = jax.device_get(one)
         if axis_name is None:

@@ -58,19 +58,21 @@ class Progress:
 
     def after_epoch(self, *, step: int, valid_error_rate: float, seconds: float) -> "Progress":
         """Returns the progress one epoch on; of equal errors the earlier is the best."""
-        epoch = self.epoch + 1
-        better = valid_error_rate < self.best_error_rate
-        best = (epoch, step, valid_error_rate) if better else self.best
-        return Progress(epoch, step, valid_error_rate, *best, seconds)
+        after = dataclasses.replace(
+            self, epoch=self.epoch + 1, step=step, valid_error_rate=valid_error_rate,
+            seconds=seconds, within_epoch=None,
+        )  # fmt: skip
+        if valid_error_rate >= self.best_error_rate:
+            return after
+        return dataclasses.replace(
+            after, best_epoch=after.epoch, best_step=step, best_error_rate=valid_error_rate
+        )
 
     def in_epoch(self, *, step: int, measured: list[float], seconds: float) -> "Progress":
         """Returns the progress some steps into the next epoch."""
-        return Progress(self.epoch, step, math.inf, *self.best, seconds, measured)
-
-    @property
-    def best(self) -> tuple[int, int, float]:
-        """Epoch, step and error of the best."""
-        return self.best_epoch, self.best_step, self.best_error_rate
+        return dataclasses.replace(
+            self, step=step, valid_error_rate=math.inf, seconds=seconds, within_epoch=measured
+        )
 
 
 class DamagedError(UserError):
@@ -295,10 +297,6 @@ class Checkpoints:
         """
         with self._writing():
             self._manager.wait_until_finished()
-
-    def read(self, step: int, like: Any) -> Any:
-        """Reads the state at `step`, see `read` above."""
-        return read(self._folder, step, like)[1]
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -1,6 +1,6 @@
 """Several processes that make one run: how they meet, agree, and end together.
 
-What one process alone calls of this does nothing.
+With a single process every function here does nothing.
 """
 
 import contextlib

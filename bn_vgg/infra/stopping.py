@@ -70,6 +70,4 @@ class StopRequest:
         With several processes all of them must call this equally often, and all learn of a
         SIGTERM to any of them in the same call.
         """
-        if distributed.has_peers():
-            return signal.SIGTERM if distributed.preempted() else None
-        return self._signal
+        return signal.SIGTERM if distributed.preempted() else self._signal

@@ -67,7 +67,7 @@ class Watchdog:
         self._until = time.monotonic() + seconds, seconds
 
     def extend(self, seconds: float) -> None:
-        """Is `beat`, unless that would be due before what is due anyway."""
+        """Moves the deadline to `seconds` from now, unless it is later already."""
         if time.monotonic() + seconds > self._until[0]:
             self.beat(seconds)
 

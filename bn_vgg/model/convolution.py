@@ -31,6 +31,7 @@ def cpu_compiler_options() -> dict[str, str] | None:
     return options
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv3x3(x_NHWC, kernel_33IO, padding: int):
     """Convolves with stride 1 and `padding` zeros (1 or 2) on each of the four sides.
 
@@ -42,7 +43,12 @@ def conv3x3(x_NHWC, kernel_33IO, padding: int):
     Returns:
       (N, H + 2 * padding - 2, W + 2 * padding - 2, O).
     """
-    return _conv(x_NHWC, kernel_33IO, padding)
+    return lax.platform_dependent(
+        x_NHWC,
+        kernel_33IO,
+        cpu=partial(_cpu_conv, padding=padding),
+        default=partial(plain_conv, padding=padding),
+    )
 
 
 def mean_of_full_conv(x_NHWC, kernel_33IO):
@@ -66,18 +72,8 @@ def mean_of_full_conv(x_NHWC, kernel_33IO):
     return jnp.dot(mean_I, taps_IO, precision=lax.Precision.HIGHEST) * share
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x, kernel, padding):
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=partial(_cpu_conv, padding=padding),
-        default=partial(plain_conv, padding=padding),
-    )
-
-
 def plain_conv(x, kernel, padding):
-    """Is `conv3x3` as XLA does it, with XLA's own gradients."""
+    """The same convolution by XLA's own operation, with XLA's own gradients."""
     pads = ((padding, padding), (padding, padding))
     return lax.conv_general_dilated(
         x, kernel, (1, 1), pads, dimension_numbers=_LAYOUT, precision=precision_of(x.dtype)
@@ -93,7 +89,7 @@ def precision_of(dtype) -> lax.Precision | None:
 
 
 def _conv_forward(x, kernel, padding):
-    return _conv(x, kernel, padding), (x, kernel)
+    return conv3x3(x, kernel, padding), (x, kernel)
 
 
 def _conv_backward(padding, residuals, grad):
@@ -117,7 +113,7 @@ def _conv_backward(padding, residuals, grad):
     return grad_x, grad_kernel
 
 
-_conv.defvjp(_conv_forward, _conv_backward)
+conv3x3.defvjp(_conv_forward, _conv_backward)
 
 
 def _xla_gradients(padding, x, kernel, grad):
@@ -126,7 +122,7 @@ def _xla_gradients(padding, x, kernel, grad):
 
 
 def _cpu_conv(x, kernel, padding):
-    """Is `plain_conv`, two neighbouring columns at a time where that is faster.
+    """Computes `plain_conv`, two neighbouring columns at a time where that is faster.
 
     They are then the output channels of one 3x4 convolution with stride 2. It multiplies a
     third more, by zeros, but 20 channels fill a processor's registers badly and 40 well.

@@ -30,7 +30,7 @@ import importlib
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -44,8 +44,6 @@ from bn_vgg.model.weight_norm import WeightNorm, WeightNormMeanOnly
 
 class NoNorm(nn.Module):
     """Leaves its input as it is: the control of every comparison."""
-
-    replaces_bias: ClassVar[bool] = False
 
     def __call__(self, x_NHWC):
         """Returns `x_NHWC`."""

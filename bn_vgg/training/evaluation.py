@@ -80,7 +80,7 @@ class Evaluator:
           feed: of the split.
         """
         carried = self._devices.replicate(empty_evaluation(self._programs.model))
-        for dispatch in feed.dispatches(self._data.evaluated(feed, self._compared_examples)):
+        for dispatch in feed.dispatches(self._data.eval_batches(feed, self._compared_examples)):
             carried = self._programs.eval_steps(carried, state, dispatch.batches, feed.pixels)
             self._after_dispatch()
         metrics, moments = self._devices.fetch(carried)
@@ -115,7 +115,7 @@ class Evaluator:
         feed = self._data.train
         empty = lens.Precise.empty(self._programs.model, None)
         precise = self._devices.replicate(empty).replace(batch_stats=state.batch_stats)
-        for dispatch in feed.dispatches(self._data.precise(epoch, self._precise_examples)):
+        for dispatch in feed.dispatches(self._data.precise_batches(epoch, self._precise_examples)):
             precise = self._programs.precise_steps(precise, state, dispatch.batches, feed.pixels)
             self._after_dispatch()
         return precise
@@ -123,7 +123,7 @@ class Evaluator:
     def _compare(self, state, precise: lens.Precise) -> dict[str, float]:
         feed = self._data.valid
         metrics = self._devices.replicate(ComparedMetrics.empty())
-        for dispatch in feed.dispatches(self._data.compared(self._compared_examples)):
+        for dispatch in feed.dispatches(self._data.compared_batches(self._compared_examples)):
             metrics = self._programs.compare_steps(
                 metrics, state, precise.batch_stats, dispatch.batches, feed.pixels
             )

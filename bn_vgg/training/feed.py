@@ -142,7 +142,7 @@ def with_windows(batch, pixels, crop_size: int):
 
 
 def cut_on_device(pixels, first_NW, stride_N, crop_size: int):
-    """Is `cut_windows` for one batch, compiled: a gather of rows of `crop_size` pixels."""
+    """Cuts what `cut_windows` cuts inside a compiled step, for one batch: a gather of rows."""
     rows_H = jnp.arange(crop_size, dtype=jnp.int32).reshape(1, 1, -1)
     starts_NWH = first_NW[:, :, None] + stride_N[:, None, None] * rows_H
     numbers = lax.GatherDimensionNumbers(

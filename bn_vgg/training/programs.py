@@ -18,7 +18,7 @@ from bn_vgg.training.steps import make_eval_step, make_train_step
 
 
 class Programs(NamedTuple):
-    """What a run computes on its devices, of `stacked`, a `Dispatch`'s batches, and `Feed.pixels`.
+    """What a run computes on its devices; `stacked` is `Dispatch.batches`, `pixels` `Feed.pixels`.
 
     Attributes:
       model: of `config.model`.

@@ -76,7 +76,7 @@ class RunData:
         """The test split's feed; its images are placed when it is first asked for."""
         return self._place(self._images["test"], on_device=self._test_on_device)
 
-    def epoch(self, epoch: int) -> Batches:
+    def train_batches(self, epoch: int) -> Batches:
         """The training batches of `epoch`, counted from 0."""
         return self._train_batches(self.train.images, epoch)
 
@@ -94,21 +94,21 @@ class RunData:
             images.pixels, first["first_SNW"], first["stride_SN"], self._crop_size
         )[:, 0]
 
-    def evaluated(self, feed: Feed, num_compared: int) -> Batches:
+    def eval_batches(self, feed: Feed, num_compared: int) -> Batches:
         """The batches that evaluate a split, see `batches.eval_batches`."""
         return batches.eval_batches(
             feed.images, batch_size=self._eval_batch_size, crop_size=self._crop_size,
             num_compared=num_compared,
         )  # fmt: skip
 
-    def compared(self, num_compared: int) -> Batches:
+    def compared_batches(self, num_compared: int) -> Batches:
         """The centre windows of the first validation images, in batches as in training."""
         return batches.compared_batches(
             self.valid.images, batch_size=self._batch_size, crop_size=self._crop_size,
             count=num_compared,
         )  # fmt: skip
 
-    def precise(self, epoch: int, num_examples: int) -> Batches:
+    def precise_batches(self, epoch: int, num_examples: int) -> Batches:
         """The first training batches of `epoch` that hold at least `num_examples`."""
         count = -(-num_examples // self._batch_size)
-        return {key: array[:count] for key, array in self.epoch(epoch).items()}
+        return {key: array[:count] for key, array in self.train_batches(epoch).items()}

@@ -66,8 +66,3 @@ def jit_init(
     """
     options = {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else None
     return jax.jit(partial(init_state, model, optimizer), compiler_options=options)
-
-
-def num_parameters(params) -> int:
-    """Counts trainable numbers."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -2,7 +2,7 @@
 
 Pure functions from runs' lines to an answer: nothing is read, written or drawn here. `Runs`
 are by role, as `experiments.questions` calls them, and by seed; any may be missing or
-unfinished. The rules in words are in `experiments.questions.RULES`.
+unfinished. The rules in words are in `experiments.asking.question_page.RULES`.
 """
 
 import itertools

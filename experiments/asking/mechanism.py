@@ -57,12 +57,8 @@ def measure(path: str, cache_folder: Path) -> Means:
     images = image_cache.open_or_build(
         data["source"], min_side=data["min_side"], folder=cache_folder
     )
-    prepared = prepare(
-        images, source=data["source"], valid_examples=data["valid_examples"],
-        test_examples=data["test_examples"], num_classes=run.config["model"]["num_classes"],
-        batch_size=run.config["batch_size"],
-    )  # fmt: skip
-    windows = centre_windows(Images.of(images, prepared.splits.train), data["crop_size"])
+    train = prepare(images, run.config).splits.train
+    windows = centre_windows(Images.of(images, train), data["crop_size"])
     model = make_model(**run.config["model"] | {"dtype": "float32"})
     return mean_outputs(model, run.state.variables, windows)
 
@@ -124,10 +120,7 @@ def step_seconds(config: ConfigDict) -> dict[str, dict[str, list[float]]]:
     Returns:
       Seconds of a step, one of each round, by setting of `SETTINGS` and norm.
     """
-    side, count = config.data.crop_size, config.batch_size
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
-    labels = rng.integers(0, 2, count, np.int32)
+    images, labels = step_timing.random_batch(config)
     found = {}
     for setting, (rate, stats_pass) in SETTINGS.items():
         config.model.dropout_rate, config.model.stats_pass = rate, stats_pass
@@ -136,8 +129,6 @@ def step_seconds(config: ConfigDict) -> dict[str, dict[str, list[float]]]:
             config.model.norm = norm
             steps = step_timing.dispatch(config, images, labels)
             timed[norm] = step_timing.Timed(steps, step_timing.STEPS)
-        for _ in range(ROUNDS):
-            for contender in timed.values():
-                contender.take_a_turn()
+        step_timing.take_turns(timed.values(), ROUNDS)
         found[setting] = {norm: contender.seconds for norm, contender in timed.items()}
     return found

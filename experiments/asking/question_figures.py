@@ -23,9 +23,7 @@ from experiments.asking.answers import (
 )
 from experiments.asking.early import same_updates
 from experiments.diagnosing.diagnosis import KINDS, Run, Spike, find_spikes, value
-from experiments.figures import COLOURS, WIDTH, mark_spikes, name_ends, save, style
-
-__all__ = ["DRAW", "save"]
+from experiments.figures import COLOURS, SPIKES_PAD, WIDTH, mark_spikes, name_ends, style
 
 _BASELINE = {"color": COLOURS["grey"], "ls": "--"}
 _RUNNING = {"color": COLOURS["vermilion"], "marker": "o"}
@@ -123,13 +121,12 @@ def draw_spikes(runs: Runs, answer: Answer) -> Figure:
         figure, grid = _grid(answer, len(every), 1, row=2.2, above=0.8, note=_ERRORS)
         for (role, seed, run), (axes,) in zip(every, grid, strict=True):
             spikes: list[Spike] = find_spikes(run.lines, run.sizes)
-            mark_spikes(axes, spikes)
-            legend = axes.get_title(loc="left").partition(". ")[2] or "No spikes"
+            legend = mark_spikes(axes, spikes) or "No spikes"
             ends = _draw(axes, run, VALID, "valid*", {"color": COLOURS["black"], "lw": 1})
             ends += _draw(axes, run, KINDS["running"], "running", _RUNNING)
             ends += _draw(axes, run, KINDS["precise"], "precise", _PRECISE)
             _finish(axes, ends, f"{role.capitalize()}, seed {seed}. {legend}", high)
-            axes.set_title(axes.get_title(loc="left"), pad=18 if spikes else 6)
+            axes.set_title(axes.get_title(loc="left"), pad=SPIKES_PAD if spikes else 6)
             for spike in spikes:
                 axes.axvline(spike.epoch, color=COLOURS["grey"], lw=0.8, ls=":", zorder=0.5)
         grid[-1][0].set_xlabel("epoch")

@@ -1,39 +1,20 @@
 """Which cell of the grid a run's configuration is of, and in what it differs from it."""
 
+import importlib
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from bn_vgg.infra.workdir import ONLY_SPEED, flatten
-from configs import (
-    baseline,
-    baseline_crop,
-    baseline_crop_dropout,
-    full,
-    full_crop,
-    full_crop_dropout,
-    meanonly,
-    meanonly_crop,
-    meanonly_crop_dropout,
-)
+from experiments import presets
 
 CELLS: dict[str, ModuleType] = {
-    "baseline": baseline,
-    "baseline_crop": baseline_crop,
-    "baseline_crop_dropout": baseline_crop_dropout,
-    "meanonly": meanonly,
-    "meanonly_crop": meanonly_crop,
-    "meanonly_crop_dropout": meanonly_crop_dropout,
-    "full": full,
-    "full_crop": full_crop,
-    "full_crop_dropout": full_crop_dropout,
+    cell: importlib.import_module(f"configs.{cell}") for cell in presets.CELLS
 }
 # The grid's rows and columns, as they are called on the page.
 NORMS = {"baseline": "none", "meanonly": "mean-only", "full": "full"}
 AUGMENTATIONS = {"": "no augmentation", "_crop": "+ random cropping",
                  "_crop_dropout": "+ cropping and dropout"}  # fmt: skip
-# By the windows' size, the published one first.
-VARIANTS = ("full", "small", "demo")
 # What seeds of one cell may differ in. Epochs may, because tables and claims watch them; data may,
 # because sections keep it apart; all else changes the speed or what is looked at.
 _FREE = {"name", "seed", "num_epochs", "data.source", *ONLY_SPEED}

@@ -191,8 +191,8 @@ def _draw_runs(axes: Axes, by_seed: BySeed, label: str, colour: str):
             color=colour, alpha=0.15 if key == VALID else 0.1, lw=0, zorder=2,
         )  # fmt: skip
         whole = [point for point in points if point.seeds == len(by_seed)]
-        # Thin, and not joined, where not all seeds have got: a step there is their leaving.
-        rest = points[len(whole) :]
+        # Thin, and not joined to it, where a seed is missing: the mean is of others there.
+        rest = [point for point in points if point.seeds < len(by_seed)]
         look = look | {"color": colour, "zorder": 3}
         if len(points) <= _DOTTED_EPOCHS and key == VALID:
             look |= {"marker": "o", "markersize": 3.5}

@@ -9,7 +9,8 @@ from bn_vgg.errors import UserError
 from bn_vgg.infra.workdir import Workdir, flatten
 from experiments.asking.answers import VALID
 from experiments.diagnosing.diagnosis import Run, read_run, value
-from experiments.reporting.cells import VARIANTS, Place, place
+from experiments.presets import VARIANTS
+from experiments.reporting.cells import Place, place
 
 RUN_FILES = ("config.json", "result.json")
 # What is asked of a configuration before its run is read.

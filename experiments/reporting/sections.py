@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from experiments.reporting.cells import CELLS, VARIANTS, side
+from experiments.presets import VARIANTS
+from experiments.reporting.cells import CELLS, side
 from experiments.reporting.found import Found, Left
 
 BySeed = dict[int, Found]

@@ -30,12 +30,11 @@ class Attempts:
         self._cache_folder, self._say = cache_folder, say
         self._session: Session | None = None
 
-    def make(self, config_arguments: list[str], arguments: list[str]) -> str | None:
+    def make(self, arguments: list[str]) -> str | None:
         """Makes a run, or goes on with it.
 
         Args:
-          config_arguments: `--config` and its overrides.
-          arguments: all of `bn_vgg.main`'s, as they are recorded with the result.
+          arguments: of `bn_vgg.main`, as they are recorded with the result.
 
         Returns:
           What went wrong, in a line; None if the run is done.
@@ -44,7 +43,7 @@ class Attempts:
         sys.argv = [str(Path(bn_vgg.__file__).with_name("main.py")), *arguments]
         path = _value(arguments, "--workdir")
         try:
-            config = command.load_config(config_arguments)
+            config = command.load_config([a for a in arguments if a.startswith("--config")])
             self._session = self._session or Session()
             launch(
                 config,

@@ -63,9 +63,10 @@ class Driver:
                 while thread.is_alive():
                     left = max(0.0, until - time.monotonic())
                     thread.join(min(left, _SECONDS_BETWEEN_SIGNS_OF_LIFE))
-                    if time.monotonic() >= until and not self._stopping:
-                        self._stop(slots)
+                    if time.monotonic() >= until:
                         until = math.inf
+                        if not self._stopping:
+                            self._stop(slots)
                     with self._change:
                         self._note(self._state.write)
         except BaseException:
@@ -141,7 +142,8 @@ class Driver:
                 noted["state"] = TO_DO  # its own result.json says that it is done
             elif outcome.lost or noted["attempts"] < self._attempts:
                 noted["state"] = TO_DO
-                noted["attempts"] -= outcome.lost
+                if outcome.lost:
+                    noted["attempts"] -= 1
                 self._waiting.append(run)
                 self._say(f"{run.folder}: {outcome.error}; it will be tried again")
             else:

@@ -1,7 +1,6 @@
 """Calls of `gcloud`: without a shell, with a limit of time, and to be cut short by Ctrl-C."""
 
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -50,19 +49,9 @@ class Gcloud:
           StoppedError: it was cut short.
           UserError: there is no gcloud.
         """
-        require_gcloud()
         if self._stop.is_set():
             raise StoppedError
-        process = subprocess.Popen(
-            ["gcloud", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            # Ctrl-C reaches the whole terminal, and a VM's deletion must survive it.
-            start_new_session=True,
-        )
+        process = _start(arguments)
         end = time.monotonic() + seconds
         while True:
             try:
@@ -83,17 +72,23 @@ class Gcloud:
         return output
 
 
-def require_gcloud() -> None:
-    """Makes sure that there is a gcloud.
-
-    Raises:
-      UserError: there is none.
-    """
-    if shutil.which("gcloud") is None:
+def _start(arguments: Sequence[str]) -> subprocess.Popen:
+    try:
+        return subprocess.Popen(
+            ["gcloud", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            # Ctrl-C reaches the whole terminal, and a VM's deletion must survive it.
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
         raise UserError(
             "gcloud is not on the PATH: install it (https://cloud.google.com/sdk/docs/install), "
             "then run: gcloud auth login"
-        )
+        ) from error
 
 
 def _reason(errors: str, status: int) -> str:

@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from bn_vgg import command
 from bn_vgg.errors import EXIT_TERMINATED
 from experiments.sweeping.backend import Outcome, Say, Slot
@@ -26,7 +28,8 @@ from experiments.sweeping.plan import PlannedRun
 # one run on two is done sooner.
 _CORES_A_RUN = 2
 _CONTEXT = multiprocessing.get_context("spawn")
-# Of these a dispatch at the published size takes fifteen, on a slow CPU.
+# A worker keeps what it has after the dispatch in progress, which takes a slow CPU 15 seconds at
+# the published size.
 _SECONDS_TO_DIE = 60
 
 
@@ -121,8 +124,6 @@ def _answer(connection: Connection, function) -> None:
 
 
 def _describe_devices() -> tuple[str, int]:
-    import jax
-
     return jax.default_backend(), jax.local_device_count()
 
 
@@ -140,7 +141,7 @@ class _Worker:
     def execute(self, run: PlannedRun) -> Outcome:
         """See `Slot`."""
         connection = self._start()
-        to_do = run.config_arguments, run.arguments(self._out, *self._flags)[2:]
+        to_do = run.arguments(self._out, *self._flags)[2:]
         kind, content = self._exchange(connection, to_do)
         while kind == "say":
             self._say(f"{run.folder}: {content}")
@@ -191,6 +192,8 @@ class _Worker:
         assert connection is not None
         connection.close()
         process.join(_SECONDS_TO_DIE)
+        process.kill()
+        process.join()
         status = process.exitcode or 0
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         return f"its process ended with {how}"
@@ -203,20 +206,19 @@ def work(connection: Connection, share: Share, cache_folder: Path) -> None:
         signal.signal(each, signal.SIG_IGN)
     threading.Thread(target=_die_with_the_driver, daemon=True).start()
     os.environ.update(share.environment)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if share.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share.cores)
-    from experiments.sweeping.attempt import Attempts  # after the environment: it imports JAX
+    # Here, because the driver is quick without what trains.
+    from experiments.sweeping.attempt import Attempts
 
     attempts = Attempts(cache_folder, lambda line: connection.send(("say", line)))
     while True:
         try:
-            config_arguments, arguments = connection.recv()
+            arguments = connection.recv()
         except EOFError:
             return
         try:
-            outcome = attempts.make(config_arguments, arguments)
+            outcome = attempts.make(arguments)
         except KeyboardInterrupt:  # the driver's SIGTERM: the run has kept what it had
             sys.exit(EXIT_TERMINATED)
         connection.send(("outcome", outcome))

@@ -1,7 +1,7 @@
 """The runs of a sweep: their names, folders and exact commands."""
 
-import importlib.util
 import re
+import runpy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ from bn_vgg import command
 from bn_vgg.errors import UserError
 from experiments.presets import PRESETS, Overrides
 
-VARIANTS = ("full", "small", "demo")
 # Of what is overridden, what does not make it another experiment.
 _NO_PART_OF_NAMES = ("config", "name", "seed")
 
@@ -57,8 +56,12 @@ class PlannedRun(NamedTuple):
           out: the sweep's folder.
           further: flags of `bn_vgg.main`.
         """
-        workdir = f"--workdir={out.rstrip('/')}/{self.folder}"
+        workdir = f"--workdir={self.workdir(out)}"
         return ["-m", "bn_vgg.main", *self.config_arguments, workdir, *further]
+
+    def workdir(self, out: str) -> str:
+        """Its working directory, below the sweep's folder or the address `out`."""
+        return f"{out.rstrip('/')}/{self.folder}"
 
 
 def find_preset(name: str) -> list[Overrides]:
@@ -77,18 +80,15 @@ def find_preset(name: str) -> list[Overrides]:
     path = Path(name)
     if not path.is_file():
         raise UserError(f"--preset: no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--preset: {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        entries = list(module.sweep())
+        entries = list(runpy.run_path(str(path))["sweep"]())
     except Exception as error:  # whatever the file's own code raises
         raise UserError(f"--preset={path}: {type(error).__name__}: {error}") from error
     for entry in entries:
         if not isinstance(entry, Mapping) or "config" not in entry:
             raise UserError(f"--preset={path}: sweep() yields {entry!r}, no dict with a 'config'")
+        if not isinstance(entry.get("seed", 0), int):
+            raise UserError(f"--preset={path}: sweep() yields the seed {entry['seed']!r}")
         for field, value in entry.items():
             if isinstance(value, Mapping) and not field.endswith("_kwargs"):
                 raise UserError(
@@ -120,7 +120,7 @@ def plan(
         twice = sorted(settings.keys() & entry.keys())
         if twice:
             raise UserError(f"--set={twice[0]}: the preset sets it itself, to {entry[twice[0]]!r}")
-        for seed in [int(entry["seed"])] if "seed" in entry else seeds:
+        for seed in [entry["seed"]] if "seed" in entry else seeds:
             of_seed.setdefault(seed, []).append(_planned(entry, variant, seed, settings))
     runs = [run for runs in of_seed.values() for run in runs]
     folders = [run.folder for run in runs]

@@ -22,7 +22,7 @@ from experiments.sweeping.plan import PlannedRun
 # driver does, which counts what is not a node's loss.
 _RESTARTS = 3
 _SECONDS_BETWEEN_LOOKS = 2.0
-# Of a GPU's memory, which XLA takes at once; and what it takes unless it is told.
+# XLA takes this share of a GPU's memory at once, three quarters unless it is told otherwise.
 _FRACTION, _OLD_FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _USUAL_FRACTION = 0.75
 
@@ -126,12 +126,10 @@ class _Task:
         )(make_run).options(name=run.folder)  # fmt: skip
         # The code is where it is here, as on every node.
         root = str(Path(__file__).resolve().parents[2])
-        self._going = task.remote(
-            root, gpus, run.config_arguments, run.arguments(self._out, *self._flags)[2:]
-        )
+        self._going = task.remote(root, gpus, run.arguments(self._out, *self._flags)[2:])
         if self._stopped:  # before there was a task to end
             self._cancel()
-        told = _Told(Workdir(f"{self._out}/{run.folder}", writes=False), run, self._say)
+        told = _Told(Workdir(run.workdir(self._out), writes=False), run, self._say)
         try:
             while not ray.wait([self._going], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
                 told.say_new_epochs()
@@ -191,16 +189,13 @@ def take_share(gpus: float) -> None:
         os.environ[_FRACTION] = f"{gpus * _USUAL_FRACTION:.3f}"
 
 
-def make_run(
-    root: str, gpus: float, config_arguments: list[str], arguments: list[str]
-) -> str | None:
+def make_run(root: str, gpus: float, arguments: list[str]) -> str | None:
     """The task: makes a run, or goes on with it, in a process of the cluster.
 
     Args:
       root: the checkout's folder.
       gpus: that Ray has given it; below 1, it takes that share of one's memory.
-      config_arguments: `--config` and its overrides.
-      arguments: all of `bn_vgg.main`'s.
+      arguments: of `bn_vgg.main`.
 
     Returns:
       What went wrong, in a line; None if the run is done.
@@ -210,9 +205,8 @@ def make_run(
         sys.path.insert(0, root)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     take_share(gpus)
-    from bn_vgg.data.cache import default_folder
+    from bn_vgg.data.cache import choose_folder
     from experiments.sweeping.attempt import Attempts
 
     given = [a.partition("=")[2] for a in arguments if a.startswith("--cache_dir=")]
-    folder = Path(given[0]) if given else default_folder()
-    return Attempts(folder, print).make(config_arguments, arguments)
+    return Attempts(choose_folder(*given[:1]), print).make(arguments)

@@ -62,7 +62,7 @@ def claim(
     """
     folder = epath.Path(out)
     told = {"preset": preset, "variant": variant, "settings": settings}
-    planned = {run.folder: _for_json(run) for run in runs}
+    planned = {run.folder: run for run in runs}
     try:
         if (folder / PLAN).exists():
             before = read_plan(out)
@@ -70,8 +70,8 @@ def claim(
             _refuse_other(out, before, told)
             # What has not begun is as it was asked for last.
             begun = {
-                run["folder"]: run for run in before["runs"]
-                if (folder / run["folder"] / "config.json").exists()
+                run.folder: run for run in before["runs"]
+                if (folder / run.folder / "config.json").exists()
             }  # fmt: skip
             _refuse_shorter(out, begun, planned)
             planned = begun | planned
@@ -80,13 +80,10 @@ def claim(
                 f"{out} holds no sweep ({PLAN} is missing), but other files: name another --out"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / PLAN, {"format": FORMAT, **told, "runs": list(planned.values())})
+        of_runs = [{"folder": run.folder, **run._asdict()} for run in planned.values()]
+        _write(folder / PLAN, {"format": FORMAT, **told, "runs": of_runs})
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-
-
-def _for_json(run: PlannedRun) -> dict[str, Any]:
-    return {"folder": run.folder, **run._asdict()}
 
 
 def _refuse_other(out: str, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -103,9 +100,9 @@ def _refuse_other(out: str, before: dict[str, Any], now: dict[str, Any]) -> None
             )
 
 
-def _refuse_shorter(out: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _refuse_shorter(out: str, before: dict[str, PlannedRun], now: dict[str, PlannedRun]) -> None:
     for folder in before.keys() & now.keys():
-        old, new = before[folder]["num_epochs"], now[folder]["num_epochs"]
+        old, new = before[folder].num_epochs, now[folder].num_epochs
         if new < old:
             raise UserError(
                 f"{out}: {folder} was begun for {old} epochs and cannot be shortened to {new}; "
@@ -124,7 +121,7 @@ def _refuse_second_driver(out: str) -> None:
 
 
 def read_plan(out: str) -> dict[str, Any]:
-    """Reads sweep.json.
+    """Reads sweep.json; its `runs` become `PlannedRun`s.
 
     Raises:
       UserError: there is none, it is damaged, or another version of this code wrote it.
@@ -136,15 +133,12 @@ def read_plan(out: str) -> dict[str, Any]:
         plan = json.loads(path.read_text())
         found = plan["format"]
         if found == FORMAT:
-            return plan
+            runs = [{key: run[key] for key in PlannedRun._fields} for run in plan["runs"]]
+            told = {key: plan[key] for key in ("preset", "variant", "settings")}
+            return told | {"runs": [PlannedRun(**run) for run in runs]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     raise UserError(f"{path} is of format {found}, this code reads {FORMAT}: name another --out")
-
-
-def planned_runs(plan: dict[str, Any]) -> list[PlannedRun]:
-    """The runs of a sweep.json."""
-    return [PlannedRun(**{key: run[key] for key in PlannedRun._fields}) for run in plan["runs"]]
 
 
 class DriverState:
@@ -236,7 +230,7 @@ def unfinished(out: str, runs: list[PlannedRun]) -> list[PlannedRun]:
 
 
 def _read_state(out: str, run: PlannedRun, attempt: dict[str, Any], alive: bool) -> RunState:
-    workdir = Workdir(f"{out.rstrip('/')}/{run.folder}", writes=False)
+    workdir = Workdir(run.workdir(out), writes=False)
     try:
         lines = workdir.read_metrics()
         last = lines[-1] if lines else {}

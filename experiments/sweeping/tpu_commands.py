@@ -66,8 +66,6 @@ class Settings:
         if not re.fullmatch(r"gs://[^/]+(/.*)?", self.bucket):
             raise UserError(f"--tpu_bucket={self.bucket}: gs://BUCKET is wanted, or a folder of it")
         check_prefix(self.prefix)
-        if self.vms < 1:
-            raise UserError(f"--tpu_vms={self.vms}: at least one is wanted")
         _ = self.runtime
 
     @property
@@ -166,11 +164,6 @@ def listed(output: str, prefix: str) -> list[Queued]:
     """Reads what `Commands.list_all` writes, of VMs named PREFIX-NUMBER."""
     found = [Queued(*line.split(",")) for line in output.splitlines() if line.count(",") == 3]
     return [queued for queued in found if re.fullmatch(rf"{prefix}-\d+", queued.name)]
-
-
-def folder(settings: Settings, of_run: str) -> str:
-    """The address of a run's working directory, as `PlannedRun.arguments` names it."""
-    return f"{settings.bucket.rstrip('/')}/{of_run}"
 
 
 def list_objects(address: str) -> list[str]:

@@ -12,10 +12,10 @@ from experiments.sweeping.tpu_code import BUNDLE, Code
 from experiments.sweeping.tpu_commands import ACTIVE, ENDED, ENDING, Commands, Settings
 from experiments.sweeping.tpu_remote import Report
 
-# Of whatever needs the network, where it fails although the VM is there.
+# Attempts at what needs the network, where it fails although the VM is there.
 TRIES = 5
-SECONDS_TO_ASK, SECONDS_TO_COPY = 120, 600
-_SECONDS_TO_CREATE, _SECONDS_TO_SET_UP, _SECONDS_TO_DELETE = 600, 1800, 900
+SECONDS_TO_ASK, SECONDS_TO_COPY, SECONDS_TO_DELETE = 120, 600, 900
+_SECONDS_TO_CREATE, _SECONDS_TO_SET_UP = 600, 1800
 _SECONDS_TO_KILL = 60
 
 
@@ -147,7 +147,7 @@ class Machine:
         for tries_left in reversed(range(TRIES)):
             try:
                 # Not to be cut short: what is left over costs money.
-                Gcloud().run(self.commands.delete(self.name), seconds=_SECONDS_TO_DELETE)
+                Gcloud().run(self.commands.delete(self.name), seconds=SECONDS_TO_DELETE)
                 break
             except NotFoundError:
                 break

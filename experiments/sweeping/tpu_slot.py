@@ -8,6 +8,7 @@ from pathlib import Path
 
 from absl import logging
 
+from experiments.records import KEPT
 from experiments.sweeping import tpu_commands, tpu_remote
 from experiments.sweeping.backend import Outcome, Say
 from experiments.sweeping.gcloud import GcloudError, NotFoundError, StoppedError
@@ -23,12 +24,10 @@ from experiments.sweeping.tpu_machine import (
 )
 from experiments.sweeping.tpu_remote import Report
 
-# What is brought from the bucket, result.json last: with it a run is finished.
-SMALL_FILES = ("config.json", "data.json", "metrics.jsonl", "result.json")
 _STOPPED = Outcome("stopped", lost=True)
 
 
-class TpuVm:
+class TpuSlot:
     """The slot. `experiments.tpu_vm.TpuVms` makes it."""
 
     def __init__(
@@ -96,7 +95,7 @@ class TpuVm:
             on = f" (on {failed[0].host})" if len(answers) > 1 else ""
             return Outcome(f"{failed[0].rest or 'it said nothing'}{on}")
         if "result.json" not in names:
-            where = tpu_commands.folder(self._settings, run.folder)
+            where = run.workdir(self._settings.bucket)
             return Outcome(f"it ended well, but there is no result.json in {where}")
         return Outcome()
 
@@ -133,14 +132,14 @@ class TpuVm:
         return self._collect_once(run)
 
     def _collect_once(self, run: PlannedRun) -> list[str]:
-        source = tpu_commands.folder(self._settings, run.folder)
+        source = run.workdir(self._settings.bucket)
         gcloud = self._machine.gcloud
         try:
             found = gcloud.run(tpu_commands.list_objects(source), seconds=SECONDS_TO_ASK)
         except NotFoundError:
             return []
         there = {line.rpartition("/")[2] for line in found.splitlines()}
-        names = [name for name in SMALL_FILES if name in there]
+        names = [name for name in KEPT if name in there]
         if not names:
             return []
         folder = self._out / run.folder

@@ -29,7 +29,7 @@ from bn_vgg.training.feed import Feed
 from bn_vgg.training.parallel import Devices
 from bn_vgg.training.programs import make_programs
 from bn_vgg.training.steps import empty_evaluation
-from experiments.timing.step_timing import STEPS, Timed, dispatch
+from experiments.timing.step_timing import STEPS, Timed, dispatch, take_turns
 
 ROOT = Path(__file__).resolve().parents[2]
 _FIRST_STEPS = "steps are done"
@@ -49,14 +49,14 @@ def measure_training(config: ConfigDict, cache_folder: Path, epochs: int) -> dic
         Timed(dispatch(config, windows, labels), STEPS),
         Timed(_evaluation(config, Images.of(data.cache, data.splits.valid)), 1),
     ]
-    _take_turns(bare)
+    take_turns(bare, 3)
     with tempfile.TemporaryDirectory() as folder:
         workdir = Workdir(folder)
         workdir.claim(config.to_dict(), data.about)
         with _timing(Evaluator, "observe") as observing:
             train.train(config, workdir, data, Hooks(say=print))
         lines = workdir.read_metrics()
-    _take_turns(bare)
+    take_turns(bare, 3)
     step, evaluation = (statistics.median(one.seconds) for one in bare)
     steps = batches.num_train_batches(len(data.splits.train), config.batch_size)
     trained = steps * config.batch_size
@@ -72,9 +72,9 @@ def measure_training(config: ConfigDict, cache_folder: Path, epochs: int) -> dic
         "bare_evaluation_seconds": evaluation,
         "epoch_seconds": epoch,
         "training_images_per_second": in_training,
-        # Of training with its data; of an epoch, to its own bare steps; of an epoch, to
-        # bare training steps alone, as if evaluation were nothing.
+        # The bare step's time, by that of a step in training, with its data.
         "share_of_bare_in_training": in_training * step / config.batch_size,
+        # The bare training and evaluation steps' time, by an epoch's; the training steps' alone.
         "share_of_bare_in_epoch": (steps * step + evaluation) / epoch,
         "training_share_of_epoch": steps * step / epoch,
         "lens_share_of_epoch": statistics.median(observing[1:]) / epoch,
@@ -116,12 +116,6 @@ def _timing(kind: type, method: str) -> Iterator[list[float]]:
 
     with mock.patch.object(kind, method, timed):
         yield seconds
-
-
-def _take_turns(bare: list[Timed]) -> None:
-    for _ in range(3):
-        for one in bare:
-            one.take_a_turn()
 
 
 def measure_start(arguments: list[str], cache_folder: Path, warm_starts: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from unittest import mock
 
@@ -59,6 +59,23 @@ class Timed:
         self.seconds.append((time.perf_counter() - started) / self._repeats / self._steps)
 
 
+def take_turns(contenders: Iterable[Timed], rounds: int) -> None:
+    """Times each once a round."""
+    contenders = list(contenders)
+    for _ in range(rounds):
+        for contender in contenders:
+            contender.take_a_turn()
+
+
+def random_batch(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+    """Draws windows (N, H, W, 3), uint8, and labels (N,), int32, of a batch of `config`."""
+    side, count = config.data.crop_size, config.batch_size
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (count, side, side, 3), np.uint8), rng.integers(
+        0, 2, count, np.int32
+    )
+
+
 def measure(
     config: ConfigDict, norms: list[str], *, rounds: int, plain: bool, ceilings: dict[str, float]
 ) -> list[dict[str, Any]]:
@@ -69,9 +86,7 @@ def measure(
       ratios of neighbouring turns.
     """
     size, batch_size = config.data.crop_size, config.batch_size
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch_size, size, size, 3), np.uint8)
-    labels = rng.integers(0, 2, batch_size, np.int32)
+    images, labels = random_batch(config)
     contenders: dict[tuple[str, str], Timed] = {}
     for norm in norms:
         config.model.norm = norm
@@ -85,9 +100,7 @@ def measure(
                 config.model.to_dict(), config.optimizer.to_dict(), images, labels
             )
             contenders[norm, "torch"] = Timed(step, 1)
-    for _ in range(rounds):
-        for contender in contenders.values():
-            contender.take_a_turn()
+    take_turns(contenders.values(), rounds)
     rows = []
     for norm in norms:
         config.model.norm = norm

@@ -47,7 +47,6 @@ class TestSettings:
             ({"bucket": "gs://"}, "tpu_bucket"),
             ({"prefix": "Mine"}, "tpu_prefix"),
             ({"prefix": "a" * 50}, "tpu_prefix"),
-            ({"vms": 0}, "tpu_vms"),
         ],
     )
     def test_refuse_what_cannot_be(self, change, flag):
