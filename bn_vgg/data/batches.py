@@ -144,7 +144,8 @@ def cut_windows(pixels: np.ndarray, first: np.ndarray, stride: np.ndarray, crop_
     """
     result = np.empty((*first.shape, crop_size, crop_size, 3), np.uint8)
     for index in np.ndindex(first.shape):
+        strides = (int(stride[index[:-1]]), 3, 1)
         result[index] = np.lib.stride_tricks.as_strided(
-            pixels[first[index] :], result.shape[-3:], (stride[index[:-1]], 3, 1), writeable=False
+            pixels[first[index] :], result.shape[-3:], strides, writeable=False
         )
     return result
