@@ -50,6 +50,22 @@ def test_it_stops_in_time_and_goes_on_from_there(tmp_path, cache_folder):
     finish(again, status=143)
 
 
+def test_data_that_cannot_be_had_leave_no_plan_behind(tmp_path):
+    """Which would refuse the same command with the name put right."""
+    out = tmp_path / "out"
+    flags = ["--budget_minutes=1", "--variant=demo", "--set=data.source=nowhere.zip"]
+    _, errors = finish(start(*flags, f"--out={out}", module="accelerator"), status=2)
+    assert "nowhere.zip" in errors
+    assert not out.exists()
+
+
+def test_runs_elsewhere_are_refused():
+    _, errors = finish(
+        start("--budget_minutes=1", "--out=gs://b/f", module="accelerator"), status=2
+    )
+    assert "--out=gs://b/f is not on this machine" in errors
+
+
 def test_the_budget_has_to_be_named():
     _, errors = finish(start(module="accelerator"), status=2)
     assert "--budget_minutes is missing" in errors

@@ -71,6 +71,7 @@ class TestPresets:
             ("pass", "TypeError: 'NoneType' object is not iterable"),
             ("yield from ()", "yields nothing"),
             ('yield {"seed": 1}', "yields {'seed': 1}, no dict with a 'config'"),
+            ('yield {"config": "full", "seed": None}', "yields None as a seed"),
             ("yield 1 / 0", "ZeroDivisionError"),
             (
                 'yield {"config": "full", "model": {"norm": "full"}}',

@@ -138,6 +138,7 @@ class TestCommand:
         ("arguments", "message"),
         [
             (["late"], "no question 'late'; there are: early, spikes, dropout, cheap"),
+            (["cheap", "--out=gs://b/f"], "--out=gs://b/f is not on this machine"),
             (["early", "--seeds=x"], "--seeds=x: a number of seeds, or seeds with commas"),
             (["early", "--report_only"], "none of the runs is in runs/questions: see --dry_run"),
             (["cheap", "--report_only"], "nothing was timed yet: there is no "),

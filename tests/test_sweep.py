@@ -157,6 +157,11 @@ class TestLocal:
         assert errors.count("\n") == 1
 
 
+def test_a_sweep_on_tpu_vms_has_its_folder_here():
+    _, errors = finish(start("--preset=figure1", "--backend=tpu_vm", "--out=gs://b/f"), status=2)
+    assert errors.startswith("error: --out=gs://b/f: with tpu_vm it is a folder of this machine")
+
+
 class TestWorker:
     """A slot whose process is not there when it is needed."""
 

@@ -87,8 +87,11 @@ def find_preset(name: str) -> list[Overrides]:
     for entry in entries:
         if not isinstance(entry, Mapping) or "config" not in entry:
             raise UserError(f"--preset={path}: sweep() yields {entry!r}, no dict with a 'config'")
-        if not isinstance(entry.get("seed", 0), int):
-            raise UserError(f"--preset={path}: sweep() yields the seed {entry['seed']!r}")
+        try:
+            int(entry.get("seed", 0))
+        except (TypeError, ValueError) as error:
+            seed = entry["seed"]
+            raise UserError(f"--preset={path}: sweep() yields {seed!r} as a seed") from error
         for field, value in entry.items():
             if isinstance(value, Mapping) and not field.endswith("_kwargs"):
                 raise UserError(
@@ -120,7 +123,7 @@ def plan(
         twice = sorted(settings.keys() & entry.keys())
         if twice:
             raise UserError(f"--set={twice[0]}: the preset sets it itself, to {entry[twice[0]]!r}")
-        for seed in [entry["seed"]] if "seed" in entry else seeds:
+        for seed in [int(entry["seed"])] if "seed" in entry else seeds:
             of_seed.setdefault(seed, []).append(_planned(entry, variant, seed, settings))
     runs = [run for runs in of_seed.values() for run in runs]
     folders = [run.folder for run in runs]
