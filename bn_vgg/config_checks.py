@@ -104,6 +104,7 @@ _CHECKS: dict[str, _Check] = {
     "optimizer.learning_rate": _positive(),
     "optimizer.decay": _number(0, 1),
     "optimizer.epsilon": _positive(),
+    "optimizer.bias_correction": (lambda x: isinstance(x, bool), "True or False"),
     "eval.batch_size": _at_least(1, 10**6),
     "eval.precise_examples": _at_least(0),
     "eval.compared_examples": _at_least(1),

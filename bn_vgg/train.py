@@ -43,6 +43,16 @@ _INIT, _DROPOUT = 0, 1
 _DISPATCHES_BETWEEN_LOOKS = 5
 
 
+def init_key(key: jax.Array) -> jax.Array:
+    """Returns the key of the initial weights, from the seed's."""
+    return jax.random.fold_in(key, _INIT)
+
+
+def dropout_key(key: jax.Array, epoch: int) -> jax.Array:
+    """Returns the key of an epoch's dropout, counted from 0, from the seed's."""
+    return jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), epoch)
+
+
 def finished_result(config: ConfigDict, workdir: Workdir) -> dict[str, Any] | None:
     """Returns the result of a run that has done all its epochs, otherwise None."""
     if not workdir.exists("result.json"):
@@ -126,9 +136,7 @@ class Run:
             compared_examples=config.eval.compared_examples,
             after_dispatch=self._stop_if_asked,
         )  # fmt: skip
-        state = self.programs.init(
-            jax.random.fold_in(self.key, _INIT), self._images_to_initialize_with()
-        )
+        state = self.programs.init(init_key(self.key), self._images_to_initialize_with())
         self.finder = Finder(
             self.programs, self.devices,
             crop_size=config.data.crop_size, by_operation=config.debug.nans,
@@ -164,7 +172,7 @@ class Run:
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         config, num_steps = self.config, self.data.steps_per_epoch
-        key = self.devices.replicate(self._dropout_key(epoch))
+        key = self.devices.replicate(dropout_key(self.key, epoch))
         self._remember()
         done = self.step - epoch * num_steps
         started = time.monotonic()
@@ -197,9 +205,6 @@ class Run:
         if images:  # none where an earlier start had done all steps of the epoch
             trained["images_per_second"] = images / (time.monotonic() - started)
         return trained
-
-    def _dropout_key(self, epoch: int) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(self.key, _DROPOUT), epoch)
 
     def _remember(self) -> None:
         copies = self.devices.copy((self.state, self.metrics))
@@ -246,8 +251,8 @@ class Run:
         distributed.start()  # what follows is compiled anew
         epoch, feed = self.keeper.progress.epoch, self.data.train
         found = self.finder.in_training(
-            self.remembered, first, self._dropout_key(epoch), feed, self.data.train_batches(epoch),
-            begun=epoch * self.data.steps_per_epoch,
+            self.remembered, first, dropout_key(self.key, epoch), feed,
+            self.data.train_batches(epoch), begun=epoch * self.data.steps_per_epoch,
         )  # fmt: skip
         return self._not_finite(found, f"at step {first}")
 
