@@ -11,7 +11,7 @@ from bn_vgg.errors import UserError
 from bn_vgg.infra.workdir import flatten
 from bn_vgg.model.batch_norm import AVERAGES
 from bn_vgg.model.normalization import NORMALIZERS, NormFactory
-from bn_vgg.model.vgg import DTYPES, PADDINGS, PASSES, count_values, make_model
+from bn_vgg.model.vgg import DTYPES, PADDINGS, PASSES, PRECISIONS, count_values, make_model
 from bn_vgg.training.feed import PLACEMENTS
 
 # Of a network, and of what its convolutions compute for one example: 8 GiB each.
@@ -101,6 +101,7 @@ _CHECKS: dict[str, _Check] = {
     "model.padding": _one_of(PADDINGS),
     "model.dropout_rate": _number(0, 1),
     "model.dtype": _one_of(DTYPES),
+    "model.precision": _one_of(PRECISIONS),
     "optimizer.learning_rate": _positive(),
     "optimizer.decay": _number(0, 1),
     "optimizer.epsilon": _positive(),
@@ -136,6 +137,11 @@ def check_config(config: dict[str, Any]) -> None:
         raise UserError(
             f"config.data.crop_size: a window of {flat['data.crop_size']} pixels does not fit "
             f"images scaled to config.data.min_side {flat['data.min_side']}"
+        )
+    if (flat["model.precision"], flat["model.dtype"]) == ("tensorfloat32", "bfloat16"):
+        raise UserError(
+            "config.model.precision: tensorfloat32 is of float32 products; config.model.dtype is "
+            "bfloat16"
         )
     try:
         json.dumps(config, allow_nan=False)  # as the run's folder keeps it

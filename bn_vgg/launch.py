@@ -18,6 +18,7 @@ from bn_vgg.hooks import Hooks
 from bn_vgg.infra import checkpoint, distributed, provenance
 from bn_vgg.infra.workdir import Workdir, flatten
 from bn_vgg.training.feed import batches_per_dispatch
+from bn_vgg.training.parallel import check_precision
 from bn_vgg.training.programs import Session
 
 
@@ -52,6 +53,7 @@ def launch(
     is_first, several = jax.process_index() == 0, jax.process_count() > 1
     say = say if is_first else logging.info
     command.keep_compiled(cache_folder)
+    check_precision(config.model.precision, jax.default_backend())
     if several:
         distributed.agree(flatten({"config": config.to_dict(), "code": _code(config)}))
     workdir = Workdir(path, writes=is_first)

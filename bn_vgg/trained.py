@@ -42,13 +42,15 @@ def load(path: str, which: str = "best") -> Trained:
     """
     workdir = Workdir(path, writes=False)
     workdir.check_format()
-    config = workdir.read("config.json")
+    config = workdir.read_config()
     class_names = workdir.read("data.json")["class_names"]
     norm = config["model"]["norm"]
     if workdir.norm_changed(provenance.norm_digest(norm)):
         logging.warning("the file of %s has changed since %s was trained with it", norm, path)
+    # TensorFloat-32 is a GPU's alone; what was trained with it can be used anywhere.
+    elsewhere = {} if jax.default_backend() == "gpu" else {"precision": "highest"}
     try:
-        model = make_model(**config["model"])
+        model = make_model(**config["model"] | elsewhere)
     except TypeError as error:
         raise UserError(f"{path} was written by another version of this code: {error}") from error
     crop = config["data"]["crop_size"]

@@ -68,9 +68,12 @@ def get_config(variant: str = "full") -> ConfigDict:
     model.padding = "full"
     # Probability of dropping a ReLU's output.
     model.dropout_rate = 0.0
-    # Of the computation, `float32` (whole, on accelerators too) or `bfloat16`; parameters,
-    # statistics and the loss are always float32.
+    # Of the computation, `float32` or `bfloat16`; parameters, statistics and the loss are always
+    # float32.
     model.dtype = "float32"
+    # Of float32 products on a GPU: `highest` is float32 without TF32 or bfloat16 rounding, on
+    # every device; `tensorfloat32`, what PyTorch uses for convolutions, is for NVIDIA GPUs alone.
+    model.precision = "highest"
 
     # RMSProp: step = learning_rate * g / max(sqrt(ms), epsilon),
     #          ms = decay * ms + (1 - decay) * g**2, from 0.

@@ -174,6 +174,7 @@ class TestMain:
             ([TINY, "--config.model.norm_kwargs=5"], "as a ConfigDict: `5` is not a dict"),
             ([TINY, "--config.model.norm_kwargs.x=1"], "given as a whole: --config.model.norm_kw"),
             ([TINY, "--config.model.dtype=int8"], "it takes one of float32, bfloat16"),
+            ([TINY, "--config.model.precision=tensorfloat32"], "NVIDIA GPUs, and this is a CPU; "),
             ([TINY, "--config.seed=one"], "--config.seed=one"),
             ([TINY, '--config.model.features=(4,"a")'], "it takes positive integers"),
             ([TINY, "--nope"], "Unknown command line flag 'nope'"),

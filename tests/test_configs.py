@@ -55,7 +55,8 @@ def test_the_default_is_the_published_recipe():
         "model.features": [20, 20, 50, 50, 50, 50, 50, 50], "model.hidden_units": 500,
         "model.padding": "full", "optimizer.learning_rate": 3e-4, "optimizer.decay": 0.999,
         "optimizer.epsilon": 1e-5, "model.dtype": "float32", "model.stats_pass": "clean",
-        "model.stats_average": "stdev",
+        "model.stats_average": "stdev", "model.precision": "highest",
+        "optimizer.bias_correction": False,
     }  # fmt: skip
     assert {field: config[field] for field in published} == published
 
@@ -97,6 +98,8 @@ def test_every_field_is_checked():
         ("model.stats_pass", "both", "it takes one of dropout, clean"),
         ("eval.precise_examples", -1, "at least 0"),
         ("model.dtype", "float16", "it takes one of float32, bfloat16"),
+        ("model.precision", "tf32", "it takes one of highest, tensorfloat32"),
+        ("optimizer.bias_correction", 1, "it takes True or False"),
         ("model.padding", "valid", "it takes one of full, same"),
         ("model.dropout_rate", 1.0, "it takes from 0 to less than 1"),
         ("optimizer.learning_rate", float("nan"), "a positive finite number"),
@@ -115,6 +118,13 @@ def test_values_that_mean_nothing_are_refused(field, value, message):
         check_config(config.to_dict())
     assert f"config.{field}" in str(raised.value)
     assert message in str(raised.value)
+
+
+def test_tensorfloat32_is_of_float32():
+    config = default.get_config()
+    config.model.update(precision="tensorfloat32", dtype="bfloat16")
+    with pytest.raises(UserError, match="of float32 products; config.model.dtype is bfloat16"):
+        check_config(config.to_dict())
 
 
 def test_an_unknown_variant_lists_the_known_ones():

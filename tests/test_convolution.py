@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from bn_vgg.model import convolution
 from bn_vgg.model.convolution import conv3x3, mean_of_full_conv
 
+HIGHEST = jax.lax.Precision.HIGHEST
+
 
 def reference(x, kernel, padding):
     """Cross-correlation by definition, float64."""
@@ -52,7 +54,7 @@ def test_forward_and_gradients_equal_float64(n, height, width, channels, padding
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, height, width, channels[0])).astype(np.float32)
     kernel = rng.normal(size=(3, 3, *channels)).astype(np.float32)
-    y, pullback = jax.vjp(lambda x, kernel: conv3x3(x, kernel, padding), x, kernel)
+    y, pullback = jax.vjp(lambda x, kernel: conv3x3(x, kernel, padding, HIGHEST), x, kernel)
     expected = reference(x, kernel, padding)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     grad = rng.normal(size=expected.shape).astype(np.float32)
@@ -75,23 +77,48 @@ def test_forward_and_gradients_equal_float64(n, height, width, channels, padding
     ],
 )
 def test_cpu_gradients_equal_xlas(count, side, channels, padding, dtype):
+    x, kernel, grad = random_layer(count, side, channels, padding, dtype)
+    check_close(
+        convolution._cpu_input_gradient(padding, x, kernel, grad),
+        convolution._xla_input_gradient(padding, HIGHEST, x, kernel, grad),
+    )
+    check_close(
+        convolution._cpu_kernel_gradient(padding, x, kernel, grad),
+        convolution._xla_kernel_gradient(padding, HIGHEST, x, kernel, grad),
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("padding", [1, 2])
+@pytest.mark.parametrize(("side", "channels"), [(13, 3), (13, 20), (12, 50), (9, 8)])
+def test_the_gpus_formulas_equal_the_plain_ones(side, channels, padding, dtype):
+    """Here on a CPU: they pad channels and images, which changes no sum."""
+    x, kernel, grad = random_layer(3, side, channels, padding, dtype)
+    check_close(
+        convolution._cuda_conv(x, kernel, padding, HIGHEST),
+        convolution.plain_conv(x, kernel, padding, HIGHEST),
+    )
+    for name in ("input_gradient", "kernel_gradient"):
+        of_cuda, of_xla = (getattr(convolution, f"_{of}_{name}") for of in ("cuda", "xla"))
+        arguments = (padding, HIGHEST, x, kernel, grad)
+        check_close(of_cuda(*arguments), of_xla(*arguments))
+
+
+def random_layer(count, side, channels, padding, dtype):
+    """Images, a kernel and a gradient of the convolution's result."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(count, side, side - 2, channels)), dtype)
     kernel = jnp.asarray(rng.normal(size=(3, 3, channels, 50)), dtype)
     grad_shape = (count, side + 2 * padding - 2, side + 2 * padding - 4, 50)
-    grad = jnp.asarray(rng.normal(size=grad_shape), dtype)
-    ours = (
-        convolution._cpu_input_gradient(padding, kernel, grad),
-        convolution._cpu_kernel_gradient(padding, x, grad),
-    )
-    xlas = convolution._xla_gradients(padding, x, kernel, grad)
-    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2  # bfloat16 keeps 8 bits
-    for our, xla in zip(ours, xlas, strict=True):
-        assert our.dtype == xla.dtype == dtype
-        assert our.shape == xla.shape
-        scale = float(jnp.abs(xla.astype(jnp.float32)).max())
-        difference = jnp.abs(our.astype(jnp.float32) - xla.astype(jnp.float32)).max()
-        assert difference <= tolerance * scale
+    return x, kernel, jnp.asarray(rng.normal(size=grad_shape), dtype)
+
+
+def check_close(ours, xlas):
+    tolerance = 1e-5 if xlas.dtype == jnp.float32 else 2e-2  # bfloat16 keeps 8 bits
+    assert ours.dtype == xlas.dtype
+    assert ours.shape == xlas.shape
+    ours, xlas = ours.astype(jnp.float32), xlas.astype(jnp.float32)
+    assert jnp.abs(ours - xlas).max() <= tolerance * jnp.abs(xlas).max()
 
 
 def test_the_compiler_option_is_known_or_left_out(monkeypatch):
@@ -124,6 +151,6 @@ def test_the_mean_known_beforehand_is_the_means_of_the_result(height, width):
     expected = reference(x, kernel, 2).mean((0, 1, 2))
     np.testing.assert_allclose(mean_of_full_conv(x, kernel), expected, rtol=1e-5, atol=1e-6)
     known = gradients(mean_of_full_conv)
-    taken = gradients(lambda x, kernel: conv3x3(x, kernel, 2).mean((0, 1, 2)))
+    taken = gradients(lambda x, kernel: conv3x3(x, kernel, 2, HIGHEST).mean((0, 1, 2)))
     for a, b in zip(known, taken, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -61,7 +61,7 @@ def after_three_steps(norm, batches, devices):
         dropout_rate=0.3,
     )  # fmt: skip
     # Gradient descent: see tests/test_parallel.py.
-    optimizer = rmsprop(learning_rate=0.001, decay=0.9, epsilon=1)
+    optimizer = rmsprop(learning_rate=0.001, decay=0.9, epsilon=1, bias_correction=False)
     step = make_train_step(model, optimizer, axis_name)
     if devices == 1:
         run = jax.jit(step)

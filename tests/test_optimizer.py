@@ -1,4 +1,4 @@
-"""RMSProp against the recipe's formula in float64."""
+"""RMSProp against its formula in float64."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,27 +8,34 @@ import pytest
 from bn_vgg.training.optimizer import rmsprop
 
 
-def test_equals_the_recipe_step_by_step():
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_equals_the_formula_step_by_step(bias_correction):
     rng = np.random.default_rng(0)
     learning_rate, decay, epsilon = 3e-4, 0.999, 1e-5
-    optimizer = rmsprop(learning_rate=learning_rate, decay=decay, epsilon=epsilon)
+    optimizer = rmsprop(
+        learning_rate=learning_rate, decay=decay, epsilon=epsilon, bias_correction=bias_correction
+    )
     expected = rng.normal(size=5)
     params = {"w": jnp.asarray(expected, jnp.float32)}
     state = optimizer.init(params)
     mean_square = np.zeros(5)
-    for _ in range(50):
+    for t in range(1, 51):
         # The last gradient is so small that epsilon takes over.
         gradient = rng.normal(size=5) * [1, 10, 0.1, 1e-3, 1e-6]
         mean_square = decay * mean_square + (1 - decay) * gradient**2
-        expected -= learning_rate * gradient / np.maximum(np.sqrt(mean_square), epsilon)
+        corrected = mean_square / (1 - decay**t) if bias_correction else mean_square
+        expected -= learning_rate * gradient / np.maximum(np.sqrt(corrected), epsilon)
         updates, state = optimizer.update({"w": jnp.asarray(gradient, jnp.float32)}, state)
         params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(params["w"], expected, rtol=1e-5, atol=1e-7)
 
 
-def test_the_first_step_is_31_6_times_the_nominal_one():
-    """1 / sqrt(1 - 0.999): no bias correction, as in the post's recipe."""
-    optimizer = rmsprop(learning_rate=3e-4, decay=0.999, epsilon=1e-5)
+@pytest.mark.parametrize(("bias_correction", "times"), [(False, 31.6228), (True, 1.0)])
+def test_the_first_update_in_units_of_the_learning_rate(bias_correction, times):
+    """1 / sqrt(1 - 0.999) without bias correction, as in the post's recipe."""
+    optimizer = rmsprop(
+        learning_rate=3e-4, decay=0.999, epsilon=1e-5, bias_correction=bias_correction
+    )
     params = {"w": jnp.zeros(1)}
     updates, _ = optimizer.update({"w": jnp.full(1, 2.0)}, optimizer.init(params))
-    assert float(updates["w"][0]) == pytest.approx(-3e-4 * 31.6228, rel=1e-4)
+    assert float(updates["w"][0]) == pytest.approx(-3e-4 * times, rel=1e-4)

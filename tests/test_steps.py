@@ -1,16 +1,25 @@
 """The steps: masks, windows and metrics; and that they lower for every platform."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
+from jax import export, lax
 
 from bn_vgg.model.normalization import NORMALIZERS
 from bn_vgg.model.vgg import DTYPES, make_model
 from bn_vgg.training.optimizer import rmsprop
 from bn_vgg.training.state import init_state, jit_init
-from bn_vgg.training.steps import make_eval_step, make_predict_step, make_train_step, to_intensities
+from bn_vgg.training.steps import (
+    make_eval_step,
+    make_loss,
+    make_predict_step,
+    make_train_step,
+    to_intensities,
+)
 from configs import default
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -155,10 +164,13 @@ def test_steps_lower_for_cpu_cuda_and_tpu(norm, dtype):
     assert lowered.platforms == platforms
 
 
-@pytest.mark.parametrize(("dtype", "precision"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
-def test_float32_is_float32_on_accelerators(dtype, precision):
-    """Which round factors of float32 unless they are told: TPUs to bfloat16, GPUs to TF32."""
-    settings = default.get_config().model.to_dict() | {"norm": "full", "dtype": dtype}
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({}, "HIGHEST"), ({"precision": "tensorfloat32"}, "HIGH"), ({"dtype": "bfloat16"}, "DEFAULT")],
+)
+def test_accelerators_are_told_the_precision(changes, told):
+    """They round float32 factors unless they are: TPUs to bfloat16, GPUs to TF32."""
+    settings = default.get_config().model.to_dict() | {"norm": "full"} | changes
     model, optimizer = make_model(**settings), rmsprop(**default.get_config().optimizer)
     image = jnp.zeros((1, 128, 128, 3))
     state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), image))
@@ -170,7 +182,7 @@ def test_float32_is_float32_on_accelerators(dtype, precision):
     step = make_train_step(model, optimizer)
     lowered = export.export(
         jax.jit(lambda state, batch, seed: step(state, batch, jax.random.key(seed))),
-        platforms=["tpu"],
+        platforms=["cuda"],
     )(state, batch, jax.ShapeDtypeStruct((), np.int32))
     products = [
         line for line in lowered.mlir_module().splitlines()
@@ -179,8 +191,27 @@ def test_float32_is_float32_on_accelerators(dtype, precision):
     # Of eight convolutions and two dense layers, and gradients by input and by kernel, without
     # the one by the images.
     assert len(products) >= 3 * 10 - 1
-    told = ["HIGHEST" if "HIGHEST" in line else "DEFAULT" for line in products]
-    assert set(told) == {precision}
+    found = {re.search(r"precision.*?(HIGHEST|HIGH|DEFAULT)", line) for line in products}
+    assert {match[1] if match else "DEFAULT" for match in found} == {told}
+
+
+@pytest.mark.parametrize("norm", ["none", "mean_only", "full"])
+def test_a_step_by_the_gpus_formulas_equals_a_plain_one(norm, monkeypatch):
+    """Gradients and statistics of 20 and 50 channels, padded to 24 and 56 and not, on a CPU."""
+    model, _, state = build(norm, features=(20, 20, 50, 50), norm_decay=0.0)
+
+    def step_by(branch):
+        monkeypatch.setattr(lax, "platform_dependent", lambda *args, **by: by[branch](*args))
+        loss = jax.value_and_grad(make_loss(model), has_aux=True)
+        (_, (_, updated)), gradients = jax.jit(loss)(
+            state.params, state.batch_stats, train_batch(), jax.random.key(0)
+        )
+        return {"gradients": gradients, **updated}
+
+    ours, plain = (jax.device_get(step_by(branch)) for branch in ("cuda", "default"))
+    for path, expected in jax.tree_util.tree_leaves_with_path(plain):
+        found = functools.reduce(lambda tree, key: tree[key.key], path, ours)
+        assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected), path
 
 
 class TestStatsPass:

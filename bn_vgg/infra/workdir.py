@@ -31,6 +31,12 @@ FORMAT = 2
 ONLY_SPEED = {"data.placement", "eval.batch_size", "checkpoint.every_steps", "debug.nans"}
 ONLY_SPEED |= {"resources.CPU", "resources.GPU", "resources.TPU"}
 
+# Fields that were added since runs were recorded, and what these ran with.
+ADDED: dict[str, dict[str, Any]] = {
+    "model": {"precision": "highest"},
+    "optimizer": {"bias_correction": False},
+}
+
 
 class Workdir:
     """A run's folder, local or `gs://`. Only the first host writes."""
@@ -104,7 +110,7 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             self.check_format()
             if (self.path / "config.json").exists():
-                _refuse_other(self.path, self.read("config.json"), config)
+                _refuse_other(self.path, self.read_config(), config)
             if (self.path / "data.json").exists():
                 _refuse_other_data(self.path, self.read("data.json"), data)
             if self.norm_changed(norm_digest):
@@ -160,6 +166,17 @@ class Workdir:
             raise UserError(f"{self.path} holds no run: there is no {name} in it") from error
         except (OSError, ValueError) as error:
             raise UserError(_cannot_read(path, error)) from error
+
+    def read_config(self) -> dict[str, Any]:
+        """Reads the run's configuration, nested, with fields that were added since.
+
+        Raises:
+          UserError: as `read`.
+        """
+        config = self.read("config.json")
+        return config | {
+            group: fields | config[group] for group, fields in ADDED.items() if group in config
+        }
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""

@@ -2,7 +2,9 @@
 
 XLA's CPU backend computes a convolution's gradients ten times slower than its forward
 pass. On a CPU they are therefore computed here, as matrix products and a forward
-convolution; elsewhere they are XLA's own. Which one is decided where the code is lowered.
+convolution. On an NVIDIA GPU, XLA does not recognize the kernel gradient of a 'full' convolution,
+and cuDNN wants channels in multiples of 8: both are arranged here. Elsewhere everything is
+XLA's own. Which one is decided where the code is lowered.
 """
 
 from functools import cache, partial
@@ -31,14 +33,20 @@ def cpu_compiler_options() -> dict[str, str] | None:
     return options
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv3x3(x_NHWC, kernel_33IO, padding: int):
+# cuDNN's tensor-core kernels take 16 bytes of channels at a time, 8 of bfloat16. It would pad
+# others by a pass of its own before every call.
+_CUDA_CHANNELS = 8
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv3x3(x_NHWC, kernel_33IO, padding: int, precision: lax.Precision | None):
     """Convolves with stride 1 and `padding` zeros (1 or 2) on each of the four sides.
 
     Args:
       x_NHWC: images, (N, H, W, I).
       kernel_33IO: (3, 3, I, O), of the same dtype.
       padding: rows and columns of zeros on each side: 1 ('same') or 2 ('full').
+      precision: of the products on accelerators; a CPU's are whole.
 
     Returns:
       (N, H + 2 * padding - 2, W + 2 * padding - 2, O).
@@ -47,7 +55,8 @@ def conv3x3(x_NHWC, kernel_33IO, padding: int):
         x_NHWC,
         kernel_33IO,
         cpu=partial(_cpu_conv, padding=padding),
-        default=partial(plain_conv, padding=padding),
+        cuda=partial(_cuda_conv, padding=padding, precision=precision),
+        default=partial(plain_conv, padding=padding, precision=precision),
     )
 
 
@@ -72,27 +81,19 @@ def mean_of_full_conv(x_NHWC, kernel_33IO):
     return jnp.dot(mean_I, taps_IO, precision=lax.Precision.HIGHEST) * share
 
 
-def plain_conv(x, kernel, padding):
+def plain_conv(x, kernel, padding, precision):
     """The same convolution by XLA's own operation, with XLA's own gradients."""
     pads = ((padding, padding), (padding, padding))
     return lax.conv_general_dilated(
-        x, kernel, (1, 1), pads, dimension_numbers=_LAYOUT, precision=precision_of(x.dtype)
+        x, kernel, (1, 1), pads, dimension_numbers=_LAYOUT, precision=precision
     )
 
 
-def precision_of(dtype) -> lax.Precision | None:
-    """Returns what makes a product of float32 numbers one, on every backend.
-
-    Unless it is asked for, TPUs round such factors to bfloat16, and NVIDIA's GPUs to TF32.
-    """
-    return lax.Precision.HIGHEST if dtype == jnp.float32 else None
+def _conv_forward(x, kernel, padding, precision):
+    return conv3x3(x, kernel, padding, precision), (x, kernel)
 
 
-def _conv_forward(x, kernel, padding):
-    return conv3x3(x, kernel, padding), (x, kernel)
-
-
-def _conv_backward(padding, residuals, grad):
+def _conv_backward(padding, precision, residuals, grad):
     x, kernel = residuals
     # One choice for each gradient, so that the one nobody asks for (of the images) is
     # not computed.
@@ -100,15 +101,17 @@ def _conv_backward(padding, residuals, grad):
         x,
         kernel,
         grad,
-        cpu=lambda x, kernel, grad: _cpu_input_gradient(padding, kernel, grad),
-        default=lambda x, kernel, grad: _xla_gradients(padding, x, kernel, grad)[0],
+        cpu=partial(_cpu_input_gradient, padding),
+        cuda=partial(_cuda_input_gradient, padding, precision),
+        default=partial(_xla_input_gradient, padding, precision),
     )
     grad_kernel = lax.platform_dependent(
         x,
         kernel,
         grad,
-        cpu=lambda x, kernel, grad: _cpu_kernel_gradient(padding, x, grad),
-        default=lambda x, kernel, grad: _xla_gradients(padding, x, kernel, grad)[1],
+        cpu=partial(_cpu_kernel_gradient, padding),
+        cuda=partial(_cuda_kernel_gradient, padding, precision),
+        default=partial(_xla_kernel_gradient, padding, precision),
     )
     return grad_x, grad_kernel
 
@@ -116,13 +119,58 @@ def _conv_backward(padding, residuals, grad):
 conv3x3.defvjp(_conv_forward, _conv_backward)
 
 
-def _xla_gradients(padding, x, kernel, grad):
-    _, pullback = jax.vjp(partial(plain_conv, padding=padding), x, kernel)
-    return pullback(grad)
+def _xla_input_gradient(padding, precision, x, kernel, grad):
+    conv = partial(plain_conv, kernel=kernel, padding=padding, precision=precision)
+    return jax.linear_transpose(conv, x)(grad)[0]
+
+
+def _xla_kernel_gradient(padding, precision, x, kernel, grad):
+    conv = partial(plain_conv, x, padding=padding, precision=precision)
+    return jax.linear_transpose(conv, kernel)(grad)[0]
+
+
+def _cuda_conv(x, kernel, padding, precision):
+    """Computes `plain_conv` as a 'same' convolution of what `_pad_for_cuda` makes."""
+    channels = kernel.shape[3]
+    kernel = _pad_channels(kernel, (2, 3))
+    return plain_conv(_pad_for_cuda(x, padding), kernel, 1, precision)[..., :channels]
+
+
+def _cuda_input_gradient(padding, precision, x, kernel, grad):
+    channels = x.shape[3]
+    x, kernel, grad = _pad_channels(x), _pad_channels(kernel, (2, 3)), _pad_channels(grad)
+    return _xla_input_gradient(padding, precision, x, kernel, grad)[..., :channels]
+
+
+def _cuda_kernel_gradient(padding, precision, x, kernel, grad):
+    """The gradient of `_cuda_conv`'s 'same' convolution.
+
+    XLA makes cuDNN's backward-filter call of it. Of a 'full' convolution's it makes a convolution
+    with a filter as large as the image, which takes ten times as long.
+    """
+    _, _, inputs, outputs = kernel.shape
+    x, kernel, grad = _pad_for_cuda(x, padding), _pad_channels(kernel, (2, 3)), _pad_channels(grad)
+    return _xla_kernel_gradient(1, precision, x, kernel, grad)[:, :, :inputs, :outputs]
+
+
+def _pad_for_cuda(x, padding):
+    """Pads channels, and what `padding` is more than a 'same' convolution's.
+
+    Without the barrier XLA would fold the padding into the convolution. The same expression,
+    forward and backward, is computed and kept once.
+    """
+    margin = (padding - 1, padding - 1)
+    return lax.optimization_barrier(jnp.pad(_pad_channels(x), ((0, 0), margin, margin, (0, 0))))
+
+
+def _pad_channels(array, axes=(3,)):
+    """Appends zeros to `axes` up to a multiple of `_CUDA_CHANNELS`."""
+    widths = [(0, -size % _CUDA_CHANNELS * (i in axes)) for i, size in enumerate(array.shape)]
+    return jnp.pad(array, widths)
 
 
 def _cpu_conv(x, kernel, padding):
-    """Computes `plain_conv`, two neighbouring columns at a time where that is faster.
+    """Computes `plain_conv` on a CPU, two neighbouring columns at a time where that is faster.
 
     They are then the output channels of one 3x4 convolution with stride 2. It multiplies a
     third more, by zeros, but 20 channels fill a processor's registers badly and 40 well.
@@ -130,7 +178,7 @@ def _cpu_conv(x, kernel, padding):
     out_channels = kernel.shape[3]
     out_width = x.shape[2] + 2 * padding - 2
     if out_channels > 32 or out_width % 2:
-        return plain_conv(x, kernel, padding)
+        return plain_conv(x, kernel, padding, None)
     left, right = (jnp.pad(kernel, ((0, 0), side, (0, 0), (0, 0))) for side in ((0, 1), (1, 0)))
     both = jnp.stack([left, right], axis=3).reshape(3, 4, -1, 2 * out_channels)
     pads = ((padding, padding), (padding, padding))
@@ -138,12 +186,12 @@ def _cpu_conv(x, kernel, padding):
     return y.reshape(*y.shape[:2], out_width, out_channels)
 
 
-def _cpu_input_gradient(padding, kernel, grad):
+def _cpu_input_gradient(padding, x, kernel, grad):
     """A forward convolution of the output's gradient with the turned kernel."""
     return _cpu_conv(grad, kernel[::-1, ::-1].swapaxes(2, 3), 2 - padding)
 
 
-def _cpu_kernel_gradient(padding, x, grad):
+def _cpu_kernel_gradient(padding, x, kernel, grad):
     """The sum, over a few examples at a time, of matrix products of unrolled windows.
 
     Measured on two cores: small images are best taken together, as long as the windows of

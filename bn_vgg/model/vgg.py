@@ -8,9 +8,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from bn_vgg.errors import UserError
-from bn_vgg.model.convolution import conv3x3, mean_of_full_conv, precision_of
+from bn_vgg.model.convolution import conv3x3, mean_of_full_conv
 from bn_vgg.model.normalization import NormFactory, make_norm_factory
 from bn_vgg.model.pooling import max_pool_2x2
 
@@ -18,6 +19,9 @@ from bn_vgg.model.pooling import max_pool_2x2
 PADDINGS = {"full": 2, "same": 1}
 Reparameterize = Callable[[jax.Array], jax.Array]
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Of products of float32 numbers. Unless `HIGHEST` is asked for, TPUs round the factors to
+# bfloat16 and NVIDIA's GPUs to TensorFloat-32, whose significands have 11 bits instead of 24.
+PRECISIONS = {"highest": lax.Precision.HIGHEST, "tensorfloat32": lax.Precision.HIGH}
 # Where running statistics come from: the pass that the loss uses, or one without dropout.
 PASSES = ("dropout", "clean")
 
@@ -62,6 +66,7 @@ class Conv(nn.Module):
     padding: str
     use_bias: bool
     dtype: Any
+    precision: lax.Precision | None
 
     @nn.compact
     def __call__(self, x_NHWC, reparameterize: Reparameterize | None = None):
@@ -75,7 +80,10 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape, jnp.float32)
         if reparameterize is not None:
             kernel = reparameterize(kernel)
-        y = conv3x3(x_NHWC.astype(self.dtype), kernel.astype(self.dtype), PADDINGS[self.padding])
+        y = conv3x3(
+            x_NHWC.astype(self.dtype), kernel.astype(self.dtype),
+            PADDINGS[self.padding], self.precision,
+        )  # fmt: skip
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
@@ -113,13 +121,14 @@ class Block(nn.Module):
     dropout_rate: float
     pool: bool
     dtype: Any
+    precision: lax.Precision | None
 
     @nn.compact
     def __call__(self, x_NHWC, positions_N, train: bool):
         """Maps (N, H, W, I) to (N, H', W', features), pooled or not."""
         use_bias = not self.norm.replaces_bias
         norm = self.norm.make()
-        conv = Conv(self.features, self.padding, use_bias, self.dtype, name="conv")
+        conv = Conv(self.features, self.padding, use_bias, self.dtype, self.precision, name="conv")
         reparameterize = self.norm.kernel_of(norm)
         x = conv(x_NHWC, reparameterize)
         mean_of_x = None
@@ -157,6 +166,7 @@ class VGG(nn.Module):
     padding: str
     dropout_rate: float
     dtype: Any
+    precision: lax.Precision | None
     stats_pass: str = "dropout"
 
     @nn.compact
@@ -176,12 +186,12 @@ class VGG(nn.Module):
         for i, features in enumerate(self.features):
             block = Block(
                 features, self.norm, self.padding, self.dropout_rate,
-                pool=i % 2 == 1, dtype=self.dtype, name=f"block{i}",
+                pool=i % 2 == 1, dtype=self.dtype, precision=self.precision, name=f"block{i}",
             )  # fmt: skip
             x = block(x, positions_N, train)
         x = x.reshape(x.shape[0], -1)
         dense = partial(
-            nn.Dense, dtype=self.dtype, precision=precision_of(self.dtype),
+            nn.Dense, dtype=self.dtype, precision=self.precision,
             kernel_init=nn.initializers.glorot_uniform(),
         )  # fmt: skip
         x = dense(self.hidden_units, name="hidden")(x)
@@ -245,6 +255,7 @@ def make_model(
     padding: str,
     dropout_rate: float,
     dtype: str,
+    precision: str,
     axis_name: str | None = None,
 ) -> VGG:
     """Builds the network from the fields of `config.model`, which configs/default.py explains.
@@ -252,11 +263,12 @@ def make_model(
     `axis_name` is that of the mapped axis whose devices share a batch, None under plain `jit`.
 
     Raises:
-      UserError: `norm`, `padding`, `dtype` or `stats_pass` names nothing there is, or as
-        `make_norm_factory` says.
+      UserError: `norm`, `padding`, `dtype`, `precision` or `stats_pass` names nothing there is,
+        or as `make_norm_factory` says.
     """
     for field, value, known in (
-        ("padding", padding, PADDINGS), ("dtype", dtype, DTYPES), ("stats_pass", stats_pass, PASSES)
+        ("padding", padding, PADDINGS), ("dtype", dtype, DTYPES),
+        ("precision", precision, PRECISIONS), ("stats_pass", stats_pass, PASSES),
     ):  # fmt: skip
         if value not in known:
             raise UserError(f"config.model.{field}: no {value!r}; there are: {', '.join(known)}")
@@ -277,5 +289,6 @@ def make_model(
         padding=padding,
         dropout_rate=dropout_rate,
         dtype=DTYPES[dtype],
+        precision=PRECISIONS[precision] if dtype == "float32" else None,
         stats_pass=stats_pass,
     )

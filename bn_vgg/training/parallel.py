@@ -95,6 +95,15 @@ def check_batch_size(batch_size: int, num_devices: int) -> None:
     )
 
 
+def check_precision(precision: str, backend: str) -> None:
+    """Raises a UserError where TensorFloat-32 is asked of what is no NVIDIA GPU."""
+    if precision == "tensorfloat32" and backend != "gpu":
+        raise UserError(
+            f"config.model.precision: tensorfloat32 is for NVIDIA GPUs, and this is a "
+            f"{backend.upper()}; set it to highest"
+        )
+
+
 def round_up(batch_size: int, num_devices: int) -> int:
     """The smallest multiple of `num_devices` that is at least `batch_size`."""
     return -(-batch_size // num_devices) * num_devices
