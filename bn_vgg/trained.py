@@ -8,7 +8,7 @@ from absl import logging
 
 from bn_vgg.errors import UserError
 from bn_vgg.infra import checkpoint, provenance
-from bn_vgg.infra.workdir import Workdir
+from bn_vgg.infra.workdir import Workdir, with_added
 from bn_vgg.model.vgg import VGG, make_model
 from bn_vgg.training.optimizer import rmsprop
 from bn_vgg.training.state import TrainState, init_state
@@ -42,7 +42,7 @@ def load(path: str, which: str = "best") -> Trained:
     """
     workdir = Workdir(path, writes=False)
     workdir.check_format()
-    config = workdir.read_config()
+    config = with_added(workdir.read("config.json"))
     class_names = workdir.read("data.json")["class_names"]
     norm = config["model"]["norm"]
     if workdir.norm_changed(provenance.norm_digest(norm)):

@@ -123,7 +123,7 @@ def test_values_that_mean_nothing_are_refused(field, value, message):
 def test_tensorfloat32_is_of_float32():
     config = default.get_config()
     config.model.update(precision="tensorfloat32", dtype="bfloat16")
-    with pytest.raises(UserError, match="of float32 products; config.model.dtype is bfloat16"):
+    with pytest.raises(UserError, match=r"of float32 products; config\.model\.dtype is bfloat16"):
         check_config(config.to_dict())
 
 

@@ -91,17 +91,20 @@ def test_cpu_gradients_equal_xlas(count, side, channels, padding, dtype):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("padding", [1, 2])
 @pytest.mark.parametrize(("side", "channels"), [(13, 3), (13, 20), (12, 50), (9, 8)])
-def test_the_gpus_formulas_equal_the_plain_ones(side, channels, padding, dtype):
+def test_the_accelerators_formulas_equal_the_plain_ones(side, channels, padding, dtype):
     """Here on a CPU: they pad channels and images, which changes no sum."""
     x, kernel, grad = random_layer(3, side, channels, padding, dtype)
     check_close(
         convolution._cuda_conv(x, kernel, padding, HIGHEST),
         convolution.plain_conv(x, kernel, padding, HIGHEST),
     )
-    for name in ("input_gradient", "kernel_gradient"):
-        of_cuda, of_xla = (getattr(convolution, f"_{of}_{name}") for of in ("cuda", "xla"))
-        arguments = (padding, HIGHEST, x, kernel, grad)
-        check_close(of_cuda(*arguments), of_xla(*arguments))
+    arguments = (padding, HIGHEST, x, kernel, grad)
+    check_close(
+        convolution._cuda_input_gradient(*arguments), convolution._xla_input_gradient(*arguments)
+    )
+    expected = convolution._xla_kernel_gradient(*arguments)
+    check_close(convolution._cuda_kernel_gradient(*arguments), expected)
+    check_close(convolution._tpu_kernel_gradient(*arguments), expected)
 
 
 def random_layer(count, side, channels, padding, dtype):

@@ -196,19 +196,23 @@ def test_accelerators_are_told_the_precision(changes, told):
 
 
 @pytest.mark.parametrize("norm", ["none", "mean_only", "full"])
-def test_a_step_by_the_gpus_formulas_equals_a_plain_one(norm, monkeypatch):
-    """Gradients and statistics of 20 and 50 channels, padded to 24 and 56 and not, on a CPU."""
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_a_step_by_an_accelerators_formulas_equals_a_plain_one(platform, norm, monkeypatch):
+    """Gradients and statistics, on a CPU; a GPU's with 24 and 56 channels for 20 and 50."""
     model, _, state = build(norm, features=(20, 20, 50, 50), norm_decay=0.0)
 
     def step_by(branch):
-        monkeypatch.setattr(lax, "platform_dependent", lambda *args, **by: by[branch](*args))
+        def choose(*args, default, **by):
+            return by.get(branch, default)(*args)
+
+        monkeypatch.setattr(lax, "platform_dependent", choose)
         loss = jax.value_and_grad(make_loss(model), has_aux=True)
         (_, (_, updated)), gradients = jax.jit(loss)(
             state.params, state.batch_stats, train_batch(), jax.random.key(0)
         )
         return {"gradients": gradients, **updated}
 
-    ours, plain = (jax.device_get(step_by(branch)) for branch in ("cuda", "default"))
+    ours, plain = (jax.device_get(step_by(branch)) for branch in (platform, "plain"))
     for path, expected in jax.tree_util.tree_leaves_with_path(plain):
         found = functools.reduce(lambda tree, key: tree[key.key], path, ours)
         assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected), path

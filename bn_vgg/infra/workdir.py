@@ -110,7 +110,7 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             self.check_format()
             if (self.path / "config.json").exists():
-                _refuse_other(self.path, self.read_config(), config)
+                _refuse_other(self.path, self.read("config.json"), config)
             if (self.path / "data.json").exists():
                 _refuse_other_data(self.path, self.read("data.json"), data)
             if self.norm_changed(norm_digest):
@@ -167,17 +167,6 @@ class Workdir:
         except (OSError, ValueError) as error:
             raise UserError(_cannot_read(path, error)) from error
 
-    def read_config(self) -> dict[str, Any]:
-        """Reads the run's configuration, nested, with fields that were added since.
-
-        Raises:
-          UserError: as `read`.
-        """
-        config = self.read("config.json")
-        return config | {
-            group: fields | config[group] for group, fields in ADDED.items() if group in config
-        }
-
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
         return (self.path / name).exists()
@@ -225,6 +214,11 @@ class Workdir:
             ) from error
 
 
+def with_added(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a run's configuration, nested, with the fields that were added since."""
+    return config | {group: fields | config.get(group, {}) for group, fields in ADDED.items()}
+
+
 def _cannot_read(path: epath.Path, error: OSError | ValueError) -> str:
     if isinstance(error, OSError):
         return f"cannot read {path}: {error.strerror or error}"
@@ -250,7 +244,7 @@ def flatten(
 
 
 def _refuse_other(path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    old, new = flatten(old), flatten(new)
+    old, new = flatten(with_added(old)), flatten(with_added(new))
     if new["num_epochs"] > old.get("num_epochs", 0):
         old["num_epochs"] = new["num_epochs"]
     old |= {field: new[field] for field in ONLY_SPEED & new.keys()}

@@ -3,8 +3,8 @@
 XLA's CPU backend computes a convolution's gradients ten times slower than its forward
 pass. On a CPU they are therefore computed here, as matrix products and a forward
 convolution. On an NVIDIA GPU, XLA does not recognize the kernel gradient of a 'full' convolution,
-and cuDNN wants channels in multiples of 8: both are arranged here. Elsewhere everything is
-XLA's own. Which one is decided where the code is lowered.
+and cuDNN wants channels in multiples of 8: both are arranged here. On a TPU the kernel gradient
+is put so that XLA moves less. All else is XLA's own. Which one is decided at lowering.
 """
 
 from functools import cache, partial
@@ -111,6 +111,7 @@ def _conv_backward(padding, precision, residuals, grad):
         grad,
         cpu=partial(_cpu_kernel_gradient, padding),
         cuda=partial(_cuda_kernel_gradient, padding, precision),
+        tpu=partial(_tpu_kernel_gradient, padding, precision),
         default=partial(_xla_kernel_gradient, padding, precision),
     )
     return grad_x, grad_kernel
@@ -151,6 +152,21 @@ def _cuda_kernel_gradient(padding, precision, x, kernel, grad):
     _, _, inputs, outputs = kernel.shape
     x, kernel, grad = _pad_for_cuda(x, padding), _pad_channels(kernel, (2, 3)), _pad_channels(grad)
     return _xla_kernel_gradient(1, precision, x, kernel, grad)[:, :, :inputs, :outputs]
+
+
+def _tpu_kernel_gradient(padding, precision, x, kernel, grad):
+    """The output's gradient convolved with the images: the turned kernel's gradient.
+
+    XLA prefers the smaller of the two as the filter. It would swap them by itself, but turn all
+    of the output's gradient in memory, where this turns the 3x3 result.
+    """
+    # Channels are summed over examples: the examples are what a convolution calls channels.
+    spec = lax.ConvDimensionNumbers((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1))
+    pads = ((2 - padding, 2 - padding), (2 - padding, 2 - padding))
+    turned_33OI = lax.conv_general_dilated(
+        grad, x, (1, 1), pads, dimension_numbers=spec, precision=precision
+    )
+    return turned_33OI[::-1, ::-1].swapaxes(2, 3)
 
 
 def _pad_for_cuda(x, padding):

@@ -1,0 +1,66 @@
+"""What XLA makes of a run's programs for a GPU and for TPUs, on a machine without them.
+
+Nothing runs: that needs the devices. See tests/compiled.py.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+COMPILERS = os.environ.get("BN_VGG_COMPILERS", "")
+NORMS = ("none", "mean_only", "full")
+V5E_GIB = 16
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not COMPILERS,
+        reason="BN_VGG_COMPILERS names no folder with XLA's compilers for other devices: .ci/run",
+    ),
+]
+
+
+def described(device, program, **model):
+    """What `tests.compiled` says of a program, from a process of its own."""
+    if device == "h100":
+        assert shutil.which("ptxas"), "ptxas, of CUDA or nvidia-cuda-nvcc, must be on the PATH"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.compiled", COMPILERS, device, program, json.dumps(model)],
+        cwd=ROOT, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("precision", [{"dtype": "bfloat16"}, {"precision": "tensorfloat32"}])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_gpu_is_given_cudnns_own_gradients_and_channels_in_multiples_of_8(norm, precision):
+    found = described("h100", "train", norm=norm, **precision)["convolutions"]
+    counts = {function: len(calls) for function, calls in found.items()}
+    forward = counts.pop("convForward", 0) + counts.pop("convBiasActivationForward", 0)
+    assert forward == 8
+    # The images' own gradient is not needed.
+    assert counts == {"convBackwardFilter": 8, "convBackwardInput": 7}
+    channels = {channel for calls in found.values() for call in calls for channel in call}
+    assert channels == {8, 24, 56}  # for an image's 3, and for 20 and 50
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_four_tpu_chips_can_share_a_run(program):
+    found = described("v5e:2x2", program, norm="full", dtype="bfloat16")
+    assert 1 < found["gib"] < V5E_GIB
+
+
+def test_a_tpu_moves_little():
+    """68 MB an image before the kernel gradient and the pooling were put as they are for TPUs.
+
+    XLA's estimate; 14 to 25 MB have to be moved if only one layer fits the chip's own memory.
+    """
+    found = described("v5e:1x1", "train", norm="mean_only", dtype="bfloat16")
+    assert found["mb_moved_per_example"] < 53
