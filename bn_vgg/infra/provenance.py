@@ -41,8 +41,15 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with `-dirty` where files differ from it; None outside git."""
+    """Returns the checkout's commit, with `-dirty` where files differ from it.
+
+    What `git archive` has exported has the commit in the file COMMIT. None where neither git nor
+    that file knows.
+    """
     root = Path(__file__).resolve().parents[2]
+    exported = root / "COMMIT"
+    if exported.exists() and not (known := exported.read_text().strip()).startswith("$Format"):
+        return known
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="],
