@@ -77,6 +77,14 @@ class TestTables:
         )
         assert full[1] == "1 unfinished"
 
+    @pytest.mark.parametrize(
+        ("train", "still"), [([0.5, 0.48, 0.3, 0.5], "2"), ([0.46, 0.5], "0"), ([0.49], "1")]
+    )
+    def test_a_run_says_how_many_first_epochs_stood_still(self, train, still):
+        each = found("full", [0.4] * len(train), train=train)
+        head, row = tables.runs(section_of({"full": {0: each}}))
+        assert row[head.index("stood still")] == still
+
     def test_bests_of_unequal_epochs_are_not_mixed(self):
         by_seed = seeds("full", [[0.3, 0.1], [0.3, 0.12], [0.3, 0.1, 0.05]])
         assert [each.seed for each in tables.shown(by_seed)] == [2]
@@ -108,7 +116,7 @@ class TestTables:
         by_seed[1] = with_result(by_seed[1], hardware=other)
         section = section_of({"full": by_seed})
         assert tables.groups(section)[1][7:9] == ["several kinds of hardware"] * 2
-        assert [row[6] for row in tables.runs(section)[1:]] == [
+        assert [row[7] for row in tables.runs(section)[1:]] == [
             "1 a processor (2 cores)", "8 TPU v5 lite (2 hosts)"
         ]  # fmt: skip
 
@@ -127,7 +135,7 @@ class TestTables:
     def test_a_run_in_progress_says_so(self):
         by_seed = {0: found("full", [0.3, 0.2, 0.25], planned=60)}
         _, row = tables.runs(section_of({"full": by_seed}))
-        assert row[2:4] == ["3 of 60", "20.0% so far"]
+        assert row[2:5] == ["3 of 60", "0", "20.0% so far"]
         assert len(tables.groups(section_of({"full": by_seed}))) == 1
 
     @pytest.mark.parametrize(

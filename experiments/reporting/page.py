@@ -144,7 +144,11 @@ def _section(
         lines += ["### The claims", ""]
         for verdict in verdicts:
             lines += _claim(verdict)
-    return [*lines, "### The runs", "", *table(tables.runs(section))]
+    return [
+        *lines, "### The runs", "", *table(tables.runs(section)),
+        "*Stood still*: the number of first epochs in a row with a training error of at least "
+        f"{percent(tables.TAKEN_OFF)}. No run is left out for it.", "",
+    ]  # fmt: skip
 
 
 def _size_note(section: Section) -> str:

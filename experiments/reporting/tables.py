@@ -1,5 +1,6 @@
 """The report's tables: the grid, every group of seeds, every run. Cells are Markdown."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from experiments.asking.answers import VALID, Table
@@ -13,6 +14,8 @@ from experiments.reporting.sections import BySeed, Section
 # Validation errors whose first epoch is told: what the post's augmented runs pass, and about
 # what its best come near.
 REACHED = (0.10, 0.06)
+# A training error of two classes that is not lower says that nothing was learnt yet.
+TAKEN_OFF = 0.47
 NOTHING = "–"  # noqa: RUF001
 
 
@@ -128,23 +131,31 @@ def _published(label: str) -> str:
 
 def runs(section: Section) -> Table:
     """A row for each run, with its hardware and commit."""
-    rows = [["run", "seed", "epochs", "best validation", "test", "time", "hardware", "commit"]]
+    head = ["run", "seed", "epochs", "stood still", "best validation", "test", "time"]
+    rows = [[*head, "hardware", "commit"]]
     for by_seed in section.groups.values():
         for each in by_seed.values():
             rows.append([code(each.folder), str(each.seed), *_run_cells(each)])
     return rows
 
 
+def epochs_still(each: Found) -> int:
+    """Counts the first epochs, in a row, whose training error is not below `TAKEN_OFF`."""
+    errors = (value(line, "train/error_rate") for line in each.run.lines)
+    return len(list(itertools.takewhile(lambda e: e is not None and e >= TAKEN_OFF, errors)))
+
+
 def _run_cells(each: Found) -> list[str]:
+    still = str(epochs_still(each))
     if each.result is None:
         so_far = f"{percent(best_so_far(each))} so far"
-        return [f"{each.epochs} of {each.planned}", so_far, *[NOTHING] * 4]
+        return [f"{each.epochs} of {each.planned}", still, so_far, *[NOTHING] * 4]
     rates = (each.result[name] for name in ("best_valid_error_rate", "test_error_rate"))
     time = duration([each.result["wall_seconds"]]).removesuffix(" (1 seed)")
     commit = each.result.get("commit")
     # Ten digits tell commits apart; that files differed from it must not be cut off.
     short = f"{commit[:10]}{'-dirty' * commit.endswith('-dirty')}" if commit else "not recorded"
-    return [str(each.epochs), *map(percent, rates), time, text(hardware(each)), text(short)]
+    return [str(each.epochs), still, *map(percent, rates), time, text(hardware(each)), text(short)]
 
 
 def best_so_far(each: Found) -> float:
