@@ -4,24 +4,28 @@ python -m experiments.benchmark --output=experiments/results/benchmark/NAME
 
 For each normalization: images/s of the bare training step (ten batches a dispatch, as a run
 does, the windows on the device already) and of the same network in PyTorch, taking turns
-within one process; with `--plain` also of XLA's own convolution gradients. Then a whole run
-on cartoons beside its bare steps (`--epochs`), and how soon the demo starts (`--starts`).
-PyTorch is optional: pip install -e '.[benchmark]'.
+within one process; with `--plain` also of XLA's own convolution gradients. On a GPU PyTorch is
+compiled, and once more is a CUDA graph: what counts is the faster. Then a whole run and its parts
+beside its bare steps (`--epochs`), and how soon the demo starts (`--starts`). PyTorch is
+optional: pip install -e '.[benchmark]'.
 """
 
 import json
+import os
 import resource
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from bn_vgg import command
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
 from bn_vgg.infra import provenance
-from bn_vgg.model.vgg import DTYPES
+from bn_vgg.model.vgg import DTYPES, PRECISIONS
+from bn_vgg.training.parallel import check_precision
 from configs import default, meanonly_crop
 from experiments.timing import run_timing, step_timing
 
@@ -30,28 +34,37 @@ _NORMS = flags.DEFINE_list("norms", ["none", "mean_only", "full"], "Normalizatio
 _SIZES = flags.DEFINE_list("sizes", ["128", "48"], "Sides of the windows, in pixels.")
 _DROPOUTS = flags.DEFINE_list("dropouts", ["0"], "Dropout rates.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Of the computation.")
+_PRECISION = flags.DEFINE_enum("precision", "highest", list(PRECISIONS), "Of float32 products.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns that each takes.", lower_bound=1)
 _PLAIN = flags.DEFINE_bool("plain", False, "Also time XLA's own convolution gradients.")
-_EPOCHS = flags.DEFINE_integer("epochs", 0, "Epochs of a whole run that count.", lower_bound=0)
+_EPOCHS = flags.DEFINE_integer("epochs", 0, "Of a whole run; 0 for none.", lower_bound=0)
 _VARIANT = flags.DEFINE_string("variant", "small", "Of that run's configuration.")
+_SOURCE = flags.DEFINE_string("source", "cartoons:25000", "Of that run's images.")
 _STARTS = flags.DEFINE_integer("starts", 0, "Warm starts of the demo to time.", lower_bound=0)
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As bn_vgg.main's.")
 
 
 def main() -> None:
     """Runs the command."""
+    if _EPOCHS.value == 1:
+        raise UserError("--epochs=1: the first epoch compiles, and does not count; 2 at least")
+    # Otherwise JAX takes most of a GPU's memory, and PyTorch finds none.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    check_precision(_PRECISION.value, jax.default_backend())
     output = Path(_OUTPUT.value)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from error
     folder = choose_folder(_CACHE_DIR.value)
+    command.show("measuring a large matrix product and a large copy ...")
     about: dict[str, Any] = {
         "command": provenance.command(),
         "commit": provenance.commit(),
         "hardware": provenance.hardware(),
         "versions": provenance.versions() | {"torch": _torch_version()},
         "dtype": _DTYPE.value,
+        "precision": _PRECISION.value,
         "ceilings": step_timing.measure_ceilings(_DTYPE.value),
         "rows": [],
     }
@@ -62,21 +75,24 @@ def main() -> None:
         else:
             about |= part
         about["peak_memory_gib"] = _peak_memory() / 2**30
-        print(json.dumps(part), flush=True)
+        command.show("\n".join(part_markdown(part)))
         (output / "benchmark.json").write_text(json.dumps(about, indent=1) + "\n")
         (output / "benchmark.md").write_text(markdown(about))
-    print(f"{output}/benchmark.md")
+    command.show(f"{output}/benchmark.md")
 
 
 def _parts(ceilings: dict[str, float], cache_folder: Path):
     if _STARTS.value:
         arguments = ["--config=configs/meanonly_crop.py:demo"]
+        command.show(f"starting the demo {_STARTS.value + 1} times ...")
         yield {"start": run_timing.measure_start(arguments, cache_folder, _STARTS.value)}
     if _EPOCHS.value:
         config = meanonly_crop.get_config(_VARIANT.value)
-        config.data.source = "cartoons:25000"
-        config.model.dtype = _DTYPE.value
-        yield {"training": run_timing.measure_training(config, cache_folder, _EPOCHS.value)}
+        config.data.source = _SOURCE.value
+        _set_numbers(config)
+        config.num_epochs = _EPOCHS.value
+        command.show(f"a run of {_EPOCHS.value} epochs, and its bare steps ...")
+        yield {"training": run_timing.measure_training(config, cache_folder)}
     for size in _SIZES.value:
         for dropout in _DROPOUTS.value:
             config = default.get_config()
@@ -84,11 +100,15 @@ def _parts(ceilings: dict[str, float], cache_folder: Path):
             config.model.dropout_rate = float(dropout)
             # One pass, as in PyTorch; the recipe's takes its statistics from a second one.
             config.model.stats_pass = "dropout"
-            config.model.dtype = _DTYPE.value
+            _set_numbers(config)
             rows = step_timing.measure(
                 config, _NORMS.value, rounds=_ROUNDS.value, plain=_PLAIN.value, ceilings=ceilings
             )
             yield {"rows": rows}
+
+
+def _set_numbers(config: ConfigDict) -> None:
+    config.model.update(dtype=_DTYPE.value, precision=_PRECISION.value)
 
 
 def markdown(about: dict[str, Any]) -> str:
@@ -98,35 +118,43 @@ def markdown(about: dict[str, Any]) -> str:
         f"`{about['command']}`, commit {about['commit']}",
         "",
         f"{hardware['num_devices']} {hardware['device']} ({hardware['cpu_cores']} cores), "
-        f"{about['dtype']}, batch 100; jax {versions['jax']}, torch {versions['torch']}; "
-        f"peak memory of the process {about['peak_memory_gib']:.1f} GiB. Floors are a matrix "
-        f"product's {about['ceilings']['flops_per_second'] / 1e9:.0f} GFLOP/s and a copy's "
+        f"{about['dtype']}, precision {about['precision']}, batch 100; jax {versions['jax']}, "
+        f"torch {versions['torch']}; peak memory of the process "
+        f"{about['peak_memory_gib']:.1f} GiB. Floors are a matrix product's "
+        f" {about['ceilings']['flops_per_second'] / 1e9:.0f} GFLOP/s and a copy's "
         f"{about['ceilings']['bytes_per_second'] / 1e9:.0f} GB/s on the same device.",
     ]
-    if about["rows"]:
-        lines += ["", *_step_table(about["rows"])]
-    if "training" in about:
-        whole = about["training"]
-        lines += [
-            "",
-            f"An epoch of {whole['train_images']} images, {whole['config']} on cartoons: "
-            f"{whole['training_images_per_second']:.0f} images/s in training, "
-            f"{whole['share_of_bare_in_training']:.1%} of the bare step's "
-            f"{whole['bare_images_per_second']:.0f}. With evaluation, checkpoint and records "
-            f"{whole['epoch_seconds']:.1f} s, of which its bare training and evaluation steps "
-            f"are {whole['share_of_bare_in_epoch']:.1%}, its bare training steps alone "
-            f"{whole['training_share_of_epoch']:.1%}, and precise statistics with what is "
-            f"compared to them {whole['lens_share_of_epoch']:.1%}.",
-        ]
-    if "start" in about:
-        start = about["start"]
-        lines += [
-            "",
+    for name in ("rows", "training", "start"):
+        if about.get(name):
+            lines += ["", *part_markdown({name: about[name]})]
+    return "\n".join(lines) + "\n"
+
+
+def part_markdown(part: dict[str, Any]) -> list[str]:
+    """Describes one of the things that are measured: `rows`, `training` or `start`."""
+    if "rows" in part:
+        return _step_table(part["rows"])
+    if "start" in part:
+        start = part["start"]
+        return [
             f"From the start of the process to ten finished steps, "
             f"`{' '.join(start['arguments'])}`: {start['cold_seconds']:.1f} s with nothing "
-            f"compiled, {start['warm_seconds']:.1f} s with compiled programs at hand.",
+            f"compiled, {start['warm_seconds']:.1f} s with compiled programs at hand."
         ]
-    return "\n".join(lines) + "\n"
+    whole = part["training"]
+    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in whole["seconds"].items())
+    return [
+        f"A run of {whole['epochs']} epochs of {whole['train_images']} images, "
+        f"{whole['config']} on {whole['source']}: {parts}.",
+        "",
+        f"An epoch: {whole['training_images_per_second']:.0f} images/s in training, "
+        f"{whole['share_of_bare_in_training']:.1%} of the bare step's "
+        f"{whole['bare_images_per_second']:.0f}. With evaluation, checkpoint and records "
+        f"{whole['epoch_seconds']:.1f} s, of which its bare training and evaluation steps "
+        f"are {whole['share_of_bare_in_epoch']:.1%}, its bare training steps alone "
+        f"{whole['training_share_of_epoch']:.1%}, and precise statistics with what is "
+        f"compared to them {whole['lens_share_of_epoch']:.1%}.",
+    ]
 
 
 def _step_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -142,7 +170,8 @@ def _step_table(rows: list[dict[str, Any]]) -> list[str]:
         cells = [str(row["size"]), row["norm"], f"{row['dropout']:g}", _rate(row, "jax")]
         for other in ("torch", "plain"):
             measured = f"times_{other}" in row
-            cells.append(_rate(row, other) if measured else "not measured")
+            name = row.get("fastest_torch", other) if other == "torch" else other
+            cells.append(_rate(row, name) if measured else "not measured")
             cells.append(f"**{row[f'times_{other}']:.2f}**" if measured else "")
         cells.append(f"{row['seconds_of_none']:.2f}" if "seconds_of_none" in row else "")
         cells.append(f"{row['share_of_arithmetic_floor']:.0%}")

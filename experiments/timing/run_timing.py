@@ -35,14 +35,19 @@ ROOT = Path(__file__).resolve().parents[2]
 _FIRST_STEPS = "steps are done"
 
 
-def measure_training(config: ConfigDict, cache_folder: Path, epochs: int) -> dict[str, Any]:
-    """Times epochs of a run, and the bare training and evaluation steps before and after it.
+def measure_training(config: ConfigDict, cache_folder: Path) -> dict[str, Any]:
+    """Times a run, and the bare training and evaluation steps before and after it.
 
-    The epoch that compiles does not count. An epoch is its training, its evaluation by five
-    windows, precise statistics, its checkpoint and its records.
+    The first epoch compiles: rates are medians of the others. An epoch is its training, its
+    evaluation by five windows, precise statistics, its checkpoint and its records.
+
+    Returns:
+      Rates and shares, and `seconds`: of the `cache` of images, of `compiling`, of `training` and
+      of `evaluation` (both as many epochs as there are of the median), of the `rest` and of it all.
     """
-    config.num_epochs = epochs + 1
+    started = time.perf_counter()
     data = prepare_data(config, cache_folder)
+    cache_seconds = time.perf_counter() - started
     windows = np.zeros((config.batch_size, *[config.data.crop_size] * 2, 3), np.uint8)
     labels = np.zeros(config.batch_size, np.int32)
     bare = [
@@ -53,8 +58,14 @@ def measure_training(config: ConfigDict, cache_folder: Path, epochs: int) -> dic
     with tempfile.TemporaryDirectory() as folder:
         workdir = Workdir(folder)
         workdir.claim(config.to_dict(), data.about)
-        with _timing(Evaluator, "observe") as observing:
+        with (
+            _timing(Evaluator, "evaluate") as evaluating,
+            _timing(Evaluator, "observe") as observing,
+            _compiling() as compiling,
+        ):
+            started = time.perf_counter()
             train.train(config, workdir, data, Hooks(say=print))
+            run_seconds = time.perf_counter() - started
         lines = workdir.read_metrics()
     take_turns(bare, 3)
     step, evaluation = (statistics.median(one.seconds) for one in bare)
@@ -63,9 +74,20 @@ def measure_training(config: ConfigDict, cache_folder: Path, epochs: int) -> dic
     whole = [after["seconds"] - before["seconds"] for before, after in itertools.pairwise(lines)]
     epoch = statistics.median(whole)
     in_training = statistics.median(line["train/images_per_second"] for line in lines[1:])
+    in_evaluation = statistics.median(evaluating[1:-1]) + statistics.median(observing[1:])
+    parts = {
+        "compiling": sum(compiling),
+        "training": len(lines) * trained / in_training,
+        "evaluation": len(lines) * in_evaluation,
+    }
     return {
         "config": config.name,
-        "epochs": epochs,
+        "source": config.data.source,
+        "epochs": len(lines),
+        "seconds": {
+            "cache": cache_seconds, **parts,
+            "rest": run_seconds - sum(parts.values()), "in all": cache_seconds + run_seconds,
+        },
         "train_images": trained,
         "valid_images": len(data.splits.valid),
         "bare_images_per_second": config.batch_size / step,
@@ -78,7 +100,23 @@ def measure_training(config: ConfigDict, cache_folder: Path, epochs: int) -> dic
         "share_of_bare_in_epoch": (steps * step + evaluation) / epoch,
         "training_share_of_epoch": steps * step / epoch,
         "lens_share_of_epoch": statistics.median(observing[1:]) / epoch,
-    }
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[list[float]]:
+    """Yields a list that grows by the seconds of each compilation."""
+    seconds: list[float] = []
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def _evaluation(config: ConfigDict, images: Images):

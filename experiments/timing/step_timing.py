@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from bn_vgg import command
 from bn_vgg.model import vgg
 from bn_vgg.model.convolution import cpu_compiler_options, plain_conv
 from bn_vgg.model.vgg import DTYPES, PADDINGS
@@ -83,42 +84,58 @@ def measure(
 
     Returns:
       A row for each normalization: medians of images/s with the least and the most, and
-      ratios of neighbouring turns.
+      ratios of neighbouring turns, that to PyTorch against the faster of its forms.
     """
-    size, batch_size = config.data.crop_size, config.batch_size
+    batch_size = config.batch_size
     images, labels = random_batch(config)
-    contenders: dict[tuple[str, str], Timed] = {}
+    contenders: dict[str, dict[str, Timed]] = {}
     for norm in norms:
         config.model.norm = norm
-        contenders[norm, "jax"] = Timed(dispatch(config, images, labels), STEPS)
+        command.show(f"compiling {describe(config)} ...")
+        of_norm = contenders[norm] = {"jax": Timed(dispatch(config, images, labels), STEPS)}
         if plain:
             # XLA as it comes: its own gradients, no options.
             with mock.patch.object(vgg, "conv3x3", plain_conv):
-                contenders[norm, "plain"] = Timed(single_step(config, images, labels), 1)
+                of_norm["plain"] = Timed(single_step(config, images, labels), 1)
         if torch_vgg is not None and norm in torch_vgg.NORMS:
-            step = torch_vgg.make_step(
-                config.model.to_dict(), config.optimizer.to_dict(), images, labels
+            count = STEPS if jax.default_backend() == "gpu" else 1
+            steps = torch_vgg.make_steps(
+                config.model.to_dict(), config.optimizer.to_dict(), images, labels, count
             )
-            contenders[norm, "torch"] = Timed(step, 1)
-    take_turns(contenders.values(), rounds)
+            of_norm |= {name: Timed(function, count) for name, function in steps.items()}
+    command.show(f"timing {rounds} turns of each ...")
+    take_turns((each for of_norm in contenders.values() for each in of_norm.values()), rounds)
     rows = []
-    for norm in norms:
+    for norm, of_norm in contenders.items():
         config.model.norm = norm
-        row: dict[str, Any] = {"size": size, "norm": norm, "dropout": config.model.dropout_rate}
-        ours = contenders[norm, "jax"]
-        for (other_norm, name), contender in contenders.items():
-            if other_norm == norm:
-                row |= summary(name, contender, batch_size)
-            if name == "jax" and other_norm == "none":
-                row["seconds_of_none"] = _ratio(ours, contender)
-            if other_norm == norm and name != "jax":
-                row[f"times_{name}"] = _ratio(contender, ours)
+        row: dict[str, Any] = {
+            "size": config.data.crop_size, "norm": norm, "dropout": config.model.dropout_rate,
+            "dtype": config.model.dtype, "precision": config.model.precision,
+        }  # fmt: skip
+        for name, contender in of_norm.items():
+            row |= summary(name, contender, batch_size)
+        ours = of_norm["jax"]
+        if "none" in contenders:
+            row["seconds_of_none"] = _ratio(ours, contenders["none"]["jax"])
+        if "plain" in of_norm:
+            row["times_plain"] = _ratio(of_norm["plain"], ours)
+        torch_forms = [name for name in of_norm if name.startswith("torch")]
+        if torch_forms:
+            fastest = min(torch_forms, key=lambda name: statistics.median(of_norm[name].seconds))
+            row |= {"fastest_torch": fastest, "times_torch": _ratio(of_norm[fastest], ours)}
         seconds = statistics.median(ours.seconds)
         flops, moved = step_flops(config), step_bytes(config)
         row["share_of_arithmetic_floor"] = flops / ceilings["flops_per_second"] / seconds
         row["share_of_bandwidth_floor"] = moved / ceilings["bytes_per_second"] / seconds
         rows.append(row)
     return rows
+
+
+def describe(config: ConfigDict) -> str:
+    """Names a setting in a few words."""
+    model, side = config.model, config.data.crop_size
+    numbers = f"float32, {model.precision}" if model.dtype == "float32" else model.dtype
+    return f"{model.norm}, {side}x{side}, dropout {model.dropout_rate:g}, {numbers}"
 
 
 def summary(name: str, contender: Timed, batch_size: int) -> dict[str, Any]:

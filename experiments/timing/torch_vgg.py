@@ -1,6 +1,6 @@
 """The same network and training step in PyTorch, for the benchmark alone.
 
-Same layers, batch, optimizer and dtype; channels_last, the layout that is fast for it.
+Same layers, batch, optimizer, dtype and precision; channels_last, the layout that is fast for it.
 """
 
 from collections.abc import Callable
@@ -57,41 +57,70 @@ def make_network(model: dict, crop_size: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def make_step(
-    model: dict, optimizer: dict, images_NHWC: np.ndarray, labels_N: np.ndarray
-) -> Callable[[], None]:
-    """Returns a function that does one update and waits for it.
+def make_steps(
+    model: dict, optimizer: dict, images_NHWC: np.ndarray, labels_N: np.ndarray, count: int
+) -> dict[str, Callable[[], None]]:
+    """Returns functions that do `count` updates and wait for them, by what they are called.
 
-    Images are on the device as uint8 before, as they are for the network it is compared with.
-    On a GPU the step is compiled.
+    `torch` is eager on a CPU and `torch.compile` on a GPU, where `torch_graph` is a CUDA graph of
+    the whole compiled step besides. Images are on the device as uint8 before, as they are for the
+    network it is compared with.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu, dtype = device.type == "cuda", _DTYPES[model["dtype"]]
+    torch.backends.cudnn.benchmark = True
+    precision = "tf32" if model["precision"] == "tensorfloat32" else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = precision
+    torch.backends.cuda.matmul.fp32_precision = precision
     network = make_network(model, images_NHWC.shape[1]).to(device)
-    # As ours, float32 is float32: a GPU would round convolutions' factors to TF32.
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
     network = network.to(memory_format=torch.channels_last)
     rmsprop = torch.optim.RMSprop(
         network.parameters(),
         lr=optimizer["learning_rate"],
         alpha=optimizer["decay"],
         eps=optimizer["epsilon"],
+        capturable=on_gpu,  # by a CUDA graph
+        foreach=on_gpu,
     )
     images = torch.from_numpy(images_NHWC).to(device).permute(0, 3, 1, 2)
     labels = torch.from_numpy(labels_N).to(device).long()
-    dtype = _DTYPES[model["dtype"]]
 
     def loss() -> torch.Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = network(images.float() / 255)
         return functional.cross_entropy(logits.float(), labels)
 
-    compiled = torch.compile(loss) if device.type == "cuda" else loss
+    compiled = torch.compile(loss) if on_gpu else loss
 
     def step() -> None:
         rmsprop.zero_grad(set_to_none=True)
         compiled().backward()
         rmsprop.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
 
-    return step
+    def repeated(take: Callable[[], None]) -> Callable[[], None]:
+        def steps() -> None:
+            for _ in range(count):
+                take()
+            if on_gpu:
+                torch.cuda.synchronize()
+
+        return steps
+
+    if not on_gpu:
+        return {"torch": repeated(step)}
+    return {"torch": repeated(step), "torch_graph": repeated(_capture(step, rmsprop))}
+
+
+def _capture(step: Callable[[], None], rmsprop: torch.optim.Optimizer) -> Callable[[], None]:
+    """Captures a step; it has to run a few times on a stream of its own before."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(5):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    rmsprop.zero_grad(set_to_none=True)
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
