@@ -2,11 +2,12 @@
 
 python -m experiments.accelerator --budget_minutes=25
 
-Trains the five-way ablation at full size with three seeds, seed after seed, then the rest of
-the grid, until the time is up. The same command goes on from there: on this machine, or on
-another one that was given OUT. It needs the image cache, or files to make it from, and the
-core packages alone. What is small of each run (configuration, epochs' lines, result) is
-copied to OUT_results, for `python -m experiments.report` on a machine with matplotlib.
+Trains mean-only and full batch norm with random cropping at full size with three seeds, seed
+after seed, then the rest of the five-way ablation, then of the grid, until the time is up. The
+same command goes on from there: on this machine, or on another one that was given OUT. It needs
+the image cache, or files to make it from, and the core packages alone. What is small of each run
+(configuration, epochs' lines, result) is copied to OUT_results, for `python -m
+experiments.report` on a machine with matplotlib.
 
 It is a sweep: `python -m experiments.sweep --status --out=OUT` shows how far it is.
 """
@@ -86,12 +87,14 @@ def keep_small_files(out: Path, runs: list[PlannedRun]) -> None:
 
 
 def plan_runs(variant: str, seeds: list[int], settings: dict[str, str]) -> list[PlannedRun]:
-    """All runs of `grid`, those of `five_way` before the others."""
-    first, all_of_them = (
-        plan(PRESETS[name], variant=variant, seeds=seeds, settings=settings)
-        for name in ("five_way", "grid")
+    """All runs of `grid`: first claim 3's two cells, then those of `five_way`, then the others."""
+    claim3 = [{"config": "meanonly_crop"}, {"config": "full_crop"}]
+    stages = (
+        plan(cells, variant=variant, seeds=seeds, settings=settings)
+        for cells in (claim3, PRESETS["five_way"], PRESETS["grid"])
     )
-    return first + [run for run in all_of_them if run not in first]
+    runs = [run for stage in stages for run in stage]
+    return [run for i, run in enumerate(runs) if run not in runs[:i]]
 
 
 if __name__ == "__main__":

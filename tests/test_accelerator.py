@@ -18,8 +18,11 @@ FIVE_WAY = {
 def test_what_matters_most_comes_first():
     runs = plan_runs("full", [0, 1, 2], {})
     assert len({run.folder for run in runs}) == len(runs) == 27
+    assert [(run.name, run.seed) for run in runs[:6]] == [
+        (name, seed) for seed in range(3) for name in ("meanonly_crop", "full_crop")
+    ]
     assert {run.name for run in runs[:18]} == FIVE_WAY
-    assert [run.seed for run in runs[:18]] == [0] * 6 + [1] * 6 + [2] * 6
+    assert [run.seed for run in runs[6:18]] == [0] * 4 + [1] * 4 + [2] * 4
     assert FIVE_WAY.isdisjoint(run.name for run in runs[18:])
     assert all(run.num_epochs == 60 for run in runs)
 
