@@ -77,14 +77,12 @@ def test_forward_and_gradients_equal_float64(n, height, width, channels, padding
     ],
 )
 def test_cpu_gradients_equal_xlas(count, side, channels, padding, dtype):
-    x, kernel, grad = random_layer(count, side, channels, padding, dtype)
+    arguments = (padding, HIGHEST, *random_layer(count, side, channels, padding, dtype))
     check_close(
-        convolution._cpu_input_gradient(padding, x, kernel, grad),
-        convolution._xla_input_gradient(padding, HIGHEST, x, kernel, grad),
+        convolution._cpu_input_gradient(*arguments), convolution._xla_input_gradient(*arguments)
     )
     check_close(
-        convolution._cpu_kernel_gradient(padding, x, kernel, grad),
-        convolution._xla_kernel_gradient(padding, HIGHEST, x, kernel, grad),
+        convolution._cpu_kernel_gradient(*arguments), convolution._xla_kernel_gradient(*arguments)
     )
 
 

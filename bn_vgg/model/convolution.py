@@ -54,7 +54,7 @@ def conv3x3(x_NHWC, kernel_33IO, padding: int, precision: lax.Precision | None):
     return lax.platform_dependent(
         x_NHWC,
         kernel_33IO,
-        cpu=partial(_cpu_conv, padding=padding),
+        cpu=partial(_cpu_conv, padding=padding, precision=precision),
         cuda=partial(_cuda_conv, padding=padding, precision=precision),
         default=partial(plain_conv, padding=padding, precision=precision),
     )
@@ -101,7 +101,7 @@ def _conv_backward(padding, precision, residuals, grad):
         x,
         kernel,
         grad,
-        cpu=partial(_cpu_input_gradient, padding),
+        cpu=partial(_cpu_input_gradient, padding, precision),
         cuda=partial(_cuda_input_gradient, padding, precision),
         default=partial(_xla_input_gradient, padding, precision),
     )
@@ -109,7 +109,7 @@ def _conv_backward(padding, precision, residuals, grad):
         x,
         kernel,
         grad,
-        cpu=partial(_cpu_kernel_gradient, padding),
+        cpu=partial(_cpu_kernel_gradient, padding, precision),
         cuda=partial(_cuda_kernel_gradient, padding, precision),
         tpu=partial(_tpu_kernel_gradient, padding, precision),
         default=partial(_xla_kernel_gradient, padding, precision),
@@ -185,7 +185,7 @@ def _pad_channels(array, axes=(3,)):
     return jnp.pad(array, widths)
 
 
-def _cpu_conv(x, kernel, padding):
+def _cpu_conv(x, kernel, padding, precision):
     """Computes `plain_conv` on a CPU, two neighbouring columns at a time where that is faster.
 
     They are then the output channels of one 3x4 convolution with stride 2. It multiplies a
@@ -194,7 +194,7 @@ def _cpu_conv(x, kernel, padding):
     out_channels = kernel.shape[3]
     out_width = x.shape[2] + 2 * padding - 2
     if out_channels > 32 or out_width % 2:
-        return plain_conv(x, kernel, padding, None)
+        return plain_conv(x, kernel, padding, precision)
     left, right = (jnp.pad(kernel, ((0, 0), side, (0, 0), (0, 0))) for side in ((0, 1), (1, 0)))
     both = jnp.stack([left, right], axis=3).reshape(3, 4, -1, 2 * out_channels)
     pads = ((padding, padding), (padding, padding))
@@ -202,12 +202,12 @@ def _cpu_conv(x, kernel, padding):
     return y.reshape(*y.shape[:2], out_width, out_channels)
 
 
-def _cpu_input_gradient(padding, x, kernel, grad):
+def _cpu_input_gradient(padding, precision, x, kernel, grad):
     """A forward convolution of the output's gradient with the turned kernel."""
-    return _cpu_conv(grad, kernel[::-1, ::-1].swapaxes(2, 3), 2 - padding)
+    return _cpu_conv(grad, kernel[::-1, ::-1].swapaxes(2, 3), 2 - padding, precision)
 
 
-def _cpu_kernel_gradient(padding, x, kernel, grad):
+def _cpu_kernel_gradient(padding, precision, x, kernel, grad):
     """The sum, over a few examples at a time, of matrix products of unrolled windows.
 
     Measured on two cores: small images are best taken together, as long as the windows of
