@@ -216,7 +216,11 @@ class Workdir:
 
 def with_added(config: dict[str, Any]) -> dict[str, Any]:
     """Returns a run's configuration, nested, with the fields that were added since."""
-    return config | {group: fields | config.get(group, {}) for group, fields in ADDED.items()}
+    return config | {
+        group: fields | own
+        for group, fields in ADDED.items()
+        if isinstance(own := config.get(group, {}), dict)
+    }
 
 
 def _cannot_read(path: epath.Path, error: OSError | ValueError) -> str:

@@ -10,7 +10,7 @@ import optax
 class ScaleByRmsWithCountState(NamedTuple):
     """`optax.ScaleByRmsState` and the number of updates done, int32."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuples have a method of that name
     nu: Any
 
 

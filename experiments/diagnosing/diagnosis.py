@@ -9,7 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 from bn_vgg.errors import UserError
-from bn_vgg.infra.workdir import Workdir, flatten
+from bn_vgg.infra.workdir import Workdir, flatten, with_added
 
 # The published spikes are of tens of percent. Three points are less than any of those and more
 # than a converging run changes from epoch to epoch.
@@ -91,7 +91,7 @@ def read_run(path: str) -> Run:
         data = workdir.read("data.json") if workdir.exists("data.json") else {}
         name = workdir.path / "metrics.jsonl"
         texts = name.read_text().splitlines() if name.exists() else []
-        flat = flatten(config)
+        flat = flatten(with_added(config))
         valid = data.get("examples", {}).get("valid") or flat.get("data.valid_examples")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
