@@ -35,7 +35,6 @@ def draw(groups: dict[str, list[dict[str, Any]]], path: Path, *, chunk: int) -> 
             axes.yaxis.set_major_formatter(ticker.PercentFormatter(decimals=0))
             axes.grid(visible=True, axis="y")
             axes.set_title(f"{title} ({len(runs)} seeds)")
-            axes.set_xlabel("step")
-        for axes in panels[:, 0]:
-            axes.set_ylabel(f"training error, {chunk} steps")
+        figure.supxlabel("step", size=10)
+        figure.supylabel(f"training error, mean of {chunk} steps", size=10)
         save(figure, path)
