@@ -17,7 +17,6 @@ from absl import flags
 from bn_vgg import command
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
-from experiments import tpu_vm
 from experiments.presets import PRESETS, VARIANTS
 from experiments.sweeping import state
 from experiments.sweeping.backend import Backend
@@ -25,6 +24,7 @@ from experiments.sweeping.driver import ATTEMPTS, Driver
 from experiments.sweeping.local import Local
 from experiments.sweeping.plan import find_preset, parse_seeds, parse_settings, plan
 from experiments.sweeping.ray_cluster import RayCluster
+from experiments.sweeping.sky_jobs import TASK, SkyJobs
 from experiments.sweeping.status import summary, table
 
 _PRESET = flags.DEFINE_string("preset", None, "A name in experiments/presets.py, or your file.")
@@ -32,12 +32,13 @@ _OUT = flags.DEFINE_string("out", None, "The sweep's folder; runs/<preset> unles
 _SEEDS = flags.DEFINE_string("seeds", "1", "How many, 3 for 0, 1, 2; or which: 0,5,7.")
 _VARIANT = flags.DEFINE_enum("variant", "full", VARIANTS, "Of the configs.")
 _SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE for every run; may be repeated.")
-_BACKEND = flags.DEFINE_enum("backend", "local", ["local", "ray", "tpu_vm"], "Where to run.")
+_BACKEND = flags.DEFINE_enum("backend", "local", ["local", "ray", "sky"], "Where to run.")
 _JOBS = flags.DEFINE_integer("jobs", None, "Runs at once (local).", lower_bound=1)
 _ATTEMPTS = flags.DEFINE_integer("attempts", ATTEMPTS, "At a run that fails.", lower_bound=1)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "As bn_vgg.main's.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As bn_vgg.main's.")
 _RAY_ADDRESS = flags.DEFINE_string("ray_address", "auto", "Of the Ray cluster's head (ray).")
+_SKY_TASK = flags.DEFINE_string("sky_task", str(TASK), "A SkyPilot task file (sky).")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands and end.")
 _STATUS = flags.DEFINE_bool("status", False, "Print how far the sweep in --out is and end.")
 
@@ -97,14 +98,9 @@ def _make_backend(out: str) -> Backend:
     run_flags += [f"--cache_dir={_CACHE_DIR.value}"] if _CACHE_DIR.value else []
     if _BACKEND.value == "ray":
         return RayCluster(out, run_flags, _RAY_ADDRESS.value)
-    if _BACKEND.value == "local":
-        return Local(out, run_flags, choose_folder(_CACHE_DIR.value), _JOBS.value)
-    if "://" in out:
-        raise UserError(
-            f"--out={out}: with tpu_vm it is a folder of this machine; --tpu_bucket names the "
-            "runs' address"
-        )
-    return tpu_vm.TpuVms(tpu_vm.settings_from_flags(), Path(out), run_flags)
+    if _BACKEND.value == "sky":
+        return SkyJobs(out, run_flags, _SKY_TASK.value)
+    return Local(out, run_flags, choose_folder(_CACHE_DIR.value), _JOBS.value)
 
 
 if __name__ == "__main__":

@@ -96,9 +96,9 @@ def test_flags_that_it_names_exist():
         (name, flag.replace("-", "_"))
         for name, rest in commands for flag in re.findall(r"--([\w-]+)", rest)
     }  # fmt: skip
-    assert len(named) > 10
+    assert len(named) > 5
     sources = [
-        path.read_text() for name in {name for name, _ in named} | {"tpu_vm"}
+        path.read_text() for name in {name for name, _ in named}
         for path in [ROOT / "experiments" / f"{name}.py"]
     ]  # fmt: skip
     defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', "".join(sources)))

@@ -142,7 +142,7 @@ class TestLocal:
         [
             ([], "--preset is missing; there are: five_way, figure1, figure2, grid, norms"),
             (["--preset=six"], "no preset 'six'; there are: five_way"),
-            (["--preset=figure1", "--backend=slurm"], "value should be one of <local|ray|tpu_vm>"),
+            (["--preset=figure1", "--backend=slurm"], "value should be one of <local|ray|sky>"),
             (
                 ["--preset=figure1", "--set=batchsize=3"],
                 "no field config.batchsize; did you mean batch_size, ",
@@ -157,9 +157,9 @@ class TestLocal:
         assert errors.count("\n") == 1
 
 
-def test_a_sweep_on_tpu_vms_has_its_folder_here():
-    _, errors = finish(start("--preset=figure1", "--backend=tpu_vm", "--out=gs://b/f"), status=2)
-    assert errors.startswith("error: --out=gs://b/f: with tpu_vm it is a folder of this machine")
+def test_a_sweep_by_skypilot_has_its_folder_in_a_bucket():
+    _, errors = finish(start("--preset=figure1", "--backend=sky", "--out=runs/f"), status=2)
+    assert errors.startswith("error: --out=runs/f: with sky it is an address that all see")
 
 
 class TestWorker:

@@ -1,8 +1,11 @@
-"""What a place offers where runs are executed: a machine, a cluster, TPU VMs."""
+"""What a place offers where runs are executed: this machine, a cluster, a cloud."""
 
+import contextlib
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from bn_vgg.errors import UserError
+from bn_vgg.infra.workdir import Workdir
 from experiments.sweeping.plan import PlannedRun
 
 Say = Callable[[str], None]
@@ -53,3 +56,28 @@ class Backend(Protocol):
     def close(self) -> None:
         """Lets go of what the slots share. Called when they have ended, or were not made."""
         ...
+
+
+class EpochReporter:
+    """Says which epochs a run elsewhere has finished, by its working directory."""
+
+    def __init__(self, workdir: Workdir, run: PlannedRun, say: Say):
+        self._workdir, self._run, self._say = workdir, run, say
+        self._epochs = len(self._lines())
+
+    def _lines(self) -> list[dict[str, Any]]:
+        # The next look will do where the folder cannot be read just now.
+        with contextlib.suppress(OSError, UserError):
+            return self._workdir.read_metrics()
+        return []
+
+    def say_new(self) -> None:
+        """Says a line for each epoch that was not there before."""
+        lines = self._lines()
+        for line in lines[self._epochs :]:
+            self._say(
+                f"{self._run.folder}: epoch {line['epoch']}/{self._run.num_epochs}  "
+                f"train error {line['train/error_rate']:.3f}  "
+                f"valid error {line['valid/error_rate']:.3f}"
+            )
+        self._epochs = max(self._epochs, len(lines))

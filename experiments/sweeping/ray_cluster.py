@@ -5,7 +5,6 @@ shared file system or `gs://`. A run on a node that dies is begun again elsewher
 goes on from its last checkpoint.
 """
 
-import contextlib
 import os
 import shlex
 import socket
@@ -15,7 +14,7 @@ from typing import Any
 
 from bn_vgg.errors import UserError
 from bn_vgg.infra.workdir import Workdir
-from experiments.sweeping.backend import Outcome, Say, Slot
+from experiments.sweeping.backend import EpochReporter, Outcome, Say, Slot
 from experiments.sweeping.plan import PlannedRun
 
 # Times that Ray by itself begins a run again whose node died, or its process. After that the
@@ -129,12 +128,12 @@ class _Task:
         self._going = task.remote(root, gpus, run.arguments(self._out, *self._flags)[2:])
         if self._stopped:  # before there was a task to end
             self._cancel()
-        told = _Told(Workdir(run.workdir(self._out), writes=False), run, self._say)
+        epochs = EpochReporter(Workdir(run.workdir(self._out), writes=False), run, self._say)
         try:
             while not ray.wait([self._going], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
-                told.say_new_epochs()
+                epochs.say_new()
             error = ray.get(self._going)
-            told.say_new_epochs()
+            epochs.say_new()
             return Outcome(error)
         except ray.exceptions.RayError as error:
             said = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
@@ -157,30 +156,6 @@ class _Task:
 
     def close(self) -> None:
         """See `Slot`."""
-
-
-class _Told:
-    """Tells a person of the epochs that a run elsewhere has finished."""
-
-    def __init__(self, workdir: Workdir, run: PlannedRun, say: Say):
-        self._workdir, self._run, self._say = workdir, run, say
-        self._epochs = len(self._lines())
-
-    def _lines(self) -> list[dict[str, Any]]:
-        # The next look will do where the folder cannot be read just now.
-        with contextlib.suppress(OSError, UserError):
-            return self._workdir.read_metrics()
-        return []
-
-    def say_new_epochs(self) -> None:
-        lines = self._lines()
-        for line in lines[self._epochs :]:
-            self._say(
-                f"{self._run.folder}: epoch {line['epoch']}/{self._run.num_epochs}  "
-                f"train error {line['train/error_rate']:.3f}  "
-                f"valid error {line['valid/error_rate']:.3f}"
-            )
-        self._epochs = max(self._epochs, len(lines))
 
 
 def take_share(gpus: float) -> None:
