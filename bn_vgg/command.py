@@ -243,13 +243,20 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
 
 
 def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
+    fields: dict[str, object] = {}
     try:
-        argv = [_with_underscores(argument) for argument in argv]
-        _check_config_argument(argv)
+        argv = [_with_home(_with_underscores(argument)) for argument in argv]
+        fields = _check_config_argument(argv)
         rest = flags.FLAGS(argv)
     except BrokenPipeError:  # of --help
         stop_showing()
         sys.exit(EXIT_BROKEN_PIPE)
+    except SystemExit:  # absl's status after --help is 1
+        sys.exit(0)
+    except flags.UnrecognizedFlagError as error:
+        meant = [field for field in fields if field.split(".")[-1] == error.flagname]
+        guess = "".join(f"; did you mean --config.{field}?" for field in meant)
+        sys.exit(_fail(f"no flag --{error.flagname}{guess or '; see --help'}", EXIT_USER_ERROR))
     except Exception as error:  # besides flags.Error, what ml_collections and the file raise
         unset = re.search(r"Flag (--\w+) must have a value other than None", str(error))
         told = f"{unset[1]} is missing; see --help" if unset else one_line(error)
@@ -272,18 +279,29 @@ def _with_underscores(argument: str) -> str:
     return f"{underscored}{equals}{value}" if known else argument
 
 
-def _check_config_argument(argv: list[str]) -> None:
+def _with_home(argument: str) -> str:
+    """Takes `--out=~/x` as a shell takes `--out ~/x`."""
+    name, equals, value = argument.partition("=")
+    return name + equals + os.path.expanduser(value) if value.startswith("~") else argument
+
+
+def _check_config_argument(argv: list[str]) -> dict[str, object]:
     """Loads the configuration once, without overrides: ml_collections' errors are pages.
+
+    Returns:
+      Its fields; none where no configuration is named.
 
     Raises:
       UserError: the file is missing or fails, or an override names no field of it.
     """
     argument = _config_argument(argv)
     if argument is None:
-        return
+        return {}
     path = argument.partition(":")[0]
     if not os.path.isfile(path):  # Path's own raises where the name is too long
-        raise UserError(f"--config: no file {path}; {_configs()}")
+        close = difflib.get_close_matches(path, _found_configs(), n=1)
+        guess = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"--config: no file {path}; {guess}{_configs()}")
     alone = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[argument])
     # Where ml_collections executes the files, each among the names that the last one left.
@@ -308,6 +326,7 @@ def _check_config_argument(argv: list[str]) -> None:
         if override:
             _check_override(override[1], fields)
             _check_depth(override[1], given.partition("=")[2])
+    return fields
 
 
 def _check_override(name: str, fields: dict[str, object]) -> None:
@@ -331,8 +350,12 @@ def _check_depth(name: str, value: str) -> None:
         return
 
 
+def _found_configs() -> list[str]:
+    return sorted(map(str, Path("configs").glob("[!_]*.py")))
+
+
 def _configs() -> str:
-    found = sorted(map(str, Path("configs").glob("[!_]*.py")))
+    found = _found_configs()
     if not found:
         return f"there is no configs/ in {Path.cwd()}: run it in the checkout, or name a path"
     return f"there are: {', '.join(found)}"

@@ -1,4 +1,9 @@
-"""Trains a network: python -m bn_vgg.main --config=configs/meanonly_crop.py."""
+"""Trains a network: python -m bn_vgg.main --config=configs/meanonly_crop.py.
+
+The cells: baseline, meanonly and full, each also with _crop and with _crop_dropout. A cell takes a
+size after a colon: full (128x128, the default), small (48x48) or demo (32x32, drawings). Each
+field is a flag, --config.seed=1 or --config.model.norm=group: configs/default.py explains them.
+"""
 
 from absl import flags
 from ml_collections import config_flags

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bn_vgg.data.cache import choose_folder
 from bn_vgg.infra.workdir import FORMAT
 from bn_vgg.trained import load
 from tests.conftest import ROOT
@@ -153,6 +154,8 @@ class TestMain:
         [
             ([], "--config is missing; there are: configs/baseline.py, "),
             (["--config=configs/nope.py"], "--config: no file configs/nope.py; there are: "),
+            (["--config=configs/meanonly_corp.py"], "did you mean configs/meanonly_crop.py? "),
+            ([TINY, "--num_epochs=2"], "no flag --num_epochs; did you mean --config.num_epochs?"),
             (["--config", "configs/nope.py", "--config.seed=1"], "no file configs/nope.py; "),
             (["--config=pyproject.toml"], "--config=pyproject.toml: "),
             (["--config=tests/test_cache.py"], "--config=tests/test_cache.py: "),
@@ -165,7 +168,8 @@ class TestMain:
                 [TINY, "--config.variant=small"],
                 "a variant is named by --config=tests/tiny_config.py",
             ),
-            ([TINY, "--config.model.norm=batch"], "no 'batch'; there are: none, mean_only, full"),
+            ([TINY, "--config.model.norm=bat"], "no 'bat'; there are: none, mean_only, full"),
+            ([TINY, "--config.model.norm=batchnorm"], "no 'batchnorm'; did you mean full? there"),
             (
                 [TINY, "--config.model.norm=nowhere:Norm"],
                 "norm=nowhere:Norm: cannot import nowhere",
@@ -177,7 +181,7 @@ class TestMain:
             ([TINY, "--config.model.precision=tensorfloat32"], "NVIDIA GPUs, and this is a CPU; "),
             ([TINY, "--config.seed=one"], "--config.seed=one"),
             ([TINY, '--config.model.features=(4,"a")'], "it takes positive integers"),
-            ([TINY, "--nope"], "Unknown command line flag 'nope'"),
+            ([TINY, "--nope"], "no flag --nope; see --help"),
             ([TINY, "stray"], "unexpected argument 'stray'"),
             ([TINY, "--config.data.source=no/where.zip"], "no file or folder 'no/where.zip'; "),
             ([TINY, "--config.data.source=./nowhere"], "'./nowhere' does not exist"),
@@ -339,6 +343,15 @@ class TestExport:
         assert message in error_of(done)
 
 
+def test_a_home_folder_after_an_equals_sign(trained_run, run_command, tmp_path, monkeypatch):
+    """A shell expands `--output ~/w.npz` alone."""
+    run_command("export", f"--workdir={trained_run}", "--output=~/w.npz", HOME=str(tmp_path))
+    assert (tmp_path / "w.npz").exists()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("BN_VGG_CACHE", "~/c")
+    assert choose_folder() == tmp_path / "c"
+
+
 def test_a_folder_called_config_is_no_flag(run_command):
     failed = run_command("predict", "--workdir=nowhere", "--images", "config", "--output=o.csv",
                          status=2)  # fmt: skip
@@ -355,7 +368,7 @@ def test_a_run_without_a_checkpoint_has_nothing_to_give(trained_run, run_command
 
 def test_every_command_explains_itself(run_command):
     for name in ("main", "predict", "export"):
-        done = run_command(name, "--help", status=1)  # absl's status for --help
+        done = run_command(name, "--help")
         assert f"python -m bn_vgg.{name}" in done.stdout
         assert "--workdir" in done.stdout
     assert (ROOT / "README.md").exists()

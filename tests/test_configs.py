@@ -93,7 +93,10 @@ def test_every_field_is_checked():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("model.norm", "batch", "no 'batch'; there are: none, mean_only, full, "),
+        ("model.norm", "bat", "no 'bat'; there are: none, mean_only, full, "),
+        ("model.norm", "batch_norm", "no 'batch_norm'; did you mean full? there are: none, "),
+        ("model.norm", "GroupNorm", "did you mean group? "),
+        ("model.norm", "meanonly", "did you mean mean_only? "),
         ("model.stats_average", "mean", "it takes one of variance, stdev"),
         ("model.stats_pass", "both", "it takes one of dropout, clean"),
         ("eval.precise_examples", -1, "at least 0"),

@@ -209,7 +209,7 @@ def test_weights_may_be_reparameterized_and_their_mean_is_then_known():
 @pytest.mark.parametrize(
     ("norm", "kwargs", "message"),
     [
-        ("batch", {}, r"no 'batch'; there are: none, mean_only, full, .*package.module:ClassName"),
+        ("bat", {}, r"no 'bat'; there are: none, mean_only, full, .*package.module:ClassName"),
         ("nowhere:Norm", {}, "cannot import nowhere: ModuleNotFoundError: No module named"),
         ("broken_norms:Norm", {}, "cannot import broken_norms: .*nowhere_to_be_found"),
         ("own_norms:Thrice", {}, "own_norms has no 'Thrice' .*: Twice, Needs, OtherShape"),

@@ -45,7 +45,7 @@ def choose_folder(named: str | None = None) -> Path:
     if named:
         return Path(named)
     if os.environ.get("BN_VGG_CACHE"):
-        return Path(os.environ["BN_VGG_CACHE"])
+        return Path(os.environ["BN_VGG_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bn_vgg"
 
 

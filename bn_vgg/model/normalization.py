@@ -242,7 +242,7 @@ def _find(norm: str) -> Callable[..., nn.Module]:
     module_name, colon, attribute = norm.partition(":")
     if not colon:
         raise UserError(
-            f"config.model.norm: no {norm!r}; there are: {', '.join(NORMALIZERS)}, "
+            f"config.model.norm: no {norm!r}; {_guess(norm)}there are: {', '.join(NORMALIZERS)}, "
             "and your own as package.module:ClassName"
         )
     try:
@@ -259,6 +259,17 @@ def _find(norm: str) -> Callable[..., nn.Module]:
             f"its linen modules are: {', '.join(there) or 'none'}"
         )
     return build
+
+
+def _guess(norm: str) -> str:
+    """Suggests what a name stands for that is not quite one of ours."""
+    known = {name.replace("_", ""): name for name in NORMALIZERS}
+    known |= {"batch": "full", "bn": "full", "identity": "none"}
+    plain = norm.lower().replace("_", "").replace("-", "")
+    for name in (plain.removesuffix("alization").removesuffix("norm"), plain):
+        if close := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            return f"did you mean {known[close[0]]}? "
+    return ""
 
 
 def _is_module_class(value) -> bool:
