@@ -299,7 +299,7 @@ def _check_config_argument(argv: list[str]) -> dict[str, object]:
         return {}
     path = argument.partition(":")[0]
     if not os.path.isfile(path):  # Path's own raises where the name is too long
-        close = difflib.get_close_matches(path, _found_configs(), n=1)
+        close = difflib.get_close_matches(path, _found_configs(), n=1, cutoff=0.85)
         guess = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"--config: no file {path}; {guess}{_configs()}")
     alone = flags.FlagValues()

@@ -55,7 +55,7 @@ FLAWS = {
     ),
     "Squares": (
         "a mean square of the gradients of block0.norm at step 3 is not a finite number",
-        "integer_pow makes an infinity", "mean_square = optax.tree.update_moment",
+        "integer_pow makes an infinity", "nu = optax.tree.update_moment",
     ),
     "Independent": (
         "the gradient of block1.norm at step 1 is not a finite number",
