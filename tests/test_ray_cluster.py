@@ -8,13 +8,13 @@ import pytest
 
 from bn_vgg.errors import UserError
 from bn_vgg.infra.workdir import Workdir
+from experiments.sweeping.backend import EpochReporter
 from experiments.sweeping.plan import PlannedRun
 from experiments.sweeping.ray_cluster import (
     _FRACTION,
     _OLD_FRACTION,
     RayCluster,
     _Task,
-    _Told,
     take_share,
 )
 from tests.runs import lines, wait_for_checkpoint
@@ -179,7 +179,7 @@ def test_a_look_that_fails_is_no_end_of_a_run(tmp_path):
     """A network's disk may be away for a moment."""
     run = PlannedRun("a", 0, "configs/baseline.py", {})
     (tmp_path / "metrics.jsonl").mkdir()
-    _Told(Workdir(str(tmp_path), writes=False), run, print).say_new_epochs()
+    EpochReporter(Workdir(str(tmp_path), writes=False), run, print).say_new()
 
 
 def test_without_ray_it_says_how_to_get_it(monkeypatch):
