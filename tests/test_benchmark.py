@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from experiments import benchmark
-from experiments.timing import run_timing
+from experiments.timing import run_timing, speed_page
 from tests.conftest import ROOT
 
 
@@ -36,7 +35,7 @@ def test_the_parts_of_a_run_are_the_whole(tiny_config, cartoon_folder, cache_fol
     parts = [seconds[name] for name in ("cache", "compiling", "training", "evaluation", "rest")]
     assert sum(parts) == pytest.approx(seconds["in all"])
     assert min(seconds["compiling"], seconds["training"], seconds["evaluation"]) > 0
-    page = "\n".join(benchmark.part_markdown({"training": found}))
+    page = "\n".join(speed_page.part_markdown({"training": found}))
     assert f"A run of 2 epochs of 48 images, tiny on {cartoon_folder}: cache " in page
 
 

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from experiments import start
+from experiments import first_steps
 from tests.conftest import ROOT
 from tests.runs import lines, run
 
@@ -24,7 +24,7 @@ def test_its_steps_are_those_of_a_run(tiny_config, open_cache, cache_folder, tmp
     run(tiny_config, open_cache(tiny_config), tmp_path)
     (epoch,) = lines(tmp_path)
     steps = epoch["step"]
-    found = start.make_runner(tiny_config, cache_folder, steps)(3)
+    found = first_steps.make_runner(tiny_config, cache_folder, steps)(3)
     assert found["seed"] == 3
     assert len(found["loss"]) == steps
     assert np.mean(found["loss"]) == pytest.approx(epoch["train/loss"], rel=1e-5)
@@ -43,7 +43,7 @@ def record(norm, seed, error, bias_correction=False, steps=40):
 
 def test_the_page_counts_runs_by_their_last_20_steps():
     records = [record("mean_only", seed, error) for seed, error in enumerate([0.46, 0.48, 0.3])]
-    page = start.page([*records, record("none", 0, 0.2, bias_correction=True)])
+    page = first_steps.page([*records, record("none", 0, 0.2, bias_correction=True)])
     assert "| mean_only, the recipe | 2 of 3 | 46%, 48%, 30% | 60% | 50% to 70% |" in page
     assert "| none, bias correction | 1 of 1 | 20% | 50% | 50% to 50% |" in page
 
