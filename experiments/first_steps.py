@@ -151,7 +151,7 @@ def page(records: list[Record]) -> str:
             f"| {np.mean(dead):.0%} | {min(dead):.0%} to {max(dead):.0%} |"
         )
     made = dict.fromkeys(
-        f"`{each['command']}`, commit {each['commit'] or 'not known'}, "
+        f"- `{each['command']}`, commit {each['commit'] or 'not known'}, "
         f"{each['hardware']['device']}" for each in records
     )  # fmt: skip
     return "\n".join([*lines, "", "![Training error of each seed](start.png)", "", *made]) + "\n"

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from experiments import first_steps
 from experiments.sweeping.plan import find_preset, plan
 from tests.conftest import ROOT
 
@@ -148,6 +149,27 @@ def test_numbers_are_the_reports():
     spikes = "22 spikes in 90 epochs: 18 of the averages, 0 of the weights, 4 undecided."
     assert f"**Supported.** {spikes}" in small.split("#### 5. ")[1].split("\n\n")[1]
     assert spikes in said
+
+
+def test_the_runs_that_take_off_are_the_recorded_ones():
+    lines = (RESULTS / "start" / "start.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert (RESULTS / "start" / "start.md").read_text() == first_steps.page(records)
+    assert not any(each["commit"].endswith("-dirty") for each in records)
+
+    def taken_off(norm, bias_correction):
+        runs = first_steps.of_setting(records, norm, bias_correction)
+        off = sum(first_steps.last_error(run) < first_steps.TAKEN_OFF for run in runs)
+        dead = sum(run["dead_units"] for run in runs) / len(runs)
+        return f"{off} of {len(runs)}", f"{dead:.0%}"
+
+    recipe, corrected = (taken_off("mean_only", correction) for correction in (False, True))
+    none, none_corrected = (taken_off("none", correction)[0] for correction in (False, True))
+    assert f"{recipe[0]} mean-only runs have a training error below 47%" in FLAT
+    assert f"and {corrected[0]} with `--config.optimizer.bias_correction=True`" in FLAT
+    assert f"{recipe[1]} of mean-only's hidden units are 0" in FLAT
+    assert f"with bias correction {corrected[1]}." in FLAT
+    assert f"Without normalization {none} take off and {none_corrected}" in FLAT
 
 
 ANSWERED = sorted(path.stem for path in (RESULTS / "questions").glob("*.png"))

@@ -90,7 +90,9 @@ class ByDefinition(Block):
     @nn.compact
     def __call__(self, x_NHWC, positions_N, train: bool):
         use_bias = not self.norm.replaces_bias
-        x = Conv(self.features, self.padding, use_bias, self.dtype, name="conv")(x_NHWC)
+        x = Conv(self.features, self.padding, use_bias, self.dtype, self.precision, name="conv")(
+            x_NHWC
+        )
         x = Dropout(self.dropout_rate)(nn.relu(x), positions_N, train)
         return nn.max_pool(x, (2, 2), (2, 2)) if self.pool else x
 
@@ -103,7 +105,7 @@ def test_relu_may_come_last(pool, rate):
     x = jax.random.normal(jax.random.key(0), (5, 7, 8, 3))
 
     def outcome(block):
-        block = block(4, norm, "full", rate, pool=pool, dtype=jnp.float32)
+        block = block(4, norm, "full", rate, pool=pool, dtype=jnp.float32, precision=None)
 
         def loss(params, x):
             y = block.apply({"params": params}, x, jnp.arange(5), train=True,
@@ -111,7 +113,7 @@ def test_relu_may_come_last(pool, rate):
             weights = jax.random.normal(jax.random.key(3), y.shape)
             return (y * weights).sum(), y
 
-        params = Block(4, norm, "full", rate, pool=pool, dtype=jnp.float32).init(
+        params = Block(4, norm, "full", rate, pool=pool, dtype=jnp.float32, precision=None).init(
             jax.random.key(1), x, None, train=False
         )["params"]
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
