@@ -4,7 +4,7 @@ XLA's CPU backend computes a convolution's gradients ten times slower than its f
 pass. On a CPU they are therefore computed here, as matrix products and a forward
 convolution. On an NVIDIA GPU, XLA does not recognize the kernel gradient of a 'full' convolution,
 and cuDNN wants channels in multiples of 8: both are arranged here. On a TPU the kernel gradient
-is put so that XLA moves less. All else is XLA's own. Which one is decided at lowering.
+is written so that XLA moves less memory. All else is XLA's own. The code is chosen at lowering.
 """
 
 from functools import cache, partial
