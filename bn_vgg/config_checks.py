@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from bn_vgg.errors import UserError
-from bn_vgg.infra.workdir import flatten
-from bn_vgg.model.batch_norm import AVERAGES
-from bn_vgg.model.normalization import NORMALIZERS, NormFactory
-from bn_vgg.model.vgg import DTYPES, PADDINGS, PASSES, PRECISIONS, count_values, make_model
-from bn_vgg.training.feed import PLACEMENTS
+from bn_vgg.feed import PLACEMENTS
+from bn_vgg.models.batch_norm import AVERAGES
+from bn_vgg.models.norms import NORMALIZERS, NormFactory
+from bn_vgg.models.vgg import DTYPES, PADDINGS, PASSES, PRECISIONS, count_values, make_model
+from bn_vgg.run_dir import flatten
 
 # Of a network, and of what its convolutions compute for one example: 8 GiB each.
 MAX_VALUES = 2**31

@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 from flax import traverse_util
 
-from bn_vgg import command, trained
+from bn_vgg import cli, trained
 from bn_vgg.data.files import natural_key
 from bn_vgg.errors import UserError
 
@@ -33,9 +33,9 @@ def main() -> None:
         "step": run.step,
     }
     try:
-        with command.replacing(output) as partial, partial.open("wb") as file:
+        with cli.replacing(output) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        with command.replacing(output.with_suffix(".json")) as partial:
+        with cli.replacing(output.with_suffix(".json")) as partial:
             partial.write_text(json.dumps(about, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from error
@@ -53,4 +53,4 @@ def named_arrays(state) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

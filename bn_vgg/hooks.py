@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
-from bn_vgg.infra.checkpoint import Progress
+from bn_vgg.checkpoint import Progress
 
 
 class Writer(Protocol):

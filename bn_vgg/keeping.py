@@ -7,12 +7,12 @@ from typing import Any
 import jax
 from absl import logging
 
-from bn_vgg.debugging.non_finite import checked
-from bn_vgg.infra.checkpoint import Checkpoints, Progress, read
-from bn_vgg.infra.workdir import Workdir
-from bn_vgg.training.metrics import TrainMetrics
-from bn_vgg.training.parallel import Devices
-from bn_vgg.training.state import TrainState
+from bn_vgg.checkpoint import Checkpoints, Progress, read
+from bn_vgg.finite import checked
+from bn_vgg.metrics import TrainMetrics
+from bn_vgg.parallel import Devices
+from bn_vgg.run_dir import Workdir
+from bn_vgg.state import TrainState
 
 
 class Keeper:

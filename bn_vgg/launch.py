@@ -9,17 +9,16 @@ from absl import logging
 from ml_collections import ConfigDict
 
 import bn_vgg
-from bn_vgg import command, train
+from bn_vgg import checkpoint, cli, multihost, provenance, train
 from bn_vgg.data import cache as image_cache
 from bn_vgg.data.batches import num_train_batches
 from bn_vgg.data.prepared import PreparedData, prepare
 from bn_vgg.errors import UserError
+from bn_vgg.feed import batches_per_dispatch
 from bn_vgg.hooks import Hooks
-from bn_vgg.infra import checkpoint, distributed, provenance
-from bn_vgg.infra.workdir import Workdir, flatten
-from bn_vgg.training.feed import batches_per_dispatch
-from bn_vgg.training.parallel import check_precision
-from bn_vgg.training.programs import Session
+from bn_vgg.parallel import check_precision
+from bn_vgg.programs import Session
+from bn_vgg.run_dir import Workdir, flatten
 
 
 def launch(
@@ -28,7 +27,7 @@ def launch(
     *,
     cache_folder: Path,
     session: Session | None = None,
-    say: Callable[[str], None] = command.say,
+    say: Callable[[str], None] = cli.say,
     tensorboard: bool = True,
     profile: bool = False,
 ) -> dict[str, Any]:
@@ -52,30 +51,30 @@ def launch(
     """
     is_first, several = jax.process_index() == 0, jax.process_count() > 1
     say = say if is_first else logging.info
-    command.keep_compiled(cache_folder)
+    cli.keep_compiled(cache_folder)
     check_precision(config.model.precision, jax.default_backend())
     if several:
-        distributed.agree(flatten({"config": config.to_dict(), "code": _code(config)}))
+        multihost.agree(flatten({"config": config.to_dict(), "code": _code(config)}))
     workdir = Workdir(path, writes=is_first)
     with workdir.locked():
         data = prepare_data(config, cache_folder, quiet=not is_first)
         if several:
-            distributed.agree(flatten({"data": data.about, "workdir": _kept(workdir)}))
-        distributed.start()
+            multihost.agree(flatten({"data": data.about, "workdir": _kept(workdir)}))
+        multihost.start()
         norm_digest = provenance.norm_digest(config.model.norm)
         workdir.claim(config.to_dict(), data.about, norm_digest)
-        distributed.check_shared(workdir.path / "config.json")
+        multihost.check_shared(workdir.path / "config.json")
         finished = train.finished_result(config, workdir)
         if finished is not None:
             say(f"this run is finished: see {workdir.path}/result.json")
             return finished
-        command.log_to_file(workdir.path / "log.txt" if is_first else None)
+        cli.log_to_file(workdir.path / "log.txt" if is_first else None)
         hooks = Hooks(say=say)
         steps_per_epoch = num_train_batches(len(data.splits.train), config.batch_size)
         if profile:
             _check_enough_to_profile(steps_per_epoch, config.num_epochs)
         if tensorboard and is_first:
-            from bn_vgg import tensorboard as board  # imports TensorFlow, which costs seconds
+            from bn_vgg import writers as board  # imports TensorFlow, which costs seconds
 
             hooks = board.make_hooks(
                 hooks,

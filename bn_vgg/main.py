@@ -8,10 +8,9 @@ field is a flag, --config.seed=1 or --config.model.norm=group: configs/default.p
 from absl import flags
 from ml_collections import config_flags
 
-from bn_vgg import command
+from bn_vgg import cli, multihost
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
-from bn_vgg.infra import distributed
 from bn_vgg.launch import launch
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -39,10 +38,10 @@ _HOST_TIMEOUT = flags.DEFINE_integer(
 
 def main() -> None:
     """Runs the command."""
-    config = command.checked_config(_CONFIG)
+    config = cli.checked_config(_CONFIG)
     if _PROFILE.value and not _TENSORBOARD.value:
         raise UserError("--profile is for TensorBoard: it does not go with --notensorboard")
-    with distributed.joined(
+    with multihost.joined(
         _COORDINATOR.value,
         _NUM_PROCESSES.value,
         _PROCESS_ID.value,
@@ -58,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -15,12 +15,12 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from bn_vgg import command, trained
+from bn_vgg import cli, trained
 from bn_vgg.data import files, images
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.data.windows import five_windows
 from bn_vgg.errors import EXIT_UNREADABLE, UserError
-from bn_vgg.training.steps import make_predict_step
+from bn_vgg.steps import make_predict_step
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
 _IMAGES = flags.DEFINE_string(
@@ -44,7 +44,7 @@ class Prediction(NamedTuple):
 
 def main() -> int:
     """Runs the command."""
-    command.keep_compiled(choose_folder())
+    cli.keep_compiled(choose_folder())
     run = trained.load(_WORKDIR.value)
     found = files.list_images(_IMAGES.value)
     if _FORMAT.value == "kaggle":
@@ -60,7 +60,7 @@ def main() -> int:
     unreadable = 0
     try:
         with (
-            command.replacing(output) as partial,
+            cli.replacing(output) as partial,
             partial.open("w", newline="", encoding="utf-8") as file,
         ):
             rows = csv.writer(file, lineterminator="\n")
@@ -130,4 +130,4 @@ def _kaggle_id(name: str) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

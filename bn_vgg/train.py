@@ -21,21 +21,21 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from bn_vgg import multihost, provenance
+from bn_vgg.checkpoint import Checkpoints, digest_of
 from bn_vgg.data.prepared import PreparedData
-from bn_vgg.debugging.non_finite import Finder, Found, Remembered
 from bn_vgg.errors import Interrupted, UserError
+from bn_vgg.evaluation import Evaluated, Evaluator, Observed
+from bn_vgg.finite import Finder, Found, Remembered
 from bn_vgg.hooks import Hooks, epoch_line, format_seconds
-from bn_vgg.infra import distributed, provenance
-from bn_vgg.infra.checkpoint import Checkpoints, digest_of
-from bn_vgg.infra.stopping import StopRequest
-from bn_vgg.infra.workdir import Workdir, flatten
 from bn_vgg.keeping import Keeper
-from bn_vgg.training.evaluation import Evaluated, Evaluator, Observed
-from bn_vgg.training.metrics import TrainMetrics
-from bn_vgg.training.parallel import check_batch_size
-from bn_vgg.training.programs import Session
-from bn_vgg.training.run_data import RunData
-from bn_vgg.training.steps import to_intensities
+from bn_vgg.metrics import TrainMetrics
+from bn_vgg.parallel import check_batch_size
+from bn_vgg.programs import Session
+from bn_vgg.run_data import RunData
+from bn_vgg.run_dir import Workdir, flatten
+from bn_vgg.steps import to_intensities
+from bn_vgg.stopping import StopRequest
 
 # What a stream of random numbers is for, folded into the seed's key.
 _INIT, _DROPOUT = 0, 1
@@ -97,7 +97,7 @@ def train(
         crop_size=config.data.crop_size,
         placement=config.data.placement,
     )
-    distributed.agree({"images": run_data.about})
+    multihost.agree({"images": run_data.about})
     hooks.say(
         f"{config.name} seed {config.seed} on {devices.count} {jax.default_backend()} device(s): "
         f"{run_data.about}"
@@ -145,7 +145,7 @@ class Run:
         state, metrics = keeper.take_up(state)
         if jax.process_count() > 1:
             begins = digest_of(keeper.progress, state)
-            distributed.agree({"step": keeper.progress.step, "state at the start": begins})
+            multihost.agree({"step": keeper.progress.step, "state at the start": begins})
         self.step, self.last_finite = keeper.progress.step, ""
         self.state, self.metrics = self.devices.replicate((state, metrics))
 
@@ -167,7 +167,7 @@ class Run:
             self.metrics = self.devices.replicate(TrainMetrics.empty())
             self._record_epoch(trained, validated, observed)
             self.keeper.save(self.state)
-            distributed.epoch_done()
+            multihost.epoch_done()
         return self._finish()
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
@@ -211,7 +211,7 @@ class Run:
         self.remembered = Remembered(self.step, *copies)
 
     def _stop_if_asked(self) -> None:
-        distributed.step_done()
+        multihost.step_done()
         asked = self.stop.asked()
         if asked is None:
             return
@@ -248,7 +248,7 @@ class Run:
 
     def _stopped(self, first: int) -> UserError:
         """Finds out why step `first` was not finite."""
-        distributed.start()  # what follows is compiled anew
+        multihost.start()  # what follows is compiled anew
         epoch, feed = self.keeper.progress.epoch, self.data.train
         found = self.finder.in_training(
             self.remembered, first, dropout_key(self.key, epoch), feed,
@@ -266,7 +266,7 @@ class Run:
         feed = self.data.valid
         validated = self.evaluator.evaluate(self.state, feed)
         if not math.isfinite(validated.loss):
-            distributed.start()
+            multihost.start()
             batches = self.data.eval_batches(feed, self.config.eval.compared_examples)
             found = self.finder.in_validation(self.state, validated.moments, feed, batches)
             raise self._not_finite(found, f"after step {self.step}")

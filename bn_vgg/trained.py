@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from bn_vgg import checkpoint, provenance
 from bn_vgg.errors import UserError
-from bn_vgg.infra import checkpoint, provenance
-from bn_vgg.infra.workdir import Workdir, with_added
-from bn_vgg.model.vgg import VGG, make_model
-from bn_vgg.training.optimizer import rmsprop
-from bn_vgg.training.state import TrainState, init_state
+from bn_vgg.models.vgg import VGG, make_model
+from bn_vgg.optimizer import rmsprop
+from bn_vgg.run_dir import Workdir, with_added
+from bn_vgg.state import TrainState, init_state
 
 
 class Trained(NamedTuple):

@@ -45,7 +45,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     data.test_examples = 2500
 
     config.model = model = ConfigDict()
-    # A name in bn_vgg/model/normalization.py, or your own: `package.module:ClassName`.
+    # A name in bn_vgg/models/norms.py, or your own: `package.module:ClassName`.
     model.norm = "none"
     # What the normalizer itself takes, such as {'num_groups': 5}; its docstring explains it.
     model.norm_kwargs = ConfigDict()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-from bn_vgg import command
+from bn_vgg import cli
 from bn_vgg.data.cache import choose_folder, open_or_build
 from bn_vgg.errors import UserError
 from experiments.presets import PRESETS, VARIANTS
@@ -53,14 +53,14 @@ def main() -> int | None:
     _prepare(to_do, folder)
     state.claim(out, "accelerator", _VARIANT.value, settings, runs)
     driver_state = state.DriverState(out)
-    driver = Driver(to_do, driver_state, command.show)
+    driver = Driver(to_do, driver_state, cli.show)
     try:
         backend = Local(out, ["--notensorboard"], folder)
-        slots = backend.slots(to_do, command.show) if to_do else []
+        slots = backend.slots(to_do, cli.show) if to_do else []
         driver.drive(slots, until=started + 60 * _BUDGET.value)
     finally:
         keep_small_files(Path(out), runs)
-        command.show(summary(runs, state.read_states(out, runs)))
+        cli.show(summary(runs, state.read_states(out, runs)))
     return 1 if driver.failed else None
 
 
@@ -70,7 +70,7 @@ def _prepare(runs: list[PlannedRun], cache_folder: Path) -> None:
     Raises:
       UserError: they cannot be read.
     """
-    data = [command.load_config(run.config_arguments).data for run in runs]
+    data = [cli.load_config(run.config_arguments).data for run in runs]
     for source, min_side in dict.fromkeys((each.source, each.min_side) for each in data):
         open_or_build(source, min_side=min_side, folder=cache_folder)
 
@@ -98,4 +98,4 @@ def plan_runs(variant: str, seeds: list[int], settings: dict[str, str]) -> list[
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

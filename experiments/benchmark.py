@@ -20,12 +20,11 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from bn_vgg import command
+from bn_vgg import cli, provenance
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
-from bn_vgg.infra import provenance
-from bn_vgg.model.vgg import DTYPES, PRECISIONS
-from bn_vgg.training.parallel import check_precision
+from bn_vgg.models.vgg import DTYPES, PRECISIONS
+from bn_vgg.parallel import check_precision
 from configs import default, meanonly_crop
 from experiments.timing import run_timing, speed_page, step_timing
 
@@ -57,7 +56,7 @@ def main() -> None:
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from error
     folder = choose_folder(_CACHE_DIR.value)
-    command.show("measuring a large matrix product and a large copy ...")
+    cli.show("measuring a large matrix product and a large copy ...")
     about: dict[str, Any] = {
         "command": provenance.command(),
         "commit": provenance.commit(),
@@ -75,23 +74,23 @@ def main() -> None:
         else:
             about |= part
         about["peak_memory_gib"] = _peak_memory() / 2**30
-        command.show("\n".join(speed_page.part_markdown(part)))
+        cli.show("\n".join(speed_page.part_markdown(part)))
         (output / "benchmark.json").write_text(json.dumps(about, indent=1) + "\n")
         (output / "benchmark.md").write_text(speed_page.markdown(about))
-    command.show(f"{output}/benchmark.md")
+    cli.show(f"{output}/benchmark.md")
 
 
 def _parts(ceilings: dict[str, float], cache_folder: Path):
     if _STARTS.value:
         arguments = ["--config=configs/meanonly_crop.py:demo"]
-        command.show(f"starting the demo {_STARTS.value + 1} times ...")
+        cli.show(f"starting the demo {_STARTS.value + 1} times ...")
         yield {"start": run_timing.measure_start(arguments, cache_folder, _STARTS.value)}
     if _EPOCHS.value:
         config = meanonly_crop.get_config(_VARIANT.value)
         config.data.source = _SOURCE.value
         _set_numbers(config)
         config.num_epochs = _EPOCHS.value
-        command.show(f"a run of {_EPOCHS.value} epochs, and its bare steps ...")
+        cli.show(f"a run of {_EPOCHS.value} epochs, and its bare steps ...")
         yield {"training": run_timing.measure_training(config, cache_folder)}
     for size in _SIZES.value:
         for dropout in _DROPOUTS.value:
@@ -122,4 +121,4 @@ def _torch_version() -> str | None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from bn_vgg import command
+from bn_vgg import cli
 from bn_vgg.errors import UserError
 from experiments.diagnosing import diagnosis, verdicts
 from experiments.diagnosing.diagnosis import KINDS, Line, Run, percent, value
@@ -38,7 +38,7 @@ _COLUMNS = {
 
 def main(workdir: str) -> None:
     """Runs the command."""
-    with command.needing("report", {"matplotlib": "picture"}):
+    with cli.needing("report", {"matplotlib": "picture"}):
         from experiments import figures
         from experiments.diagnosing import diagnosis_figure
     run = diagnosis.read_run(workdir)
@@ -48,10 +48,10 @@ def main(workdir: str) -> None:
     spikes = diagnosis.find_spikes(run.lines, run.sizes)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with command.replacing(output / "diagnosis.png") as partial:
+        with cli.replacing(output / "diagnosis.png") as partial:
             picture = diagnosis_figure.draw_diagnosis(run.lines, spikes, title_of(run))
             figures.save(picture, partial)
-        with command.replacing(output / "diagnosis.md") as partial:
+        with cli.replacing(output / "diagnosis.md") as partial:
             partial.write_text(markdown(run, spikes), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from error
@@ -154,4 +154,4 @@ def _notes(sizes: diagnosis.Sizes) -> list[str]:
 
 
 if __name__ == "__main__":
-    command.run(main, positional=("WORKDIR",))
+    cli.run(main, positional=("WORKDIR",))

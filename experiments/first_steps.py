@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 from bn_vgg import train
 from bn_vgg.data import batches
 from bn_vgg.errors import UserError
+from bn_vgg.feed import with_windows
 from bn_vgg.launch import prepare_data
-from bn_vgg.model.vgg import layer_activations, make_model
-from bn_vgg.training.feed import with_windows
-from bn_vgg.training.optimizer import rmsprop
-from bn_vgg.training.parallel import Devices
-from bn_vgg.training.run_data import RunData
-from bn_vgg.training.state import init_state
-from bn_vgg.training.steps import make_train_step, to_intensities
+from bn_vgg.models.vgg import layer_activations, make_model
+from bn_vgg.optimizer import rmsprop
+from bn_vgg.parallel import Devices
+from bn_vgg.run_data import RunData
+from bn_vgg.state import init_state
+from bn_vgg.steps import make_train_step, to_intensities
 from experiments.reporting.tables import TAKEN_OFF
 
 CELLS = {"none": "baseline_crop", "mean_only": "meanonly_crop", "full": "full_crop"}

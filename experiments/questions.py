@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from bn_vgg import command
+from bn_vgg import cli, provenance
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import (
     EXIT_HUNG_UP,
@@ -29,8 +29,7 @@ from bn_vgg.errors import (
     Interrupted,
     UserError,
 )
-from bn_vgg.infra import provenance
-from bn_vgg.infra.workdir import Workdir
+from bn_vgg.run_dir import Workdir
 from configs import default
 from experiments.asking import answers, early, mechanism
 from experiments.asking.answers import Answer, Runs
@@ -112,7 +111,7 @@ def main(name: str) -> None:
     if _DRY_RUN.value:
         print("\n".join(shlex.join(["python", *plan.arguments]) for plan in plans))
         return
-    with command.needing("report", {"matplotlib": "picture"}):
+    with cli.needing("report", {"matplotlib": "picture"}):
         from experiments import figures
         from experiments.asking import question_figures
     try:
@@ -123,10 +122,10 @@ def main(name: str) -> None:
         runs, gaps = read_runs(plans, epochs)
         answer, about = decide(name, runs, out)
         figure = question_figures.DRAW[name](runs, answer)
-        with command.replacing(out / f"{name}.png") as partial:
+        with cli.replacing(out / f"{name}.png") as partial:
             figures.save(figure, partial)
         _write(out / f"{name}.json", {"rule": RULES[name], **_for_json(answer), "missing": gaps})
-        with command.replacing(out / f"{name}.md") as partial:
+        with cli.replacing(out / f"{name}.md") as partial:
             partial.write_text(
                 page(answer, gaps, [(plan.role, plan.seed, plan.folder) for plan in plans], about),
                 encoding="utf-8",
@@ -200,7 +199,7 @@ def _measure(name: str, plans: list[Plan], out: Path) -> None:
     With `--report_only` too, where a run's checkpoints are there: it takes seconds.
     """
     folder = choose_folder(_CACHE_DIR.value)
-    command.keep_compiled(folder)
+    cli.keep_compiled(folder)
     found: dict[str, Any] = {}
     if name == "cheap" and not _REPORT_ONLY.value:
         config = default.get_config(_VARIANT.value)
@@ -273,9 +272,9 @@ def _for_json(answer: Answer) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    with command.replacing(path) as partial:
+    with cli.replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    command.run(main, positional=("NAME",))
+    cli.run(main, positional=("NAME",))

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from bn_vgg import command
+from bn_vgg import cli, provenance
 from bn_vgg.errors import UserError
-from bn_vgg.infra import provenance
 from experiments.records import keep_run
 from experiments.reporting import claims, sections
 from experiments.reporting.found import Found, Left, find
@@ -31,7 +30,7 @@ _RECORD = flags.DEFINE_string(
 
 def main(runs_dir: str) -> None:
     """Runs the command."""
-    with command.needing("report", {"matplotlib": "picture", "markdown": "page"}):
+    with cli.needing("report", {"matplotlib": "picture", "markdown": "page"}):
         from experiments.reporting import page, writing
     if "://" in runs_dir:
         raise UserError(f"{runs_dir} is not on this machine: copy the runs here first")
@@ -88,4 +87,4 @@ def _record(used: list[Found], root: Path, written: list[Path], to: Path) -> Non
 
 
 if __name__ == "__main__":
-    command.run(main, positional=("RUNS_DIR",))
+    cli.run(main, positional=("RUNS_DIR",))

@@ -14,10 +14,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from bn_vgg import command
+from bn_vgg import cli, provenance
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
-from bn_vgg.infra import provenance
 from experiments import first_steps
 from experiments.first_steps import CELLS, CHUNK, Record
 from experiments.presets import VARIANTS
@@ -37,16 +36,16 @@ def main() -> None:
         raise UserError(f"--norms: no {unknown[0]!r}; there are: {', '.join(CELLS)}")
     if _STEPS.value % CHUNK:
         raise UserError(f"--steps={_STEPS.value} is no multiple of {CHUNK}")
-    with command.needing("report", {"matplotlib": "figure"}):
+    with cli.needing("report", {"matplotlib": "figure"}):
         from experiments import start_figure
     output, cache = Path(_OUTPUT.value).expanduser(), choose_folder(_CACHE_DIR.value)
     output.mkdir(parents=True, exist_ok=True)
-    command.keep_compiled(cache)
+    cli.keep_compiled(cache)
     path = output / "start.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for norm in _NORMS.value:
         for bias_correction in (False, True):
-            config = command.load_config(_arguments(norm, bias_correction))
+            config = cli.load_config(_arguments(norm, bias_correction))
             check_same(records, config)
             done = {each["seed"] for each in first_steps.of_setting(records, norm, bias_correction)}
             missing = [seed for seed in range(_SEEDS.value) if seed not in done]
@@ -56,11 +55,11 @@ def main() -> None:
                 records.append(_about(config) | take(seed))
                 with path.open("a") as file:
                     file.write(json.dumps(records[-1]) + "\n")
-                command.show(first_steps.line(records[-1]))
-    with command.replacing(output / "start.png") as partial:
+                cli.show(first_steps.line(records[-1]))
+    with cli.replacing(output / "start.png") as partial:
         start_figure.draw(first_steps.grouped(records), partial, chunk=CHUNK)
     (output / "start.md").write_text(first_steps.page(records), encoding="utf-8")
-    command.show(f"{output}/start.md")
+    cli.show(f"{output}/start.md")
 
 
 def _arguments(norm: str, bias_correction: bool) -> list[str]:
@@ -91,4 +90,4 @@ def _about(config: ConfigDict) -> Record:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from bn_vgg import command
+from bn_vgg import cli
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
 from experiments.presets import PRESETS, VARIANTS
@@ -63,13 +63,13 @@ def main() -> int | None:
     state.claim(out, _PRESET.value, _VARIANT.value, settings, runs)
     driver_state = state.DriverState(out)
     to_do = state.unfinished(out, runs)
-    command.show(summary(runs, state.read_states(out, runs)))
-    driver = Driver(to_do, driver_state, command.show, _ATTEMPTS.value)
+    cli.show(summary(runs, state.read_states(out, runs)))
+    driver = Driver(to_do, driver_state, cli.show, _ATTEMPTS.value)
     try:
-        driver.drive(backend.slots(to_do, command.show) if to_do else [])
+        driver.drive(backend.slots(to_do, cli.show) if to_do else [])
     finally:
         backend.close()
-        command.show(summary(runs, state.read_states(out, runs)))
+        cli.show(summary(runs, state.read_states(out, runs)))
     for run in driver.failed:
         print(f"failed: {run.folder}: {driver_state.runs[run.folder]['error']}", file=sys.stderr)
     return 1 if driver.failed else None
@@ -104,4 +104,4 @@ def _make_backend(out: str) -> Backend:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -24,11 +24,11 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from bn_vgg.training.feed import batches_per_dispatch
-from bn_vgg.training.metrics import TrainMetrics
-from bn_vgg.training.parallel import AXIS, Devices
-from bn_vgg.training.programs import make_programs
-from bn_vgg.training.steps import empty_evaluation
+from bn_vgg.feed import batches_per_dispatch
+from bn_vgg.metrics import TrainMetrics
+from bn_vgg.parallel import AXIS, Devices
+from bn_vgg.programs import make_programs
+from bn_vgg.steps import empty_evaluation
 from configs import meanonly_crop
 
 _GPU_PLUGIN = "jax_plugins/xla_cuda12/xla_cuda_plugin.so"

@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import pytest
 
-from bn_vgg import command
+from bn_vgg import cli
 from bn_vgg.data import cache as image_cache
 from bn_vgg.data.cartoons import Cartoons
 from tests.tiny_config import get_config
@@ -33,7 +33,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(cache_folder):
     """The tests build the same tiny networks many times: each is compiled once."""
-    command.keep_compiled(cache_folder)
+    cli.keep_compiled(cache_folder)
 
 
 @pytest.fixture(scope="module")

@@ -73,10 +73,8 @@ def run_forked(given, phase_path, log_path):
 
         setattr(owner, name, telling)
 
-    from bn_vgg import command, main, train
+    from bn_vgg import checkpoint, cli, evaluation, main, train
     from bn_vgg.data import cache
-    from bn_vgg.infra import checkpoint
-    from bn_vgg.training import evaluation
 
     tell(cache, "_build", "cache", afterwards="start")
     tell(train.Run, "_train_epoch", "step")
@@ -86,7 +84,7 @@ def run_forked(given, phase_path, log_path):
     tell(checkpoint.Checkpoints, "save", "checkpoint")
     tell(checkpoint.Checkpoints, "wait", "checkpoint")
     sys.argv = [str(ROOT / "bn_vgg" / "main.py"), *given]
-    command.run(main.main)
+    cli.run(main.main)
 
 
 class Target:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bn_vgg.infra.workdir import flatten
+from bn_vgg.run_dir import flatten
 from experiments.diagnosing.diagnosis import Run, Sizes
 from experiments.reporting.cells import CELLS, place
 from experiments.reporting.found import Found

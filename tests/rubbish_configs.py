@@ -2,7 +2,7 @@
 
 import math
 
-from bn_vgg.infra.workdir import flatten
+from bn_vgg.run_dir import flatten
 from configs import default
 
 # As they stand behind `--config.FIELD=`.

@@ -12,7 +12,7 @@ import numpy as np
 from bn_vgg import train as loop
 from bn_vgg.data.prepared import prepare
 from bn_vgg.hooks import Hooks
-from bn_vgg.infra.workdir import Workdir
+from bn_vgg.run_dir import Workdir
 from bn_vgg.trained import load
 from tests.conftest import ROOT
 

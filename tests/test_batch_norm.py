@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bn_vgg.errors import UserError
-from bn_vgg.model.batch_norm import FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
+from bn_vgg.models.batch_norm import FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
 from tests.norm_checks import (
     DECAY,
     EPSILON,

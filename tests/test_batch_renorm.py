@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_vgg.model.batch_norm import FullBatchNorm
-from bn_vgg.model.batch_renorm import BatchRenorm
+from bn_vgg.models.batch_norm import FullBatchNorm
+from bn_vgg.models.batch_renorm import BatchRenorm
 from tests.norm_checks import (
     DECAY,
     EPSILON,

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from bn_vgg import checkpoint
+from bn_vgg.checkpoint import Checkpoints, DamagedError, Progress, read, steps
 from bn_vgg.errors import UserError
-from bn_vgg.infra import checkpoint
-from bn_vgg.infra.checkpoint import Checkpoints, DamagedError, Progress, read, steps
-from bn_vgg.infra.workdir import Workdir
+from bn_vgg.run_dir import Workdir
 from bn_vgg.trained import load
 from tests.runs import KilledError, assert_equal_runs, epochs_of, run, same
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from bn_vgg.data.cache import choose_folder
-from bn_vgg.infra.workdir import FORMAT
+from bn_vgg.run_dir import FORMAT
 from bn_vgg.trained import load
 from tests.conftest import ROOT
 
@@ -128,7 +128,7 @@ class TestMain:
     def test_a_terminal_that_is_gone_ends_nothing(self):
         theirs, ours = pty.openpty()
         os.close(theirs)
-        code = "from bn_vgg import command; command.show('a'); command.show('b'); print('c')"
+        code = "from bn_vgg import cli; cli.show('a'); cli.show('b'); print('c')"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=ours, stderr=ours)
         os.close(ours)
         assert done.returncode == 0

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from bn_vgg.config_checks import _CHECKS, check_config
 from bn_vgg.errors import UserError
-from bn_vgg.infra.workdir import flatten
+from bn_vgg.run_dir import flatten
 from configs import default
 from tests.conftest import ROOT
 
@@ -148,10 +148,10 @@ def test_overrides_reach_the_config():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_traces_a_step(cell):
-    from bn_vgg.model.vgg import make_model
-    from bn_vgg.training.optimizer import rmsprop
-    from bn_vgg.training.state import init_state
-    from bn_vgg.training.steps import make_train_step
+    from bn_vgg.models.vgg import make_model
+    from bn_vgg.optimizer import rmsprop
+    from bn_vgg.state import init_state
+    from bn_vgg.steps import make_train_step
 
     config = get(cell, "small")
     model, optimizer = make_model(**config.model), rmsprop(**config.optimizer)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bn_vgg.model import convolution
-from bn_vgg.model.convolution import conv3x3, mean_of_full_conv
+from bn_vgg.models import convolution
+from bn_vgg.models.convolution import conv3x3, mean_of_full_conv
 
 HIGHEST = jax.lax.Precision.HIGHEST
 

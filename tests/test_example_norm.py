@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bn_vgg.errors import UserError
-from bn_vgg.model.example_norm import FilterResponseNorm, GroupNorm, InstanceNorm, LayerNorm
+from bn_vgg.models.example_norm import FilterResponseNorm, GroupNorm, InstanceNorm, LayerNorm
 from tests.norm_checks import EPSILON, check, check_bfloat16, close, draw, draw_vectors, run
 
 SHAPE = (3, 4, 3, 6)

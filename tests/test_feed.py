@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bn_vgg import feed as feeding
 from bn_vgg.data import batches
 from bn_vgg.data.batches import Images
 from bn_vgg.data.prepared import prepare
 from bn_vgg.errors import UserError
-from bn_vgg.training import feed as feeding
-from bn_vgg.training.feed import Feed, choose_placement, cut_on_device, scan_batches
-from bn_vgg.training.parallel import Devices
-from bn_vgg.training.run_data import RunData
+from bn_vgg.feed import Feed, choose_placement, cut_on_device, scan_batches
+from bn_vgg.parallel import Devices
+from bn_vgg.run_data import RunData
 from tests.test_batches import image_sizes, make_cache
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from bn_vgg.errors import UserError
-from bn_vgg.infra.workdir import ONLY_SPEED, flatten
+from bn_vgg.run_dir import ONLY_SPEED, flatten
 from experiments.presets import VARIANTS
 from experiments.reporting import cells, sections
 from experiments.reporting.cells import CELLS, place

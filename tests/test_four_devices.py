@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from bn_vgg.model.normalization import NORMALIZERS
-from bn_vgg.training.optimizer import rmsprop
-from bn_vgg.training.steps import make_train_step
+from bn_vgg.models.norms import NORMALIZERS
+from bn_vgg.optimizer import rmsprop
+from bn_vgg.steps import make_train_step
 from tests.conftest import ROOT
 from tests.test_steps import build
 

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from bn_vgg import checkpoint
 from bn_vgg.errors import UserError
-from bn_vgg.infra import checkpoint
-from bn_vgg.infra.workdir import Workdir
+from bn_vgg.run_dir import Workdir
 from bn_vgg.trained import load
 from tests.runs import assert_equal_runs, start_run
 
@@ -109,7 +109,7 @@ def test_no_room_for_a_checkpoint(disk):
 
 
 def test_no_room_for_tensorboards_files(disk):
-    tensorboard = pytest.importorskip("bn_vgg.tensorboard")
+    tensorboard = pytest.importorskip("bn_vgg.writers")
     writer = tensorboard.Writer(disk, "run")
     fill(disk, 0)
 

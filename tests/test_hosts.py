@@ -12,8 +12,8 @@ import time
 import jax
 import pytest
 
+from bn_vgg import multihost
 from bn_vgg.errors import EXIT_HOST_LOST, EXIT_TERMINATED, EXIT_USER_ERROR, UserError
-from bn_vgg.infra import distributed
 from tests.conftest import ROOT
 from tests.runs import assert_equal_runs, num_lines
 
@@ -152,15 +152,15 @@ def test_after_hosts_were_lost_the_same_command_makes_the_same_run(hosts, cartoo
 # A process that is alive, and answers, but does nothing after some steps.
 STUCK = """
 import runpy, time
-from bn_vgg.infra import distributed
-step_done, calls = distributed.step_done, []
+from bn_vgg import multihost
+step_done, calls = multihost.step_done, []
 def done_or_hang():
     step_done()
     calls.append(None)
     if len(calls) >= 20:
         print("stuck", flush=True)
         time.sleep(10000)
-distributed.step_done = done_or_hang
+multihost.step_done = done_or_hang
 runpy.run_module("bn_vgg.main", run_name="__main__")
 """
 
@@ -235,21 +235,21 @@ def test_hosts_that_disagree_refuse_to_start(hosts, cartoon_folder, tmp_path):
 # The first waits for what the third, which dies, would say: no connection tells of it.
 KILLED = """
 import os, signal, sys, time
-from bn_vgg.infra import distributed, watchdog
+from bn_vgg import multihost, watchdog
 watchdog._SILENT_LOOKS = 2
 given = dict(argument.lstrip("-").split("=") for argument in sys.argv[1:])
 index = int(given["process_id"])
-with distributed.joined(given["coordinator_address"], int(given["num_processes"]), index):
-    distributed.agree({})
+with multihost.joined(given["coordinator_address"], int(given["num_processes"]), index):
+    multihost.agree({})
     if index == 1:
         # As one that has ended its part does; then it is not missed.
-        distributed._watchdog.stop()
+        multihost._watchdog.stop()
         time.sleep(25)
         print("not missed", flush=True)
     elif index == 2:
         time.sleep(25)
         os.kill(os.getpid(), signal.SIGKILL)
-    distributed.agree({"for": "ever"})
+    multihost.agree({"for": "ever"})
 """
 
 
@@ -266,13 +266,13 @@ def test_one_that_is_killed_while_another_waits_for_its_word_is_missed(hosts):
 # Calls as often as the others, but not at the same times.
 PREEMPTED = """
 import sys, time
-from bn_vgg.infra import distributed
+from bn_vgg import multihost
 given = dict(argument.lstrip("-").split("=") for argument in sys.argv[1:])
 index = int(given["process_id"])
-with distributed.joined(given["coordinator_address"], int(given["num_processes"]), index):
+with multihost.joined(given["coordinator_address"], int(given["num_processes"]), index):
     print("joined", flush=True)
     calls = 0
-    while not distributed.preempted():
+    while not multihost.preempted():
         calls += 1
         time.sleep(0.02 + 0.02 * index)
     print("preempted after", calls, flush=True)
@@ -290,22 +290,22 @@ def test_a_sigterm_to_one_process_is_heard_by_all_in_the_same_call(hosts):
 
 
 def test_a_process_alone_has_nobody_to_agree_with(tmp_path):
-    with distributed.joined():
-        distributed.agree({"seed": 1})
-        distributed.check_shared(tmp_path / "missing")
-        distributed.start()
-        distributed.step_done()
-        distributed.epoch_done()
-        assert not distributed.preempted()
+    with multihost.joined():
+        multihost.agree({"seed": 1})
+        multihost.check_shared(tmp_path / "missing")
+        multihost.start()
+        multihost.step_done()
+        multihost.epoch_done()
+        assert not multihost.preempted()
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_process_that_meets_nobody_says_so(index):
     address = free_address()
     code = f"""
-from bn_vgg.infra import distributed
-distributed._MEETING_SECONDS = 1
-with distributed.joined({address!r}, 2, {index}):
+from bn_vgg import multihost
+multihost._MEETING_SECONDS = 1
+with multihost.joined({address!r}, 2, {index}):
     pass
 """
     alone = subprocess.run(
@@ -316,15 +316,15 @@ with distributed.joined({address!r}, 2, {index}):
 
 
 def test_a_part_of_the_arguments_is_refused():
-    with pytest.raises(UserError, match="go together"), distributed.joined("host0:1"):
+    with pytest.raises(UserError, match="go together"), multihost.joined("host0:1"):
         pass
 
 
 def test_differences_name_processes_facts_and_both_values():
     names = ["process 0 (a)", "process 1 (b)", "process 2 (c)"]
     facts = [{"x": 1, "y": "left"}, {"x": 1, "y": "left"}, {"y": "right", "z": [2]}]
-    assert distributed.differences(names[:2], facts[:2]) == ""
-    assert distributed.differences(names, facts) == (
+    assert multihost.differences(names[:2], facts[:2]) == ""
+    assert multihost.differences(names, facts) == (
         "process 2 (c) differs from process 0 (a): x is (not there), not 1; "
         "y is right, not left; z is [2], not (not there)"
     )
@@ -339,12 +339,12 @@ class FakeWatchdog(dict):
 
 
 def test_a_folder_that_a_host_does_not_see_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "_watchdog", FakeWatchdog())
-    monkeypatch.setattr(distributed, "_VISIBLE_SECONDS", 0)
+    monkeypatch.setattr(multihost, "_watchdog", FakeWatchdog())
+    monkeypatch.setattr(multihost, "_VISIBLE_SECONDS", 0)
     (tmp_path / "there").touch()
-    distributed.check_shared(tmp_path / "there")
+    multihost.check_shared(tmp_path / "there")
     with pytest.raises(UserError, match="missing, which the first process wrote, is not there"):
-        distributed.check_shared(tmp_path / "missing")
+        multihost.check_shared(tmp_path / "missing")
 
 
 @pytest.mark.parametrize(
@@ -358,10 +358,10 @@ def test_a_folder_that_a_host_does_not_see_is_named(tmp_path, monkeypatch):
 def test_processes_of_srun_meet_and_sbatchs_script_is_one(slurm, meets, monkeypatch):
     asked = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **limits: asked.append(limits))
-    monkeypatch.setattr(distributed, "_on_cloud_tpu", lambda: False)
+    monkeypatch.setattr(multihost, "_on_cloud_tpu", lambda: False)
     for name in ("SLURM_NTASKS", "SLURM_STEP_NODELIST"):
         monkeypatch.delenv(name, raising=False)
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
-    distributed._initialize(None, None, None, 10)
+    multihost._initialize(None, None, None, 10)
     assert bool(asked) == meets

@@ -9,11 +9,11 @@ import time
 
 import pytest
 
+from bn_vgg import locking
 from bn_vgg.data import cache as image_cache
 from bn_vgg.data.sources import open_source
 from bn_vgg.errors import UserError
-from bn_vgg.infra import locking
-from bn_vgg.infra.workdir import Workdir
+from bn_vgg.run_dir import Workdir
 from tests.conftest import ROOT
 from tests.runs import start_run, wait_for_checkpoint
 
@@ -126,7 +126,7 @@ def test_waiting_is_said_with_what_is_known(tmp_path):
     holder = subprocess.Popen(
         [
             sys.executable, "-c",
-            "import sys, time; from pathlib import Path; from bn_vgg.infra import locking\n"
+            "import sys, time; from pathlib import Path; from bn_vgg import locking\n"
             "with locking.held(Path(sys.argv[1])): print('held', flush=True); time.sleep(1)",
             str(tmp_path / ".lock"),
         ],

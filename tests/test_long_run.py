@@ -16,13 +16,13 @@ import jax
 import psutil
 import pytest
 
-from bn_vgg import command
+from bn_vgg import cli
 from bn_vgg import train as loop
 from bn_vgg.data import cache as image_cache
 from bn_vgg.data.prepared import prepare
 from bn_vgg.hooks import Hooks
-from bn_vgg.infra.workdir import Workdir
-from bn_vgg.tensorboard import make_hooks
+from bn_vgg.run_dir import Workdir
+from bn_vgg.writers import make_hooks
 from tests.conftest import ROOT
 from tests.tiny_config import get_config
 
@@ -72,13 +72,13 @@ def main():
     config = get_config()
     config.data.source, config.num_epochs = source, EPOCHS
     config.model.features = (4, 4)
-    command.keep_compiled(pathlib.Path(cache_folder))
+    cli.keep_compiled(pathlib.Path(cache_folder))
     cache = image_cache.open_or_build(
         source, min_side=config.data.min_side, folder=pathlib.Path(cache_folder), quiet=True
     )
     data, workdir, samples = prepare(cache, config), Workdir(path), []
     workdir.claim(config.to_dict(), data.about)
-    command.log_to_file(workdir.path / "log.txt")
+    cli.log_to_file(workdir.path / "log.txt")
 
     def sample_now_and_then(step):
         if step % (EVERY * STEPS_PER_EPOCH) == 0:

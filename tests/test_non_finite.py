@@ -17,19 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_vgg import command
+from bn_vgg import cli, feed, operations
 from bn_vgg import train as loop
 from bn_vgg.data import cache as image_cache
-from bn_vgg.debugging import operations
-from bn_vgg.debugging.non_finite import Finder, checked
 from bn_vgg.errors import Interrupted, UserError
-from bn_vgg.model.vgg import make_model
+from bn_vgg.finite import Finder, checked
+from bn_vgg.metrics import TrainMetrics
+from bn_vgg.models.vgg import make_model
+from bn_vgg.parallel import Devices
+from bn_vgg.programs import Session
+from bn_vgg.steps import make_train_step
 from bn_vgg.trained import load
-from bn_vgg.training import feed
-from bn_vgg.training.metrics import TrainMetrics
-from bn_vgg.training.parallel import Devices
-from bn_vgg.training.programs import Session
-from bn_vgg.training.steps import make_train_step
 from tests import breaking_norms
 from tests.conftest import ROOT
 from tests.runs import epochs_of, run, same
@@ -101,7 +99,7 @@ def test_the_step_the_layer_the_operation_and_what_was_before(
         said = message(config, open_cache(config), tmp_path)
     start, operation, code = FLAWS[name]
     assert said.startswith(start)
-    package = str(ROOT / "bn_vgg/training/optimizer.py")
+    package = str(ROOT / "bn_vgg/optimizer.py")
     own = package if name == "Squares" else breaking_norms.__file__
     assert re.search(rf": {operation} in {own}, line \d+: {re.escape(code)}", said)
     assert "it was called here, the innermost first" in caplog.text
@@ -294,7 +292,7 @@ def test_four_devices_say_the_same(tiny_config, cartoon_folder, cache_folder, tm
 def main():
     source, cache_folder, folder = map(pathlib.Path, sys.argv[1:])
     assert jax.device_count() == 4
-    command.keep_compiled(cache_folder)
+    cli.keep_compiled(cache_folder)
     feed._BATCHES_PER_DISPATCH = 1
     said = {}
     for name in ON_FOUR:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from bn_vgg.errors import UserError
-from bn_vgg.model.normalization import NORMALIZERS, make_norm_factory
-from bn_vgg.model.vgg import make_model
-from bn_vgg.training.optimizer import rmsprop
-from bn_vgg.training.state import jit_init
-from bn_vgg.training.steps import make_train_step
+from bn_vgg.models.norms import NORMALIZERS, make_norm_factory
+from bn_vgg.models.vgg import make_model
+from bn_vgg.optimizer import rmsprop
+from bn_vgg.state import jit_init
+from bn_vgg.steps import make_train_step
 from configs import default
 from tests.test_steps import train_batch
 

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
+from bn_vgg.checkpoint import steps
 from bn_vgg.errors import UserError
-from bn_vgg.infra.checkpoint import steps
-from bn_vgg.infra.workdir import FORMAT, Workdir
+from bn_vgg.run_dir import FORMAT, Workdir
 from bn_vgg.trained import load
 from tests.conftest import ROOT
 from tests.tiny_config import get_config

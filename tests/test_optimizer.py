@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from bn_vgg.training.optimizer import rmsprop
+from bn_vgg.optimizer import rmsprop
 
 
 @pytest.mark.parametrize("bias_correction", [False, True])

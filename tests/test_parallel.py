@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from bn_vgg.errors import UserError
+from bn_vgg.parallel import check_batch_size, round_up
 from bn_vgg.trained import load
-from bn_vgg.training.parallel import check_batch_size, round_up
 from tests.conftest import ROOT
 from tests.test_four_devices import difference
 

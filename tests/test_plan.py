@@ -2,9 +2,9 @@
 
 import pytest
 
-from bn_vgg import command
+from bn_vgg import cli
 from bn_vgg.errors import UserError
-from bn_vgg.model.normalization import NORMALIZERS
+from bn_vgg.models.norms import NORMALIZERS
 from experiments.presets import PRESETS, VARIANTS
 from experiments.sweeping.plan import find_preset, parse_seeds, parse_settings, plan
 
@@ -42,7 +42,7 @@ class TestPresets:
         }  # fmt: skip
 
     def test_norms_trains_every_normalizer_that_ships_with_cropping(self):
-        configs = [command.load_config(run.config_arguments) for run in planned("norms")]
+        configs = [cli.load_config(run.config_arguments) for run in planned("norms")]
         assert {config.model.norm for config in configs} == set(NORMALIZERS)
         assert len(configs) == len(NORMALIZERS)
         assert all(config.data.min_side == 56 for config in configs)
@@ -61,7 +61,7 @@ class TestPresets:
         assert first.folder == "full-norm_decay=0.9-GPU=0.5-small/seed0"
         assert first.resources == {"CPU": 1.0, "GPU": 0.5}
         assert second.folder == "mine-small/seed7"
-        config = command.load_config(second.config_arguments)
+        config = cli.load_config(second.config_arguments)
         assert config.model.norm_kwargs.to_dict() == {"ghost_size": 10}
         assert config.name == "mine-small"
 
@@ -95,7 +95,7 @@ class TestRuns:
             "-m", "bn_vgg.main", "--config=configs/baseline.py:demo", "--config.seed=3",
             "--config.num_epochs=4", "--workdir=out/baseline-demo/seed3", "--notensorboard",
         ]  # fmt: skip
-        config = command.load_config(run.config_arguments)
+        config = cli.load_config(run.config_arguments)
         assert (config.seed, config.num_epochs, run.num_epochs) == (3, 4, 4)
 
     @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bn_vgg.model.pooling import max_pool_2x2
+from bn_vgg.models.pooling import max_pool_2x2
 
 
 def test_a_last_odd_row_and_column_are_dropped():

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 FAKE = """
 import json, pathlib, sys
 from experiments import questions
-from bn_vgg import command
+from bn_vgg import cli
 
 def execute(line):
     fields = dict(part.lstrip("-").split("=", 1) for part in line if "=" in part)
@@ -42,7 +42,7 @@ questions.run_all.__defaults__ = (execute,)
 questions.mechanism.step_seconds = lambda config: {
     setting: {"none": [1.0] * 5, "mean_only": [1.1] * 5, "full": [1.3] * 5}
     for setting in questions.mechanism.SETTINGS}
-command.run(questions.main, positional=("NAME",))
+cli.run(questions.main, positional=("NAME",))
 """
 
 

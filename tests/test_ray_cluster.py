@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from bn_vgg.errors import UserError
-from bn_vgg.infra.workdir import Workdir
+from bn_vgg.run_dir import Workdir
 from experiments.sweeping.backend import EpochReporter
 from experiments.sweeping.plan import PlannedRun
 from experiments.sweeping.ray_cluster import (

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from bn_vgg import predict, trained
+from bn_vgg.checkpoint import Checkpoints, Progress
 from bn_vgg.data import cache, files, images
 from bn_vgg.errors import UserError
-from bn_vgg.infra.checkpoint import Checkpoints, Progress
-from bn_vgg.infra.workdir import Workdir
-from bn_vgg.model.vgg import make_model
-from bn_vgg.training.optimizer import rmsprop
-from bn_vgg.training.state import jit_init
+from bn_vgg.models.vgg import make_model
+from bn_vgg.optimizer import rmsprop
+from bn_vgg.run_dir import Workdir
+from bn_vgg.state import jit_init
 from tests import rubbish_archives, rubbish_configs
 from tests.conftest import ROOT
 from tests.image_files import picture

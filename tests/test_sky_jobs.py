@@ -7,7 +7,7 @@ import types
 import pytest
 
 from bn_vgg.errors import UserError
-from bn_vgg.infra.workdir import Workdir
+from bn_vgg.run_dir import Workdir
 from experiments.sweeping import sky_jobs
 from experiments.sweeping.plan import PlannedRun
 from experiments.sweeping.sky_jobs import DEVICES, TASK, SkyJobs

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from bn_vgg.model.normalization import NORMALIZERS
-from bn_vgg.model.vgg import DTYPES, make_model
-from bn_vgg.training.optimizer import rmsprop
-from bn_vgg.training.state import init_state, jit_init
-from bn_vgg.training.steps import (
+from bn_vgg.models.norms import NORMALIZERS
+from bn_vgg.models.vgg import DTYPES, make_model
+from bn_vgg.optimizer import rmsprop
+from bn_vgg.state import init_state, jit_init
+from bn_vgg.steps import (
     make_eval_step,
     make_loss,
     make_predict_step,

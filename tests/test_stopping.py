@@ -9,12 +9,12 @@ import time
 
 import pytest
 
+from bn_vgg import feed
+from bn_vgg.checkpoint import steps
 from bn_vgg.errors import Interrupted
-from bn_vgg.infra.checkpoint import steps
-from bn_vgg.infra.stopping import StopRequest
-from bn_vgg.infra.workdir import Workdir
-from bn_vgg.training import feed
-from bn_vgg.training.evaluation import Evaluator
+from bn_vgg.evaluation import Evaluator
+from bn_vgg.run_dir import Workdir
+from bn_vgg.stopping import StopRequest
 from tests.conftest import ROOT
 from tests.runs import KilledError, assert_equal_runs, run, start_run, wait_for_checkpoint
 
@@ -176,7 +176,7 @@ def test_the_commands_statuses(number, start, tmp_path):
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored():
-    code = "import os, signal; from bn_vgg.infra import stopping; stopping.raise_on_terminate()\n"
+    code = "import os, signal; from bn_vgg import stopping; stopping.raise_on_terminate()\n"
     code += "with stopping.StopRequest().listening(): os.kill(os.getpid(), signal.SIGHUP)"
     nohup = subprocess.run(["nohup", sys.executable, "-c", code], cwd=ROOT, capture_output=True)
     assert nohup.returncode == 0, nohup.stderr

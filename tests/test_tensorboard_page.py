@@ -17,9 +17,9 @@ import urllib.request
 import pytest
 from etils import epath
 
-from bn_vgg import tensorboard
+from bn_vgg import writers
 from bn_vgg.hooks import Hooks
-from bn_vgg.infra.workdir import flatten
+from bn_vgg.run_dir import flatten
 
 CELLS = ("baseline", "meanonly_crop", "full_crop_dropout")
 RUNS = [f"{cell}-small/seed{seed}" for cell in CELLS for seed in (0, 1)]
@@ -50,7 +50,7 @@ def write_run(folder, cell, seed):
     config = importlib.import_module(f"configs.{cell}").get_config("small")
     config.seed = seed
     path = folder / config.name / f"seed{seed}"
-    hooks = tensorboard.make_hooks(
+    hooks = writers.make_hooks(
         Hooks(), epath.Path(path), f"{config.name}/seed{seed}", num_steps=2000,
         profile=False,
     )  # fmt: skip
@@ -126,7 +126,7 @@ def test_a_sweep_can_be_read(address, tmp_path_factory):
         driver.refresh()
         wait_for(lambda: "full_crop_dropout" in table_text(driver))
         shown = table_text(driver)
-        assert all(column in shown for column in tensorboard._HPARAM_COLUMNS)
+        assert all(column in shown for column in writers._HPARAM_COLUMNS)
         assert "mean_only" in shown
         assert "valid/best_error_rate" in shown
         assert driver.save_screenshot(str(artifacts / "tensorboard_hparams.png"))

@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from bn_vgg import feed
 from bn_vgg.data.batches import Images, cut_windows, train_batches
 from bn_vgg.data.prepared import prepare
 from bn_vgg.errors import UserError
 from bn_vgg.hooks import format_seconds
-from bn_vgg.infra.workdir import Workdir, flatten
+from bn_vgg.programs import Session
+from bn_vgg.run_dir import Workdir, flatten
 from bn_vgg.trained import load
-from bn_vgg.training import feed
-from bn_vgg.training.programs import Session
 from tests.runs import KilledError, epochs_of, lines, run, same
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -254,7 +254,7 @@ def test_the_test_error_is_the_best_checkpoints(tiny_config, open_cache, tmp_pat
     assert trained.step == result["best_epoch"] * 6
     data, errors = prepare(cache, tiny_config), []
     from bn_vgg.data.windows import five_windows
-    from bn_vgg.training.steps import make_predict_step
+    from bn_vgg.steps import make_predict_step
 
     step = jax.jit(make_predict_step(trained.model))
     for index in data.splits.test:

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_vgg.model.batch_norm import mean_over_batch
-from bn_vgg.model.weight_norm import WeightNorm, WeightNormMeanOnly
+from bn_vgg.models.batch_norm import mean_over_batch
+from bn_vgg.models.weight_norm import WeightNorm, WeightNormMeanOnly
 from tests.norm_checks import (
     DECAY,
     as_32,

@@ -2,9 +2,9 @@
 
 import pytest
 
+from bn_vgg import provenance
 from bn_vgg.errors import UserError
-from bn_vgg.infra import provenance
-from bn_vgg.infra.workdir import Workdir, flatten
+from bn_vgg.run_dir import Workdir, flatten
 
 DATA = {"source": "s", "fingerprint": "f"}
 

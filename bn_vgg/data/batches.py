@@ -1,7 +1,7 @@
 """Which windows make up each batch: integers, for an epoch at a time.
 
 They are drawn on the host. Where the windows are then cut, there or on the device, is the
-business of `bn_vgg.training.feed`.
+business of `bn_vgg.feed`.
 """
 
 from typing import NamedTuple

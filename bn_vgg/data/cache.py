@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from bn_vgg import locking
 from bn_vgg.data import images, sources
 from bn_vgg.data.source import Source
 from bn_vgg.errors import NotThereError, UserError, one_line
-from bn_vgg.infra import locking
 
 # Part of every cache's name: raise it when the same source and settings give other bytes.
 _FORMAT = 1

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bn_vgg.infra.workdir import Workdir
+from bn_vgg.run_dir import Workdir
 from experiments.asking import answers, early
 from experiments.asking.answers import FULL, MEAN_ONLY, Answer
 from experiments.diagnosing import diagnosis

@@ -9,7 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 from bn_vgg.errors import UserError
-from bn_vgg.infra.workdir import Workdir, flatten, with_added
+from bn_vgg.run_dir import Workdir, flatten, with_added
 
 # The published spikes are of tens of percent. Three points are less than any of those and more
 # than a converging run changes from epoch to epoch.

@@ -5,7 +5,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from bn_vgg.infra.workdir import ONLY_SPEED, flatten
+from bn_vgg.run_dir import ONLY_SPEED, flatten
 from experiments import presets
 
 CELLS: dict[str, ModuleType] = {

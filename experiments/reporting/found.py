@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bn_vgg.errors import UserError
-from bn_vgg.infra.workdir import Workdir, flatten
+from bn_vgg.run_dir import Workdir, flatten
 from experiments.asking.answers import VALID
 from experiments.diagnosing.diagnosis import Run, read_run, value
 from experiments.presets import VARIANTS

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from bn_vgg import command
+from bn_vgg import cli
 from experiments import figures
 from experiments.reporting import curves, markup, page
 from experiments.reporting.grid_figure import draw_grid
@@ -24,7 +24,7 @@ def write(report: page.Report, output: Path) -> list[Path]:
         of_section = names.setdefault(section.slug, {})
         for name, figure in _draw(section).items():
             path = output / f"{name}-{section.slug}.png"
-            with command.replacing(path) as partial:
+            with cli.replacing(path) as partial:
                 figures.save(figure, partial)
             of_section[name] = path.name
             written.append(path)
@@ -33,7 +33,7 @@ def write(report: page.Report, output: Path) -> list[Path]:
         "report.md": source,
         "report.html": markup.page(source, output),
     }.items():
-        with command.replacing(output / name) as partial:
+        with cli.replacing(output / name) as partial:
             partial.write_text(content, encoding="utf-8")
         written.append(output / name)
     return written

@@ -8,10 +8,10 @@ from pathlib import Path
 from absl import logging
 
 import bn_vgg
-from bn_vgg import command
+from bn_vgg import cli
 from bn_vgg.errors import UserError, described
 from bn_vgg.launch import launch
-from bn_vgg.training.programs import Session
+from bn_vgg.programs import Session
 
 
 class Attempts:
@@ -26,7 +26,7 @@ class Attempts:
         """
         # As a command does: otherwise the libraries' logs fill the terminal.
         logging.use_absl_handler()
-        command.log_to_file(None)
+        cli.log_to_file(None)
         self._cache_folder, self._say = cache_folder, say
         self._session: Session | None = None
 
@@ -43,7 +43,7 @@ class Attempts:
         sys.argv = [str(Path(bn_vgg.__file__).with_name("main.py")), *arguments]
         path = _value(arguments, "--workdir")
         try:
-            config = command.load_config([a for a in arguments if a.startswith("--config")])
+            config = cli.load_config([a for a in arguments if a.startswith("--config")])
             self._session = self._session or Session()
             launch(
                 config,
@@ -60,7 +60,7 @@ class Attempts:
             logging.error("%s", traceback.format_exc())
             return f"{described(error)}; the traceback is in {path}/log.txt"
         finally:
-            command.log_to_file(None)
+            cli.log_to_file(None)
         return None
 
     def _tell(self, line: str) -> None:

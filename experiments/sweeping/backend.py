@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from bn_vgg.errors import UserError
-from bn_vgg.infra.workdir import Workdir
+from bn_vgg.run_dir import Workdir
 from experiments.sweeping.plan import PlannedRun
 
 Say = Callable[[str], None]

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from bn_vgg import command
+from bn_vgg import cli
 from bn_vgg.errors import EXIT_TERMINATED
 from experiments.sweeping.backend import Outcome, Say, Slot
 from experiments.sweeping.plan import PlannedRun
@@ -69,7 +69,7 @@ class Local:
     def slots(self, runs: list[PlannedRun], say: Say) -> list[Slot]:
         """A slot for each share of the machine."""
         platform, count = _ask(_describe_devices)
-        shares = share_out(platform, count, self._jobs, command.usable_cores())[: len(runs)]
+        shares = share_out(platform, count, self._jobs, cli.usable_cores())[: len(runs)]
         on = shares[0].name if len(shares) == 1 else f"{len(shares)} at once"
         say(f"{len(runs)} runs to do on {platform}, {on}")
         return [_Worker(share, self._out, self._flags, self._cache_folder, say) for share in shares]

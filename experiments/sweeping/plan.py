@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from bn_vgg import command
+from bn_vgg import cli
 from bn_vgg.errors import UserError
 from experiments.presets import PRESETS, Overrides
 
@@ -139,14 +139,14 @@ def _planned(entry: Overrides, variant: str, seed: int, settings: dict[str, str]
     # The full size is what a file gives unasked; one of the user's own may know no variants.
     config += "" if variant == "full" else f":{variant}"
     run = PlannedRun("", seed, config, own | settings)
-    loaded = command.load_config(run.config_arguments)
+    loaded = cli.load_config(run.config_arguments)
     name = loaded.name
     if "name" in entry or own:
         name = str(entry.get("name", _name(Path(str(entry["config"])).stem, own)))
         # As configs/ calls its cells.
         name += "" if variant == "full" else f"-{variant}"
         run.overrides["name"] = name
-        loaded = command.load_config(run.config_arguments)
+        loaded = cli.load_config(run.config_arguments)
     return run._replace(name=name, num_epochs=loaded.num_epochs, resources=_resources(loaded))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bn_vgg.errors import UserError
-from bn_vgg.infra.workdir import Workdir
+from bn_vgg.run_dir import Workdir
 from experiments.sweeping.backend import EpochReporter, Outcome, Say, Slot
 from experiments.sweeping.plan import PlannedRun
 

@@ -10,10 +10,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from bn_vgg import command
+from bn_vgg import cli, provenance
 from bn_vgg.errors import UserError, one_line
-from bn_vgg.infra import provenance
-from bn_vgg.infra.workdir import Workdir
+from bn_vgg.run_dir import Workdir
 from experiments.sweeping.backend import EpochReporter, Outcome, Say, Slot
 from experiments.sweeping.plan import PlannedRun
 
@@ -69,7 +68,7 @@ class SkyJobs:
             name for each in self._make_task().resources for name in each.accelerators or ()
         ]
         for run in runs:
-            batch_size = command.load_config(run.config_arguments).batch_size
+            batch_size = cli.load_config(run.config_arguments).batch_size
             for accelerator in accelerators:
                 if batch_size % DEVICES.get(accelerator, 1):
                     raise UserError(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from bn_vgg.errors import UserError
-from bn_vgg.infra.workdir import ONLY_SPEED, Workdir
+from bn_vgg.run_dir import ONLY_SPEED, Workdir
 from experiments.sweeping.plan import PlannedRun
 
 FORMAT = 1

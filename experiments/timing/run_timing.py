@@ -21,14 +21,14 @@ from ml_collections import ConfigDict
 from bn_vgg import train
 from bn_vgg.data import batches
 from bn_vgg.data.batches import Images
+from bn_vgg.evaluation import Evaluator
+from bn_vgg.feed import Feed
 from bn_vgg.hooks import Hooks
-from bn_vgg.infra.workdir import Workdir
 from bn_vgg.launch import prepare_data
-from bn_vgg.training.evaluation import Evaluator
-from bn_vgg.training.feed import Feed
-from bn_vgg.training.parallel import Devices
-from bn_vgg.training.programs import make_programs
-from bn_vgg.training.steps import empty_evaluation
+from bn_vgg.parallel import Devices
+from bn_vgg.programs import make_programs
+from bn_vgg.run_dir import Workdir
+from bn_vgg.steps import empty_evaluation
 from experiments.timing.step_timing import STEPS, Timed, dispatch, take_turns
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bn_vgg import command
-from bn_vgg.model import vgg
-from bn_vgg.model.convolution import cpu_compiler_options, plain_conv
-from bn_vgg.model.vgg import DTYPES, PADDINGS
-from bn_vgg.training.feed import batches_per_dispatch
-from bn_vgg.training.metrics import TrainMetrics
-from bn_vgg.training.parallel import Devices
-from bn_vgg.training.programs import make_programs
-from bn_vgg.training.steps import make_train_step, to_intensities
+from bn_vgg import cli
+from bn_vgg.feed import batches_per_dispatch
+from bn_vgg.metrics import TrainMetrics
+from bn_vgg.models import vgg
+from bn_vgg.models.convolution import cpu_compiler_options, plain_conv
+from bn_vgg.models.vgg import DTYPES, PADDINGS
+from bn_vgg.parallel import Devices
+from bn_vgg.programs import make_programs
+from bn_vgg.steps import make_train_step, to_intensities
 
 try:
     from experiments.timing import torch_vgg
@@ -91,7 +91,7 @@ def measure(
     contenders: dict[str, dict[str, Timed]] = {}
     for norm in norms:
         config.model.norm = norm
-        command.show(f"compiling {describe(config)} ...")
+        cli.show(f"compiling {describe(config)} ...")
         of_norm = contenders[norm] = {"jax": Timed(dispatch(config, images, labels), STEPS)}
         if plain:
             # XLA as it comes: its own gradients, no options.
@@ -103,7 +103,7 @@ def measure(
                 config.model.to_dict(), config.optimizer.to_dict(), images, labels, count
             )
             of_norm |= {name: Timed(function, count) for name, function in steps.items()}
-    command.show(f"timing {rounds} turns of each ...")
+    cli.show(f"timing {rounds} turns of each ...")
     take_turns((each for of_norm in contenders.values() for each in of_norm.values()), rounds)
     rows = []
     for norm, of_norm in contenders.items():

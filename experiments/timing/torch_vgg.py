@@ -16,7 +16,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class MeanOnlyBatchNorm(nn.Module):
-    """y = x - mean(x) + bias; see bn_vgg.model.batch_norm.MeanOnlyBatchNorm."""
+    """y = x - mean(x) + bias; see bn_vgg.models.batch_norm.MeanOnlyBatchNorm."""
 
     def __init__(self, channels: int, decay: float):
         super().__init__()

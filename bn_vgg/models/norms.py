@@ -36,10 +36,10 @@ import flax.linen as nn
 import jax
 
 from bn_vgg.errors import UserError, described
-from bn_vgg.model.batch_norm import FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
-from bn_vgg.model.batch_renorm import BatchRenorm
-from bn_vgg.model.example_norm import FilterResponseNorm, GroupNorm, InstanceNorm, LayerNorm
-from bn_vgg.model.weight_norm import WeightNorm, WeightNormMeanOnly
+from bn_vgg.models.batch_norm import FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
+from bn_vgg.models.batch_renorm import BatchRenorm
+from bn_vgg.models.example_norm import FilterResponseNorm, GroupNorm, InstanceNorm, LayerNorm
+from bn_vgg.models.weight_norm import WeightNorm, WeightNormMeanOnly
 
 
 class NoNorm(nn.Module):

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bn_vgg.model.vgg import VGG, layer_activations
-from bn_vgg.training.metrics import EvalMetrics, Moments, TrainMetrics
-from bn_vgg.training.state import TrainState
+from bn_vgg.metrics import EvalMetrics, Moments, TrainMetrics
+from bn_vgg.models.vgg import VGG, layer_activations
+from bn_vgg.state import TrainState
 
 
 def make_train_step(

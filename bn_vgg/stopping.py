@@ -5,8 +5,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
+from bn_vgg import multihost
 from bn_vgg.errors import Interrupted
-from bn_vgg.infra import distributed
 
 
 def raise_on_terminate() -> None:
@@ -43,7 +43,7 @@ class StopRequest:
         Of several processes Ctrl-C stops one alone and at once; JAX takes SIGTERM.
         """
         in_main_thread = threading.current_thread() is threading.main_thread()
-        if not in_main_thread or distributed.has_peers():
+        if not in_main_thread or multihost.has_peers():
             yield
             return
         before = {each: signal.getsignal(each) for each in _SIGNALS}
@@ -70,4 +70,4 @@ class StopRequest:
         With several processes all of them must call this equally often, and all learn of a
         SIGTERM to any of them in the same call.
         """
-        return signal.SIGTERM if distributed.preempted() else self._signal
+        return signal.SIGTERM if multihost.preempted() else self._signal

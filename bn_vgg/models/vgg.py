@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from bn_vgg.errors import UserError
-from bn_vgg.model.convolution import conv3x3, mean_of_full_conv
-from bn_vgg.model.normalization import NormFactory, make_norm_factory
-from bn_vgg.model.pooling import max_pool_2x2
+from bn_vgg.models.convolution import conv3x3, mean_of_full_conv
+from bn_vgg.models.norms import NormFactory, make_norm_factory
+from bn_vgg.models.pooling import max_pool_2x2
 
 # Zeros on each side of a 3x3 convolution's input.
 PADDINGS = {"full": 2, "same": 1}

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bn_vgg.model.vgg import VGG, Block
-from bn_vgg.training.feed import with_windows
-from bn_vgg.training.state import TrainState
-from bn_vgg.training.steps import make_loss
+from bn_vgg.feed import with_windows
+from bn_vgg.models.vgg import VGG, Block
+from bn_vgg.state import TrainState
+from bn_vgg.steps import make_loss
 
 
 def layer_of(path) -> str:

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import optax
 
-from bn_vgg.model.vgg import VGG, make_model
-from bn_vgg.training.feed import scan_batches
-from bn_vgg.training.lens import make_compare_step, make_precise_step
-from bn_vgg.training.metrics import merge_moments
-from bn_vgg.training.optimizer import rmsprop
-from bn_vgg.training.parallel import Devices
-from bn_vgg.training.state import jit_init
-from bn_vgg.training.steps import make_eval_step, make_train_step
+from bn_vgg.feed import scan_batches
+from bn_vgg.lens import make_compare_step, make_precise_step
+from bn_vgg.metrics import merge_moments
+from bn_vgg.models.vgg import VGG, make_model
+from bn_vgg.optimizer import rmsprop
+from bn_vgg.parallel import Devices
+from bn_vgg.state import jit_init
+from bn_vgg.steps import make_eval_step, make_train_step
 
 
 class Programs(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bn_vgg.errors import UserError
-from bn_vgg.model.convolution import cpu_compiler_options
+from bn_vgg.models.convolution import cpu_compiler_options
 
 AXIS = "batch"
 

@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from bn_vgg import stopping
 from bn_vgg.config_checks import check_config
 from bn_vgg.errors import (
     EXIT_BROKEN_PIPE,
@@ -29,8 +30,7 @@ from bn_vgg.errors import (
     described,
     one_line,
 )
-from bn_vgg.infra import stopping
-from bn_vgg.infra.workdir import flatten
+from bn_vgg.run_dir import flatten
 
 
 def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> None:

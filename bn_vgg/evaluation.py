@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bn_vgg.training import lens
-from bn_vgg.training.feed import Feed
-from bn_vgg.training.metrics import ComparedMetrics, Moments
-from bn_vgg.training.parallel import Devices
-from bn_vgg.training.programs import Programs
-from bn_vgg.training.run_data import RunData
-from bn_vgg.training.steps import empty_evaluation
+from bn_vgg import lens
+from bn_vgg.feed import Feed
+from bn_vgg.metrics import ComparedMetrics, Moments
+from bn_vgg.parallel import Devices
+from bn_vgg.programs import Programs
+from bn_vgg.run_data import RunData
+from bn_vgg.steps import empty_evaluation
 
 
 class Evaluated(NamedTuple):

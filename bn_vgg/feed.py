@@ -16,7 +16,7 @@ from jax import lax
 
 from bn_vgg.data.batches import Batches, Images, cut_windows
 from bn_vgg.errors import UserError
-from bn_vgg.training.parallel import Devices
+from bn_vgg.parallel import Devices
 
 PLACEMENTS = ("auto", "device", "host")
 # Batches of one dispatch, at most: enough that starting it costs nothing.

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_vgg.model.vgg import VGG, layer_activations
-from bn_vgg.training.metrics import ComparedMetrics, Moments, merge_moments
-from bn_vgg.training.state import TrainState
-from bn_vgg.training.steps import errors, to_intensities
+from bn_vgg.metrics import ComparedMetrics, Moments, merge_moments
+from bn_vgg.models.vgg import VGG, layer_activations
+from bn_vgg.state import TrainState
+from bn_vgg.steps import errors, to_intensities
 
 
 class Precise(flax.struct.PyTreeNode):

@@ -20,8 +20,8 @@ from typing import Any
 from etils import epath
 
 import bn_vgg
+from bn_vgg import locking
 from bn_vgg.errors import UserError
-from bn_vgg.infra import locking
 
 # Of a run's files. Raise it when code of the version before could not go on with a run.
 # 1: no format.json, checkpoints without a digest and at the end of epochs alone. Still read.

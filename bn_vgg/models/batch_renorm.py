@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from bn_vgg.model.batch_norm import MomentNorm, batch_moments, normalize_by
+from bn_vgg.models.batch_norm import MomentNorm, batch_moments, normalize_by
 
 
 class BatchRenorm(MomentNorm):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_vgg.model.batch_norm import MeanOnlyBatchNorm, mean_over_batch
+from bn_vgg.models.batch_norm import MeanOnlyBatchNorm, mean_over_batch
 
 # A channel that hardly varies over the first batch, a dead one for example, would start
 # with an enormous or infinite scale. The weights have norm 1, so a living channel's

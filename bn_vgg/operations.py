@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from absl import logging
 from jax.extend import core
 
-from bn_vgg.model.normalization import NormFactory
+from bn_vgg.models.norms import NormFactory
 
 
 def find(function: Callable, *args, norm: NormFactory) -> str | None:

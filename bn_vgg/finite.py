@@ -8,17 +8,17 @@ import jax
 import numpy as np
 from absl import logging
 
+from bn_vgg import operations
 from bn_vgg.data.batches import Batches
-from bn_vgg.debugging import operations
-from bn_vgg.debugging.layer_look import Look, layer_of, make_look
 from bn_vgg.errors import UserError
-from bn_vgg.model.vgg import VGG
-from bn_vgg.training.feed import Feed, with_windows
-from bn_vgg.training.metrics import Moments, TrainMetrics
-from bn_vgg.training.parallel import Devices
-from bn_vgg.training.programs import Programs
-from bn_vgg.training.state import TrainState
-from bn_vgg.training.steps import make_eval_step, make_train_step
+from bn_vgg.feed import Feed, with_windows
+from bn_vgg.layer_look import Look, layer_of, make_look
+from bn_vgg.metrics import Moments, TrainMetrics
+from bn_vgg.models.vgg import VGG
+from bn_vgg.parallel import Devices
+from bn_vgg.programs import Programs
+from bn_vgg.state import TrainState
+from bn_vgg.steps import make_eval_step, make_train_step
 
 
 class Remembered(NamedTuple):

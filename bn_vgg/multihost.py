@@ -32,7 +32,7 @@ from bn_vgg.errors import (
     UserError,
     first_line,
 )
-from bn_vgg.infra.watchdog import Watchdog
+from bn_vgg.watchdog import Watchdog
 
 # How long the processes wait for each other to be started.
 _MEETING_SECONDS = 300

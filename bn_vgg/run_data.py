@@ -7,8 +7,8 @@ import numpy as np
 from bn_vgg.data import batches
 from bn_vgg.data.batches import Batches, Images
 from bn_vgg.data.prepared import PreparedData
-from bn_vgg.training.feed import Feed, choose_placement
-from bn_vgg.training.parallel import Devices, round_up
+from bn_vgg.feed import Feed, choose_placement
+from bn_vgg.parallel import Devices, round_up
 
 _SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 

@@ -1,1 +1,0 @@
-"""Finds where a number became one that is not finite."""
