@@ -4,6 +4,7 @@ import ast
 import contextlib
 import difflib
 import errno
+import hashlib
 import io
 import logging as std_logging
 import os
@@ -17,9 +18,10 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
 
 from bn_vgg import stopping
-from bn_vgg.config_checks import check_config
+from bn_vgg.config import check_config
 from bn_vgg.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_BUG,
@@ -30,7 +32,10 @@ from bn_vgg.errors import (
     described,
     one_line,
 )
-from bn_vgg.run_dir import flatten
+from bn_vgg.run_dir import ONLY_SPEED, flatten
+
+# Of the last configuration file that was loaded, its fields before they are overridden.
+_file_fields: dict[str, object] = {}
 
 
 def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> None:
@@ -72,6 +77,24 @@ def checked_config(flag: flags.FlagHolder) -> ConfigDict:
         raise UserError(f"--config has values that cannot be read: {one_line(error)}") from error
     check_config(config)
     return flag.value
+
+
+def default_workdir(config: ConfigDict) -> str:
+    """Returns `runs/NAME/seedSEED`, where NAME says what the command line has overridden.
+
+    Fields that may differ from start to start, and where the data are, are no part of it.
+    """
+    left_out = {"name", "seed", "num_epochs", "data.source"} | ONLY_SPEED
+    changed = [
+        f"{field.rpartition('.')[2]}={value}"
+        for field, value in flatten(config.to_dict()).items()
+        if field not in left_out and value != _file_fields.get(field, value)
+    ]
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join([config.name, *changed]))
+    if len(name) > 100:  # a folder's name has 255 bytes at most
+        digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+        name = f"{name[:90]}-{digest}"
+    return f"runs/{name}/seed{config.seed}"
 
 
 def load_config(arguments: Sequence[str]) -> ConfigDict:
@@ -128,7 +151,8 @@ def show(line: str) -> None:
     nothing ends.
     """
     try:
-        print(f"{line}\n", end="", flush=True)
+        tqdm.write(line)  # above a progress bar, where there is one
+        sys.stdout.flush()
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
@@ -302,6 +326,7 @@ def _check_config_argument(argv: list[str]) -> dict[str, object]:
         close = difflib.get_close_matches(path, _found_configs(), n=1, cutoff=0.85)
         guess = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"--config: no file {path}; {guess}{_configs()}")
+    _find_siblings(Path(path).resolve().parent)
     alone = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[argument])
     # Where ml_collections executes the files, each among the names that the last one left.
@@ -326,7 +351,25 @@ def _check_config_argument(argv: list[str]) -> dict[str, object]:
         if override:
             _check_override(override[1], fields)
             _check_depth(override[1], given.partition("=")[2])
+    _file_fields.clear()
+    _file_fields.update(fields)
     return fields
+
+
+def _find_siblings(folder: Path) -> None:
+    """Lets a configuration file import those beside it, `from configs import default`.
+
+    Also where the current folder has a `configs/` of its own, or another one was imported before.
+    """
+    if not (folder / "__init__.py").exists():
+        return
+    for name in [n for n in sys.modules if n.partition(".")[0] == folder.name]:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is None or Path(file).resolve().parent != folder:
+            del sys.modules[name]
+    if str(folder.parent) in sys.path:
+        sys.path.remove(str(folder.parent))
+    sys.path.insert(0, str(folder.parent))
 
 
 def _check_override(name: str, fields: dict[str, object]) -> None:

@@ -23,9 +23,8 @@ import bn_vgg
 from bn_vgg import locking
 from bn_vgg.errors import UserError
 
-# Of a run's files. Raise it when code of the version before could not go on with a run.
-# 1: no format.json, checkpoints without a digest and at the end of epochs alone. Still read.
-FORMAT = 2
+# Of a run's files. Raise it when this code could not go on with a run of the version before.
+FORMAT = 3
 
 # What may differ from start to start, besides more epochs: it changes nothing but speed.
 ONLY_SPEED = {"data.placement", "eval.batch_size", "checkpoint.every_steps", "debug.nans"}
@@ -142,15 +141,17 @@ class Workdir:
         return "" not in (before, norm_digest) and before != norm_digest
 
     def check_format(self) -> None:
-        """Raises a UserError where a later version of the code has written the folder."""
-        if not self.exists("format.json"):
+        """Raises a UserError where another version of the code has written the folder."""
+        if not self.exists("config.json"):
             return
-        about = self.read("format.json")
-        if about["format"] > FORMAT:
+        # Format 1 had no such file.
+        about = self.read("format.json") if self.exists("format.json") else {"format": 1}
+        if about["format"] != FORMAT:
+            written = f", written by bn_vgg {about['bn_vgg']}" if "bn_vgg" in about else ""
             raise UserError(
-                f"{self.path} holds a run of format {about['format']}, written by bn_vgg "
-                f"{about['bn_vgg']}; this is {bn_vgg.__version__}, which reads formats up to "
-                f"{FORMAT}: use that version, or name another --workdir"
+                f"{self.path} holds a run of format {about['format']}{written}; this version, "
+                f"{bn_vgg.__version__}, goes on with runs of format {FORMAT} alone: name another "
+                "--workdir (the metrics of a finished run stay readable)"
             )
 
     def read(self, name: str) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bn_vgg.data.pipeline import PLACEMENTS
 from bn_vgg.errors import UserError
-from bn_vgg.feed import PLACEMENTS
 from bn_vgg.models.batch_norm import AVERAGES
 from bn_vgg.models.norms import NORMALIZERS, NormFactory
 from bn_vgg.models.vgg import DTYPES, PADDINGS, PASSES, PRECISIONS, count_values, make_model
