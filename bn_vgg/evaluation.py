@@ -6,7 +6,6 @@ means over some batches of training images, without dropout, at the present weig
 weight `momentum` has them: batch k is averaged in with momentum 1 - 1/k.
 """
 
-from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import flax
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_vgg.data.pipeline import Chunk
+from bn_vgg.devices import Devices
 from bn_vgg.metrics import ComparedMetrics, Moments, merge_moments
 from bn_vgg.models.vgg import VGG, layer_activations
 from bn_vgg.steps import TrainState, errors, to_intensities
@@ -109,72 +108,11 @@ def empty_moments(model: VGG, variables, crop_size: int, which: str) -> dict[str
     return {layer: Moments.empty(x.shape[-1]) for layer, x in layers.items()}
 
 
-def _nothing(_: Any) -> None:
-    """Is what there is to do after a chunk, by default."""
-
-
-def evaluate(
-    programs, variables, chunks: Iterable[Chunk], after_chunk: Callable[[Any], None] = _nothing
-) -> Any:
-    """Begins to evaluate a split by five crops; see `fetch_evaluated` for the result.
-
-    Args:
-      programs: of the run, `programs.Programs`.
-      variables: `params` and `batch_stats`, replicated.
-      chunks: `Data.evaluation`.
-      after_chunk: called after each chunk, with what it computes.
-    """
-    carry = programs.empty_evaluation
-    for chunk in chunks:
-        carry = programs.eval_chunk(carry, variables, chunk.batches, chunk.pixels)
-        after_chunk(carry)
-    return carry
-
-
-def fetch_evaluated(programs, carry: Any) -> Evaluated:
-    """Waits for what `evaluate` began."""
-    metrics, moments = programs.devices.fetch(carry)
+def fetch_evaluated(devices: Devices, carry: Any) -> Evaluated:
+    """Waits for the result of `Programs.eval_chunk`, folded over a split."""
+    metrics, moments = devices.fetch(carry)
     values = {name: value.item() for name, value in metrics.compute().items()}
     return Evaluated(**values, moments=moments)
-
-
-def precise_statistics(
-    programs,
-    state: TrainState,
-    chunks: Iterable[Chunk],
-    after_chunk: Callable[[Any], None] = _nothing,
-) -> Precise:
-    """Begins to average statistics over `chunks`, `Data.precise`, with the weights of `state`."""
-    precise = programs.empty_precise.replace(batch_stats=state.batch_stats)
-    for chunk in chunks:
-        precise = programs.precise_chunk(precise, state, chunk.batches, chunk.pixels)
-        after_chunk(precise)
-    return precise
-
-
-def compare(
-    programs,
-    state: TrainState,
-    precise: Precise,
-    chunks: Iterable[Chunk],
-    after_chunk: Callable[[Any], None] = _nothing,
-) -> Any:
-    """Begins to take the errors with precise and with batch statistics: `ComparedMetrics`.
-
-    Args:
-      programs: of the run.
-      state: replicated.
-      precise: of `precise_statistics`.
-      chunks: `Data.compared`.
-      after_chunk: called after each chunk, with what it computes.
-    """
-    metrics = programs.empty_comparison
-    for chunk in chunks:
-        metrics = programs.compare_chunk(
-            metrics, state, precise.batch_stats, chunk.batches, chunk.pixels
-        )
-        after_chunk(metrics)
-    return metrics
 
 
 def distances(batch_stats, precise: Precise, epsilon: float) -> dict[str, np.ndarray]:

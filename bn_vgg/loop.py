@@ -17,7 +17,7 @@ import math
 import signal
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -33,14 +33,14 @@ from tqdm import tqdm
 from bn_vgg import checkpoint, cli, evaluation, finite, multihost, provenance
 from bn_vgg.checkpoint import Checkpointer, Progress, digest_of
 from bn_vgg.data.cache import open_or_build
-from bn_vgg.data.pipeline import Chunk, Data
+from bn_vgg.data.pipeline import Chunk, Data, Split
 from bn_vgg.data.splits import split
 from bn_vgg.devices import Devices
 from bn_vgg.errors import Interrupted, UserError
 from bn_vgg.metrics import TrainMetrics
 from bn_vgg.programs import Programs, make_programs
 from bn_vgg.run_dir import Workdir, flatten
-from bn_vgg.steps import to_intensities
+from bn_vgg.steps import TrainState, to_intensities
 from bn_vgg.stopping import StopRequest
 from bn_vgg.writers import TensorBoard, epoch_line, format_seconds
 
@@ -305,9 +305,10 @@ class Run:
         precise = compared = None
         if self.config.eval.precise_examples and self.programs.model.norm.averages:
             precise = self._precise(self.state, epoch)
-            compared = evaluation.compare(
-                self.programs, self.state, precise, self.data.compared(), self._computing
-            )
+            compared = self._fold(
+                self.programs.compare_chunk, self.programs.empty_comparison,
+                self.data.compared(), self.state, precise.batch_stats,
+            )  # fmt: skip
         self._recorded()
         args = (self.step, self.state, self.metrics, self._speed, validated, precise, compared)
         self.metrics = self.programs.empty_training
@@ -319,7 +320,7 @@ class Run:
     def _record(self, step, state, metrics, speed, validated, precise, compared) -> None:
         config, norm = self.config, self.programs.model.norm
         trained = self._means(metrics)
-        validated = evaluation.fetch_evaluated(self.programs, validated)
+        validated = evaluation.fetch_evaluated(self.devices, validated)
         if not math.isfinite(validated.loss):
             layers = [n for n, m in validated.moments.items() if not math.isfinite(m.maximum.max())]
             where = f" (first in the activations of {layers[0]})" if layers else ""
@@ -352,17 +353,21 @@ class Run:
         self.say(epoch_line(progress, config.num_epochs, scalars))
         self.checkpointer.save(self.devices.fetch(state), progress)
 
-    def _evaluate(self, variables, split) -> Any:
+    def _evaluate(self, variables, split: Split) -> Any:
         chunks = self.data.evaluation(split)
-        return evaluation.evaluate(self.programs, variables, chunks, self._computing)
+        return self._fold(
+            self.programs.eval_chunk, self.programs.empty_evaluation, chunks, variables
+        )
 
-    def _precise(self, state, epoch: int) -> evaluation.Precise:
-        chunks = self.data.precise(epoch)
-        return evaluation.precise_statistics(self.programs, state, chunks, self._computing)
+    def _precise(self, state: TrainState, epoch: int) -> evaluation.Precise:
+        empty = self.programs.empty_precise.replace(batch_stats=state.batch_stats)
+        return self._fold(self.programs.precise_chunk, empty, self.data.precise(epoch), state)
 
-    def _computing(self, result: Any) -> None:
-        """Is called after each chunk of an evaluation, with what it computes."""
-        self._launched(partial(jax.block_until_ready, result))
+    def _fold(self, program: Callable, carry, chunks: Iterable[Chunk], *args) -> Any:
+        for chunk in chunks:
+            carry = program(carry, *args, chunk.batches, chunk.pixels)
+            self._launched(partial(jax.block_until_ready, carry))
+        return carry
 
     def _finish(self) -> dict[str, Any]:
         """Evaluates the best epoch on the test images and writes the result."""
@@ -410,7 +415,7 @@ class Run:
 
     def _test(self, variables) -> float:
         evaluated = self._evaluate(variables, self.data.test_split)
-        return evaluation.fetch_evaluated(self.programs, evaluated).error_rate
+        return evaluation.fetch_evaluated(self.devices, evaluated).error_rate
 
     def _restore(self):
         """Returns what the run goes on from: the newest checkpoint, or the initial state."""
