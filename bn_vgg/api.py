@@ -6,7 +6,8 @@ probabilities = bn_vgg.load("runs/first").predict(images)
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from bn_vgg import checkpoint, cli, loop, provenance
+from bn_vgg import checkpoint, cli, launch, provenance
 from bn_vgg.config import check_config
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.data.crops import five_crops
@@ -70,7 +71,7 @@ def train(
     """
     check_config(config.to_dict())
     folder = choose_folder(str(cache_dir) if cache_dir else None)
-    return loop.train(
+    return launch.train(
         config, str(workdir), cache_folder=folder, say=logging.info, tensorboard=tensorboard
     )
 
@@ -127,12 +128,13 @@ class Trained:
             some = np.stack(crops[first : first + _BATCH])
             # Always the same shape, so that it is compiled once.
             padded = np.resize(some, (_BATCH, *some.shape[1:]))
-            found.append(np.asarray(self._step(self._variables, padded))[: len(some)])
+            found.append(np.asarray(self._predict(padded))[: len(some)])
         return np.concatenate(found)
 
-    def __post_init__(self):
-        object.__setattr__(self, "_step", jax.jit(make_predict_step(self.model)))
-        object.__setattr__(self, "_variables", jax.device_put(self.state.variables))
+    @functools.cached_property
+    def _predict(self) -> Callable[[np.ndarray], jax.Array]:
+        variables = jax.device_put(self.state.variables)
+        return functools.partial(jax.jit(make_predict_step(self.model)), variables)
 
 
 def load(workdir: str | Path, which: str = "best") -> Trained:

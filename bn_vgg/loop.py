@@ -1,10 +1,4 @@
-"""One run, from wherever it stands to its result: the training loop.
-
-A run goes on from the first of these that is there:
-
-  1. `result.json` of the number of epochs that is asked for: it is finished;
-  2. the newest checkpoint that is intact: training goes on with the step after it;
-  3. nothing: training begins from the seed.
+"""The training loop of one run: epochs of chunks, evaluations, checkpoints, the result.
 
 The loop never runs far ahead of the devices: on an accelerator one chunk of steps computes and one
 is queued, on a CPU there is one. An epoch is recorded, and its checkpoint written, while the next
@@ -12,7 +6,6 @@ one trains.
 """
 
 import collections
-import contextlib
 import math
 import signal
 import statistics
@@ -20,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,15 +22,12 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from bn_vgg import checkpoint, cli, evaluation, finite, multihost, provenance
+from bn_vgg import checkpoint, evaluation, finite, multihost, provenance
 from bn_vgg.checkpoint import Checkpointer, Progress, digest_of
-from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.pipeline import Chunk, Data, Split
-from bn_vgg.data.splits import split
-from bn_vgg.devices import Devices
 from bn_vgg.errors import Interrupted, UserError
 from bn_vgg.metrics import TrainMetrics
-from bn_vgg.programs import Programs, make_programs
+from bn_vgg.programs import Programs
 from bn_vgg.run_dir import Workdir, flatten
 from bn_vgg.steps import TrainState, to_intensities
 from bn_vgg.stopping import StopRequest
@@ -57,126 +46,6 @@ def dropout_key(seed: int, epoch: int) -> jax.Array:
     """Returns the key of the dropout of `epoch`, counted from 0."""
     key = jax.random.key(seed, impl="threefry2x32")
     return jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), epoch)
-
-
-def train(
-    config: ConfigDict,
-    path: str,
-    *,
-    cache_folder: Path,
-    say: Callable[[str], None] = cli.say,
-    tensorboard: bool = True,
-    profile: bool = False,
-) -> dict[str, Any]:
-    """Makes a run, goes on with it, or finds it finished.
-
-    Args:
-      config: checked.
-      path: of the working directory.
-      cache_folder: where decoded images and compiled programs are kept.
-      say: shows a line to a person; on the first host alone.
-      tensorboard: whether to write its files, which imports TensorFlow.
-      profile: whether to trace a few steps for it; the run has to have enough.
-
-    Returns:
-      The content of `result.json`.
-
-    Raises:
-      UserError: the data, the working directory or the devices do not suit; hosts disagree; a
-        checkpoint cannot be read or written; a number was not finite.
-      Interrupted: it was asked to stop, and has kept its state.
-    """
-    is_first = jax.process_index() == 0
-    say = say if is_first else logging.info
-    provenance.pin_jax_settings()
-    cli.keep_compiled(cache_folder)
-    devices = Devices()
-    devices.check(config.batch_size, config.model.precision)
-    norm_digest = provenance.norm_digest(config.model.norm)
-    multihost.agree(flatten({"config": config.to_dict(), "code": _code(norm_digest)}))
-    workdir = Workdir(path, writes=is_first)
-    with workdir.locked():
-        data, metadata = load_data(config, cache_folder, devices, quiet=not is_first)
-        kept = {
-            "checkpoints": checkpoint.steps(workdir.checkpoints),
-            "finished": workdir.exists("result.json"),
-        }
-        multihost.agree(flatten({"data": metadata, "workdir": kept}))
-        multihost.starting()
-        workdir.claim(config.to_dict(), metadata, norm_digest)
-        multihost.check_shared(workdir.path / "config.json")
-        if (finished := finished_result(config, workdir)) is not None:
-            say(f"this run is finished: see {workdir.path}/result.json")
-            return finished
-        cli.log_to_file(workdir.path / "log.txt" if is_first else None)
-        say(
-            f"{config.name} seed {config.seed} on {devices.count} {jax.default_backend()} device(s)"
-        )
-        say(data.description)
-        board = None
-        if tensorboard and is_first:
-            board = TensorBoard(workdir.path, path.removeprefix("runs/"), profile=profile)
-        stop = StopRequest()
-        listening = contextlib.nullcontext() if multihost.has_peers() else stop.listening()
-        with (
-            Checkpointer(workdir.checkpoints, set_aside=workdir.damaged) as checkpointer,
-            ThreadPoolExecutor(1) as recorder,
-            listening,
-        ):
-            programs = make_programs(config.to_dict(), devices)
-            return Run(
-                config, workdir, data, programs, checkpointer, recorder, stop, board, say
-            ).train_and_evaluate()
-
-
-def finished_result(config: ConfigDict, workdir: Workdir) -> dict[str, Any] | None:
-    """Returns the result of a run that has done all its epochs, otherwise None."""
-    if not workdir.exists("result.json"):
-        return None
-    result = workdir.read("result.json")
-    return result if result["config"]["num_epochs"] == config.num_epochs else None
-
-
-def load_data(
-    config: ConfigDict, cache_folder: Path, devices: Devices, *, quiet: bool = False
-) -> tuple[Data, dict[str, Any]]:
-    """Opens the decoded images of a configuration, making them if need be, and places them.
-
-    Returns:
-      The data, and what `data.json` holds: source, fingerprint, classes, numbers of examples.
-
-    Raises:
-      UserError: the data cannot be read, or do not suit the configuration.
-    """
-    source, classes = config.data.source, config.model.num_classes
-    cache = open_or_build(source, min_side=config.data.min_side, folder=cache_folder, quiet=quiet)
-    if classes != len(cache.class_names):
-        raise UserError(
-            f"config.model.num_classes is {classes}, but {source} has {len(cache.class_names)} "
-            "classes; set --config.model.num_classes"
-        )
-    splits = split(
-        cache.keys, cache.splits,
-        valid_examples=config.data.valid_examples, test_examples=config.data.test_examples,
-    )  # fmt: skip
-    metadata = {
-        "source": source,
-        "fingerprint": cache.fingerprint,
-        "class_names": cache.class_names,
-        "examples": {name: len(indices) for name, indices in splits._asdict().items()},
-    }
-    return Data(config.to_dict(), cache, splits, devices), metadata
-
-
-def _code(norm_digest: str) -> dict[str, Any]:
-    """What computes a run: it has to be the same on all hosts."""
-    return {
-        "digest": provenance.digest("bn_vgg"),
-        "norm": norm_digest,
-        "versions": provenance.versions(),
-        "backend": jax.default_backend(),
-        "local_devices": jax.local_device_count(),
-    }
 
 
 class Run:
@@ -206,12 +75,14 @@ class Run:
         self.config, self.workdir, self.data, self.programs = config, workdir, data, programs
         self.checkpointer, self.recorder, self.stop = checkpointer, recorder, stop
         self.board, self.say, self.devices = board, say, programs.devices
-        self.progress, self.lines = Progress(), []
+        self.progress = Progress()
+        self.lines: list[dict[str, Any]] = []
         self._started, self._seconds_before = time.monotonic(), 0.0
         self._in_flight: collections.deque[Callable[[], Any]] = collections.deque()
         self._recording: Future = Future()
         self._recording.set_result(None)
-        self._compiling, self._speed = True, None
+        self._compiling = True
+        self._speed: float | None = None
         state, metrics = self._restore()
         self.step = self.progress.step
         self.state, self.metrics = self.devices.replicate((state, metrics))

@@ -8,7 +8,7 @@ field is a flag, --config.seed=1 or --config.model.norm=group: configs/default.p
 from absl import flags
 from ml_collections import config_flags
 
-from bn_vgg import cli, loop, multihost
+from bn_vgg import cli, launch, multihost
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
 
@@ -46,7 +46,7 @@ def main() -> None:
         _PROCESS_ID.value,
         timeout_seconds=_HOST_TIMEOUT.value,
     ):
-        loop.train(
+        launch.train(
             config,
             _WORKDIR.value or cli.default_workdir(config),
             cache_folder=choose_folder(_CACHE_DIR.value),

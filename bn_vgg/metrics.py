@@ -6,6 +6,7 @@ from functools import partial
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import metrics
 from jax import lax
 
@@ -35,7 +36,8 @@ class FirstNonFinite(metrics.Metric):
 
     def compute(self):
         """The step's number; -1 where all was finite."""
-        return jnp.where(self.step == _NEVER, -1, self.step)
+        # On the host: an operation on the device would wait for the chunk that is queued there.
+        return np.where(self.step == _NEVER, -1, self.step)
 
 
 @flax.struct.dataclass

@@ -270,10 +270,10 @@ def _initialize(coordinator, num_processes, process_id) -> None:
     before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         jax.distributed.initialize(
-            *(given if coordinator else ()),
+            coordinator, num_processes, process_id,
             initialization_timeout=_MEETING_SECONDS + 30,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        )
+        )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes did not meet: {error}") from error
     finally:

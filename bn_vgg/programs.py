@@ -103,15 +103,25 @@ def make_programs(config: Mapping[str, Any], devices: Devices) -> Programs:
     init = partial(init_state, model, optimizer)
     image = jax.ShapeDtypeStruct((1, crop_size, crop_size, 3), jnp.float32)
     variables = jax.eval_shape(init, jax.random.key(0), image).variables
-    before_norm = empty_moments(model, variables, crop_size, "before_norm")
-    empty = (
-        TrainMetrics.empty(),
-        (EvalMetrics.empty(), empty_moments(model, variables, crop_size, "output")),
-        Precise(jnp.zeros((), jnp.float32), None, before_norm),
-        ComparedMetrics.empty(),
-    )
     return Programs(
-        devices, model, optimizer, crop_size, jax.jit(init, compiler_options=options),
-        *map(devices.compile, (train_chunk, eval_chunk, precise_chunk, compare_chunk)),
-        *map(devices.replicate, empty),
+        devices=devices,
+        model=model,
+        optimizer=optimizer,
+        crop_size=crop_size,
+        init=jax.jit(init, compiler_options=options),
+        train_chunk=devices.compile(train_chunk),
+        eval_chunk=devices.compile(eval_chunk),
+        precise_chunk=devices.compile(precise_chunk),
+        compare_chunk=devices.compile(compare_chunk),
+        empty_training=devices.replicate(TrainMetrics.empty()),
+        empty_evaluation=devices.replicate(
+            (EvalMetrics.empty(), empty_moments(model, variables, crop_size, "output"))
+        ),
+        empty_precise=devices.replicate(
+            Precise(
+                jnp.zeros((), jnp.float32), None,
+                empty_moments(model, variables, crop_size, "before_norm"),
+            )
+        ),
+        empty_comparison=devices.replicate(ComparedMetrics.empty()),
     )  # fmt: skip
