@@ -25,7 +25,7 @@ from bn_vgg.data.images import scale_shorter_side
 from bn_vgg.errors import UserError
 from bn_vgg.models.vgg import VGG
 from bn_vgg.models.vgg import make_model as _make_model
-from bn_vgg.optimizer import rmsprop
+from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import Workdir, with_added
 from bn_vgg.steps import TrainState, init_state, make_predict_step
 from bn_vgg.steps import make_train_step as _make_train_step
@@ -82,8 +82,11 @@ def make_model(config: ConfigDict) -> VGG:
 
 
 def make_train_step(config: ConfigDict, model: VGG):
-    """Returns the training step of one device, see `steps.make_train_step`."""
-    return _make_train_step(model, rmsprop(**config.to_dict()["optimizer"]))
+    """Returns the training step of one device, see `steps.make_train_step`.
+
+    A schedule's epoch is of 200 updates, as with the 20,000 training photographs.
+    """
+    return _make_train_step(model, make_optimizer(config.to_dict(), steps_per_epoch=200))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +164,7 @@ def load(workdir: str | Path, which: str = "best") -> Trained:
     side = config["data"]["crop_size"]
     like = jax.eval_shape(
         lambda: init_state(
-            model, rmsprop(**config["optimizer"]), jax.random.key(0), jnp.zeros((1, side, side, 3))
+            model, make_optimizer(config, 1), jax.random.key(0), jnp.zeros((1, side, side, 3))
         )
     )
     progress, state = _newest(run, like)

@@ -12,6 +12,7 @@ from bn_vgg.errors import UserError
 from bn_vgg.models.batch_norm import AVERAGES
 from bn_vgg.models.norms import NORMALIZERS, NormFactory
 from bn_vgg.models.vgg import DTYPES, PADDINGS, PASSES, PRECISIONS, count_values, make_model
+from bn_vgg.optimizer import SCHEDULES, make_optimizer
 from bn_vgg.run_dir import flatten
 
 # Of a network, and of what its convolutions compute for one example: 8 GiB each.
@@ -102,6 +103,13 @@ _CHECKS: dict[str, _Check] = {
     "model.dropout_rate": _number(0, 1),
     "model.dtype": _one_of(DTYPES),
     "model.precision": _one_of(PRECISIONS),
+    "optimizer.name": (_is_text, "a name"),
+    "optimizer.kwargs": (lambda x: isinstance(x, dict), "a dict"),
+    "optimizer.weight_decay": _number(0, 1e6),
+    "optimizer.clip_norm": _number(0, 1e6),
+    "schedule.name": _one_of(SCHEDULES),
+    "schedule.warmup_epochs": _number(0, 1e6),
+    "schedule.kwargs": (lambda x: isinstance(x, dict), "a dict"),
     "optimizer.learning_rate": _positive(),
     "optimizer.decay": _number(0, 1),
     "optimizer.epsilon": _positive(),
@@ -150,6 +158,7 @@ def check_config(config: dict[str, Any]) -> None:
         raise UserError(
             f"config.model.norm_kwargs is {kwargs}, which JSON cannot hold: {error}"
         ) from error
+    make_optimizer(config, steps_per_epoch=1)
     model = make_model(**config["model"])
     _check_size(flat)
     if model.norm.name in NORMALIZERS and flat["model.norm_kwargs"]:

@@ -95,7 +95,7 @@ def train(
             ThreadPoolExecutor(1) as recorder,
             listening,
         ):
-            programs = make_programs(config.to_dict(), devices)
+            programs = make_programs(config.to_dict(), devices, data.steps_per_epoch)
             return Run(
                 config, workdir, data, programs, checkpointer, recorder, stop, board, say
             ).train_and_evaluate()

@@ -27,6 +27,7 @@ from bn_vgg.checkpoint import Checkpointer, Progress, digest_of
 from bn_vgg.data.pipeline import Chunk, Data, Split
 from bn_vgg.errors import Interrupted, UserError
 from bn_vgg.metrics import TrainMetrics
+from bn_vgg.optimizer import make_schedule
 from bn_vgg.programs import Programs
 from bn_vgg.run_dir import Workdir, flatten
 from bn_vgg.steps import TrainState, to_intensities
@@ -199,6 +200,8 @@ class Run:
         channels = evaluation.activity(validated.moments, has_relu=not norm.has_activation)
         scalars = {f"train/{name}": trained[name] for name in ("loss", "error_rate")}
         scalars["train/gradient_norm"] = trained["gradient_norm"]
+        rate = make_schedule(config.to_dict(), self.data.steps_per_epoch)
+        scalars["train/learning_rate"] = float(rate(step - 1) if callable(rate) else rate)
         if speed is not None:
             scalars["train/images_per_second"] = speed
         self.progress = progress = self.progress.after_epoch(

@@ -14,7 +14,7 @@ from bn_vgg.devices import Devices
 from bn_vgg.evaluation import Precise, empty_moments, make_compare_step, make_precise_step
 from bn_vgg.metrics import ComparedMetrics, EvalMetrics, TrainMetrics, merge_moments
 from bn_vgg.models.vgg import VGG, make_model
-from bn_vgg.optimizer import rmsprop
+from bn_vgg.optimizer import make_optimizer
 from bn_vgg.steps import TrainState, init_state, make_eval_step, make_train_step
 
 
@@ -49,16 +49,17 @@ class Programs(NamedTuple):
     empty_comparison: ComparedMetrics
 
 
-def make_programs(config: Mapping[str, Any], devices: Devices) -> Programs:
+def make_programs(config: Mapping[str, Any], devices: Devices, steps_per_epoch: int) -> Programs:
     """Makes the programs of a run. They are compiled when they are first called.
 
     Args:
       config: the run's, nested.
       devices: what they run on.
+      steps_per_epoch: updates of an epoch, for the schedule.
     """
     axis_name, crop_size = devices.axis_name, config["data"]["crop_size"]
     model = make_model(**config["model"], axis_name=axis_name)
-    optimizer = rmsprop(**config["optimizer"])
+    optimizer = make_optimizer(config, steps_per_epoch)
     train_step = make_train_step(model, optimizer, axis_name)
     eval_step = make_eval_step(model, axis_name)
     precise_step = make_precise_step(model, axis_name)

@@ -33,7 +33,14 @@ ONLY_SPEED = {
 # Fields that were added since runs were recorded, and what these ran with.
 ADDED: dict[str, dict[str, Any]] = {
     "model": {"precision": "highest"},
-    "optimizer": {"bias_correction": False},
+    "optimizer": {
+        "bias_correction": False,
+        "name": "rmsprop",
+        "kwargs": {},
+        "weight_decay": 0.0,
+        "clip_norm": 0.0,
+    },
+    "schedule": {"name": "constant", "warmup_epochs": 0.0, "kwargs": {}},
 }
 
 
@@ -246,7 +253,9 @@ def flatten(
 
 def _refuse_other(path, old: dict[str, Any], new: dict[str, Any]) -> None:
     old, new = flatten(with_added(old)), flatten(with_added(new))
-    if new["num_epochs"] > old.get("num_epochs", 0):
+    # A schedule other than `constant` would have had other rates for the epochs that are done.
+    may_grow = new["schedule.name"] == "constant"
+    if may_grow and new["num_epochs"] > old.get("num_epochs", 0):
         old["num_epochs"] = new["num_epochs"]
     old |= {field: new[field] for field in ONLY_SPEED & new.keys()}
     missing = "(not there)"
@@ -258,5 +267,5 @@ def _refuse_other(path, old: dict[str, Any], new: dict[str, Any]) -> None:
     if differing:
         raise UserError(
             f"{path} holds a run of another configuration: {'; '.join(differing)}. "
-            "Name another --workdir (only num_epochs may grow)"
+            "Name another --workdir (only num_epochs may grow, under a constant learning rate)"
         )

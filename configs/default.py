@@ -75,15 +75,31 @@ def get_config(variant: str = "full") -> ConfigDict:
     # every device; `tensorfloat32`, what PyTorch uses for convolutions, is for NVIDIA GPUs alone.
     model.precision = "highest"
 
-    # RMSProp: step = learning_rate * g / max(sqrt(ms), epsilon),
-    #          ms = decay * ms + (1 - decay) * g**2, from 0.
     config.optimizer = optimizer = ConfigDict()
+    # A name in bn_vgg/optimizer.py, or any function that returns an Optax transformation:
+    # `optax:lion`, `package.module:function`. It is called with the rate and `kwargs`.
+    optimizer.name = "rmsprop"
     optimizer.learning_rate = 3e-4
+    optimizer.kwargs = ConfigDict()
+    # Of `rmsprop` alone: step = learning_rate * g / max(sqrt(ms), epsilon),
+    #                     ms = decay * ms + (1 - decay) * g**2, from 0.
     optimizer.decay = 0.999
     optimizer.epsilon = 1e-5
     # Divide ms by 1 - decay**t at update t. The post does not, so that its first updates are up
     # to 31.6 times the nominal size; at 128x128 some seeds then learn nothing for epochs.
     optimizer.bias_correction = False
+    # Each update subtracts learning_rate * weight_decay * kernel; biases and scales are left alone.
+    optimizer.weight_decay = 0.0
+    # The largest norm of all gradients together; larger ones are scaled down. 0: no limit.
+    optimizer.clip_norm = 0.0
+
+    # Of the learning rate, per update: `constant`, `cosine`, `linear`, `one_cycle` or `step`.
+    config.schedule = ConfigDict()
+    config.schedule.name = "constant"
+    # Of a linear increase from 0 beforehand, in epochs.
+    config.schedule.warmup_epochs = 0.0
+    # What the schedule takes, such as {'final': 0.1}: see bn_vgg/optimizer.py.
+    config.schedule.kwargs = ConfigDict()
 
     config.eval = ConfigDict()
     # Examples of one evaluation step, over all devices. Changes only the speed.

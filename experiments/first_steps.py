@@ -7,19 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bn_vgg.feed import with_windows
+from bn_vgg.parallel import Devices
+from bn_vgg.run_data import RunData
+from bn_vgg.state import init_state
 from jax import lax
 from ml_collections import ConfigDict
 
 from bn_vgg import train
 from bn_vgg.data import batches
 from bn_vgg.errors import UserError
-from bn_vgg.feed import with_windows
 from bn_vgg.launch import prepare_data
 from bn_vgg.models.vgg import layer_activations, make_model
 from bn_vgg.optimizer import rmsprop
-from bn_vgg.parallel import Devices
-from bn_vgg.run_data import RunData
-from bn_vgg.state import init_state
 from bn_vgg.steps import make_train_step, to_intensities
 from experiments.reporting.tables import TAKEN_OFF
 

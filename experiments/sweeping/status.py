@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from bn_vgg.hooks import format_seconds
+
 from experiments.sweeping.plan import PlannedRun
 from experiments.sweeping.state import DONE, FAILED, RUNNING, TO_DO, RunState
 

@@ -16,16 +16,16 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bn_vgg.data.batches import Images
+from bn_vgg.feed import Feed
+from bn_vgg.hooks import Hooks
+from bn_vgg.parallel import Devices
 from ml_collections import ConfigDict
 
 from bn_vgg import train
 from bn_vgg.data import batches
-from bn_vgg.data.batches import Images
 from bn_vgg.evaluation import Evaluator
-from bn_vgg.feed import Feed
-from bn_vgg.hooks import Hooks
 from bn_vgg.launch import prepare_data
-from bn_vgg.parallel import Devices
 from bn_vgg.programs import make_programs
 from bn_vgg.run_dir import Workdir
 from bn_vgg.steps import empty_evaluation

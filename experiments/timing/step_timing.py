@@ -10,15 +10,15 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bn_vgg.feed import batches_per_dispatch
+from bn_vgg.parallel import Devices
 from ml_collections import ConfigDict
 
 from bn_vgg import cli
-from bn_vgg.feed import batches_per_dispatch
 from bn_vgg.metrics import TrainMetrics
 from bn_vgg.models import vgg
 from bn_vgg.models.convolution import cpu_compiler_options, plain_conv
 from bn_vgg.models.vgg import DTYPES, PADDINGS
-from bn_vgg.parallel import Devices
 from bn_vgg.programs import make_programs
 from bn_vgg.steps import make_train_step, to_intensities
 
