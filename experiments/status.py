@@ -82,7 +82,7 @@ def shorten(text: str, size: int) -> str:
     return text if len(text) <= size else f"{text[: size - cut - 1]}…{text[-cut:]}"
 
 
-def _lay_out(rows: list[tuple[str, ...]], width: int) -> list[str]:
+def _lay_out(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[0] = min(widths[0], max(_NAME, width - sum(size + 2 for size in widths[1:])))
     lines = []

@@ -1,19 +1,20 @@
 """Sweeps by SkyPilot: its task file read by itself, its calls against a stand-in."""
 
 import shlex
-import threading
+import sys
 import types
 
 import pytest
 
-from bn_vgg.errors import UserError
-from bn_vgg.run_dir import Workdir
-from experiments.sweeping import sky_jobs
-from experiments.sweeping.plan import PlannedRun
-from experiments.sweeping.sky_jobs import DEVICES, TASK, SkyJobs
+from bn_vgg.errors import EXIT_BUG, EXIT_USER_ERROR, UserError
+from experiments.executors.sky import CHIPS, TASK, Sky
+from experiments.plan import PlannedRun, find_preset, parse_shard, plan
 
-RUN = PlannedRun("full-demo", 1, "configs/full.py:demo", {"num_epochs": "3"}, num_epochs=3)
 OUT = "gs://bucket/some sweep"
+RUNS = [
+    PlannedRun("full-demo", seed, "configs/full.py:demo", {"num_epochs": "3"}, num_epochs=3)
+    for seed in range(5)
+]
 
 
 class Status:
@@ -21,15 +22,16 @@ class Status:
         self.value = value
 
     def is_terminal(self):
-        return self.value in ("SUCCEEDED", "FAILED", "CANCELLED")
+        return self.value not in ("PENDING", "RUNNING", "RECOVERING")
 
 
-class StandIn:
+class StandIn(types.ModuleType):
     """SkyPilot: a request's id is what it will return."""
 
-    def __init__(self, statuses=("RUNNING", "SUCCEEDED"), reason=None, unfinished=()):
-        self.statuses, self.reason, self.unfinished = list(statuses), reason, unfinished
-        self.launched, self.cancelled, self.asked = [], [], []
+    def __init__(self):
+        super().__init__("sky")
+        self.status, self.reason, self.unfinished = "RUNNING", None, []
+        self.launched, self.cancelled = [], []
         self.accelerators = {"tpu-v5litepod-1": 1}
         self.jobs = self
         self.Task = self
@@ -50,11 +52,11 @@ class StandIn:
         return [7], None
 
     def queue_v2(self, refresh, **which):
-        self.asked.append(which)
         if "name_match" in which:
+            assert which["skip_finished"]
             return [types.SimpleNamespace(job_id=id) for id in self.unfinished], 0, {}, 0
-        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
-        record = types.SimpleNamespace(status=Status(status), failure_reason=self.reason)
+        assert which == {"job_ids": [7]}
+        record = types.SimpleNamespace(status=Status(self.status), failure_reason=self.reason)
         return [record], 1, {}, 1
 
     def cancel(self, job_ids):
@@ -62,23 +64,15 @@ class StandIn:
 
 
 @pytest.fixture
-def make_jobs(monkeypatch, tmp_path):
-    """Returns the backend of a stand-in, whose bucket is a folder."""
-
-    def make(sky):
-        monkeypatch.setattr(sky_jobs, "_import_sky", lambda: sky)
-        monkeypatch.setattr(sky_jobs, "_SECONDS_BETWEEN_LOOKS", 0.01)
-        jobs = SkyJobs(OUT, ["--notensorboard"], str(TASK))
-        monkeypatch.setattr(jobs, "workdir", lambda run: Workdir(str(tmp_path), writes=False))
-        return jobs
-
-    return make
+def sky(monkeypatch):
+    stand_in = StandIn()
+    monkeypatch.setitem(sys.modules, "sky", stand_in)
+    return stand_in
 
 
-def execute(jobs):
-    said = []
-    (slot,) = jobs.slots([RUN], said.append)
-    return slot, slot.execute(RUN), said
+def executor(jobs=None, per_run=None, task=TASK):
+    sweep_flags = ["--preset=figure1", "--seeds=3", "--notensorboard"]
+    return Sky(OUT, ["--notensorboard"], sweep_flags, str(task), jobs, per_run)
 
 
 def test_skypilot_reads_the_task_file():
@@ -88,92 +82,122 @@ def test_skypilot_reads_the_task_file():
     assert resources.accelerators == {"tpu-v5litepod-1": 1}
     assert resources.accelerator_args["runtime_version"] == "v2-alpha-tpuv5-lite"
     assert resources.use_spot
-    assert set(resources.accelerators) <= DEVICES.keys()
-    task.update_envs({"ARGUMENTS": "--config='a b'", "COMMIT": "c0ffee"})
-    assert task.envs["ARGUMENTS"] == "--config='a b'"
-    SkyJobs(OUT, [], str(TASK))
+    assert set(resources.accelerators) <= CHIPS.keys()
+    task.update_envs({"ARGUMENTS": "-m bn_vgg.main --config='a b'", "COMMIT": "c0ffee"})
+    assert '/python "$ARGUMENTS"' in task.run
+    assert len(executor().divide(RUNS)) == 5
 
 
-def test_a_job_does_what_the_run_needs_from_this_checkout(make_jobs, tmp_path):
-    sky = StandIn()
-    (tmp_path / "result.json").write_text("{}")
-    jobs = make_jobs(sky)
-    _, outcome, said = execute(jobs)
-    assert outcome.error is None
+def test_a_job_makes_a_run_from_this_checkout(sky):
+    jobs = executor()
+    work = jobs.divide(RUNS)[1]
+    job = jobs.start(work, 0)
     ((name, envs, workdir),) = sky.launched
-    assert name == jobs.job_name(RUN)
+    assert name == jobs.job_name(work) != jobs.job_name(jobs.divide(RUNS)[0])
     assert shlex.split(envs["ARGUMENTS"]) == [
-        "--config=configs/full.py:demo", "--config.seed=1", "--config.num_epochs=3",
-        "--workdir=gs://bucket/some sweep/full-demo/seed1", "--notensorboard",
+        "-m", "bn_vgg.main", "--config=configs/full.py:demo", "--config.seed=1",
+        "--config.num_epochs=3", "--workdir=gs://bucket/some sweep/full-demo/seed1",
+        "--notensorboard",
     ]  # fmt: skip
-    assert workdir == str(sky_jobs._ROOT)
-    assert said[-1] == "full-demo/seed1: managed job 7, `sky jobs logs 7`"
-    assert not sky.cancelled
-    (command,) = jobs.commands([RUN])
-    assert f"--env=ARGUMENTS={envs['ARGUMENTS']}" in shlex.split(command)
-
-
-def test_a_sweep_that_was_killed_finds_its_job_again(make_jobs, tmp_path):
-    sky = StandIn(unfinished=[5])
-    (tmp_path / "result.json").write_text("{}")
-    _, outcome, said = execute(make_jobs(sky))
-    assert outcome.error is None
-    assert not sky.launched
-    assert "managed job 5" in said[-1]
-    assert {"job_ids": [5]} in sky.asked
-
-
-def test_a_job_that_fails_says_why(make_jobs):
-    _, outcome, _ = execute(make_jobs(StandIn(["FAILED"], reason="exit\n status 2")))
-    assert outcome.error == "job 7 is FAILED: exit status 2"
-    assert not outcome.lost
-
-
-def test_a_job_without_a_result_is_no_success(make_jobs):
-    _, outcome, _ = execute(make_jobs(StandIn(["SUCCEEDED"])))
-    assert outcome.error.startswith("it ended well, but there is no result.json in ")
-
-
-def test_what_skypilot_raises_is_said_in_a_line(make_jobs, monkeypatch):
-    sky = StandIn()
-    jobs = make_jobs(sky)
-    monkeypatch.setattr(sky, "launch", lambda *_, **__: 1 / 0)
-    _, outcome, _ = execute(jobs)
-    assert outcome.error == "SkyPilot: ZeroDivisionError: division by zero"
-
-
-def test_a_sweep_that_is_stopped_cancels_its_jobs(make_jobs):
-    sky = StandIn(["RUNNING"])
-    (slot,) = make_jobs(sky).slots([RUN], lambda _: None)
-    outcomes = []
-    thread = threading.Thread(target=lambda: outcomes.append(slot.execute(RUN)))
-    thread.start()
-    slot.stop()
-    thread.join(10)
+    assert workdir == str(TASK.parents[1])
+    assert f"--env=ARGUMENTS={envs['ARGUMENTS']}" in shlex.split(jobs.command(work))
+    assert jobs.poll(job) is None
+    sky.status = "SUCCEEDED"
+    assert jobs.poll(job).status == 0
+    jobs.stop(job)
     assert sky.cancelled == [7]
-    assert outcomes[0].lost
 
 
-def test_chips_that_cannot_share_a_batch_are_refused_before_anything_is_launched(make_jobs):
-    sky = StandIn()
-    sky.accelerators = {"tpu-v5litepod-8": 1}
-    with pytest.raises(UserError, match=r"the 8 devices of tpu-v5litepod-8 cannot share batches"):
-        make_jobs(sky).slots([RUN], lambda _: None)
+def test_a_sweep_that_was_killed_finds_its_job_again(sky, capsys):
+    sky.unfinished = [7]
+    jobs = executor()
+    assert jobs.start(jobs.divide(RUNS)[0], 0) == 7
     assert not sky.launched
+    assert "full-demo/seed0: managed job 7, `sky jobs logs 7`" in capsys.readouterr().out
 
 
-def test_a_tpu_that_is_not_there_is_refused(make_jobs):
-    sky = StandIn()
-    sky.accelerators = {"tpu-v5litepod-3": 1}
-    with pytest.raises(UserError, match=r"no TPU tpu-v5litepod-3; there are: tpu-v5litepod-1, "):
-        make_jobs(sky)
+@pytest.mark.parametrize(
+    ("state", "reason", "exit_status"),
+    [
+        (
+            "FAILED",
+            "Job exited with exit\n code 2 (user program failure). See log",
+            EXIT_USER_ERROR,
+        ),
+        ("FAILED", "Job exited with exit code 134 (user program failure).", 134),
+        ("FAILED", None, EXIT_BUG),
+        ("FAILED_NO_RESOURCE", "no quota", EXIT_USER_ERROR),
+    ],
+)
+def test_a_job_that_fails_says_why(sky, state, reason, exit_status):
+    jobs = executor()
+    job = jobs.start(jobs.divide(RUNS)[0], 0)
+    sky.status, sky.reason = state, reason
+    ended = jobs.poll(job)
+    assert (ended.status, ended.lost) == (exit_status, False)
+    assert ended.error.startswith(f"job 7 is {state}: ")
+
+
+def test_what_skypilot_raises_is_said_in_a_line_and_tried_again(sky, monkeypatch):
+    jobs = executor()
+    monkeypatch.setattr(sky, "launch", lambda *_, **__: 1 / 0)
+    ended = jobs.poll(jobs.start(jobs.divide(RUNS)[0], 0))
+    assert ended.error == "SkyPilot: ZeroDivisionError: division by zero"
+    assert ended.status == EXIT_BUG
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "per_run", "jobs", "shards"),
+    [
+        ({"tpu-v5litepod-4": 1}, None, None, [3, 2]),
+        ({"tpu-v5litepod-8": 1}, None, 3, [5]),
+        ({"tpu-v5litepod-8": 1}, 2, None, [3, 2]),
+        ({"tpu-v5p-8": 1}, None, 1, [5]),
+        ({"H100": 2}, None, None, [2, 2, 1]),
+    ],
+)
+def test_each_chip_of_a_host_makes_a_run_of_a_shard(sky, accelerators, per_run, jobs, shards):
+    sky.accelerators = accelerators
+    executed = executor(jobs, per_run).divide(RUNS)
+    assert [len(work.runs) for work in executed] == shards
+    assert {run.folder for work in executed for run in work.runs} == {run.folder for run in RUNS}
+    flags = executed[0].arguments
+    assert flags[:2] == ("-m", "experiments.sweep")
+    assert f"--out={OUT}" in flags
+    index, count = parse_shard(flags[-2].removeprefix("--shard="))
+    assert executed[0].runs == tuple(RUNS[index::count])
+
+
+def test_a_pod_or_all_chips_of_a_host_make_one_run_together(sky):
+    sky.accelerators = {"tpu-v5litepod-4": 1}
+    assert [len(work.runs) for work in executor(per_run=4).divide(RUNS)] == [1] * 5
+    runs = plan(find_preset("figure1"), variant="full", seeds=[0], settings={"batch_size": "160"})
+    sky.accelerators = {"tpu-v5litepod-16": 1}
+    assert [work.arguments[1] for work in executor().divide(runs)] == ["bn_vgg.main"] * 2
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "per_run", "message"),
+    [
+        ({"tpu-v5litepod-16": 1}, None, "16 chips of tpu-v5litepod-16 cannot share batches of 50"),
+        ({"tpu-v5litepod-8": 1}, 8, "8 chips of tpu-v5litepod-8 cannot share batches of 50"),
+        ({"tpu-v5litepod-3": 1}, None, "no TPU tpu-v5litepod-3; there are: tpu-v5litepod-1, "),
+    ],
+)
+def test_hardware_that_does_not_suit_is_refused_before_a_launch(
+    sky, accelerators, per_run, message
+):
+    sky.accelerators = accelerators
+    with pytest.raises(UserError, match=message):
+        executor(per_run=per_run).divide(RUNS)
+    assert not sky.launched
 
 
 def test_a_task_file_that_is_none_is_refused(tmp_path):
     pytest.importorskip("sky")
     path = tmp_path / "task.yaml"
     with pytest.raises(UserError, match="--sky_task="):
-        SkyJobs(OUT, [], str(path))
+        executor(task=path)
     path.write_text("run: echo hello\n")
     with pytest.raises(UserError, match="has no ARGUMENTS among its envs"):
-        SkyJobs(OUT, [], str(path))
+        executor(task=path)
