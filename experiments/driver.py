@@ -28,15 +28,7 @@ class Driver:
         self, executor: Executor, state: DriverState, out: str, say: Callable[[str], None],
         attempts: int = ATTEMPTS,
     ):  # fmt: skip
-        """Prepares.
-
-        Args:
-          executor: it is open.
-          state: where attempts are noted.
-          out: the sweep's folder.
-          say: shows a line to a person.
-          attempts: at each work, at most.
-        """
+        """`executor` is open; `state` is where attempts are noted; `out` is the sweep's folder."""
         self._executor, self._state, self._out, self._say = executor, state, out, say
         self._attempts = attempts
         self._begun: collections.Counter[str] = collections.Counter()
@@ -99,9 +91,7 @@ class Driver:
         """Notes how work ended; returns whether to try it again."""
         left = unfinished(self._out, list(work.runs))
         if not ended.status and left:
-            ended = Ended(
-                1, f"it ended well, but {left[0].folder} has no result.json of all epochs"
-            )
+            ended = Ended(1, f"it ended well, but {left[0].folder} has no result of all epochs")
         self._ended.append((work, ended))
         self._begun[work.name] -= ended.lost
         again = ended.lost or self._begun[work.name] < self._attempts

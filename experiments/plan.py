@@ -20,23 +20,14 @@ _LONGEST_NAME = 80
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-      name: the configuration's, with its variant: `meanonly_crop-small`.
-      seed: of the run.
-      config: file and variant: `configs/meanonly_crop.py:small`.
-      overrides: fields and their values as text, besides the seed: {'num_epochs': '20'}.
-      num_epochs: planned.
-      resources: asked of a Ray cluster: {'CPU': 1}.
-    """
-
-    name: str
+    name: str  # of the configuration, with its variant: meanonly_crop-small
     seed: int
-    config: str
-    overrides: dict[str, str]
+    config: str  # file and variant: configs/meanonly_crop.py:small
+    overrides: dict[str, str]  # fields besides the seed: {"num_epochs": "20"}
     num_epochs: int = 0
-    resources: dict[str, float] = field(default_factory=dict)
+    resources: dict[str, float] = field(default_factory=dict)  # of a Ray cluster: {"CPU": 1}
 
     @property
     def folder(self) -> str:
@@ -214,11 +205,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, str]:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Reads `0/4`, the first of four shards, as (0, 4).
-
-    Raises:
-      UserError: it is no such pair.
-    """
+    """Reads `0/4`, the first of four shards, as (0, 4); a UserError where it is none."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
         raise UserError(f"--shard={text}: write I/N, from 0/N to N-1/N")

@@ -37,23 +37,14 @@ DONE, RUNNING, FAILED, TO_DO = "done", "running", "failed", "to do"
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run is.
-
-    Attributes:
-      state: one of `DONE`, `RUNNING`, `FAILED`, `TO_DO`.
-      epochs: finished.
-      best_error_rate: of validation, so far; None before the first epoch.
-      test_error_rate: of a finished run.
-      seconds: spent on it until its last epoch.
-      error: of the last attempt, in a line.
-    """
+    """How far a run is: `DONE`, `RUNNING`, `FAILED` or `TO_DO`, and what it has given so far."""
 
     state: str
-    epochs: int = 0
-    best_error_rate: float | None = None
-    test_error_rate: float | None = None
-    seconds: float = 0.0
-    error: str | None = None
+    epochs: int = 0  # finished
+    best_error_rate: float | None = None  # of validation
+    test_error_rate: float | None = None  # of a finished run
+    seconds: float = 0.0  # until its last epoch
+    error: str | None = None  # of the last attempt, in a line
 
 
 class DriverState:
@@ -92,11 +83,16 @@ def driving(out: str) -> Iterator[DriverState]:
     """Takes charge of a sweep's folder. An address such as gs:// has no lock.
 
     Raises:
-      UserError: another process is in charge, or the folder cannot be written.
+      UserError: another process is in charge, or the folder holds other files or cannot be
+        written.
     """
     folder = epath.Path(out)
     lock = None if "://" in out else FileLock(Path(out) / _LOCK)
     try:
+        if folder.exists() and not (folder / PLAN).exists() and any(folder.glob("[!.]*")):
+            raise UserError(
+                f"{out} holds no sweep ({PLAN} is missing), but other files: name another --out"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         if lock is not None:
             lock.acquire(timeout=1)  # --status holds it for a moment
@@ -112,14 +108,9 @@ def driving(out: str) -> Iterator[DriverState]:
     try:
         yield state
     finally:
-        if (folder / PLAN).exists():
-            state.leave()
+        state.leave()
         if lock is not None:
             lock.release()
-            if not (folder / PLAN).exists():  # leave no trace
-                with contextlib.suppress(OSError):
-                    (Path(out) / _LOCK).unlink()
-                    Path(out).rmdir()
 
 
 def read_driver(out: str) -> dict[str, Any] | None:
@@ -150,7 +141,7 @@ def claim(
     """Takes the folder for a sweep, or goes on with it; more seeds and epochs may be asked for.
 
     Raises:
-      UserError: it holds runs of another sweep, or other files, or cannot be written.
+      UserError: it holds runs of another sweep, or cannot be written.
     """
     folder = epath.Path(out)
     told = {"preset": preset, "variant": variant, "settings": settings}
@@ -166,10 +157,6 @@ def claim(
             if begun:
                 _refuse_other(out, before, told)
             planned = begun | planned
-        elif folder.exists() and any(each.name != _LOCK for each in folder.iterdir()):
-            raise UserError(
-                f"{out} holds no sweep ({PLAN} is missing), but other files: name another --out"
-            )
         folder.mkdir(parents=True, exist_ok=True)
         of_runs = [{"folder": run.folder, **asdict(run)} for run in planned.values()]
         _write(folder / PLAN, {"format": FORMAT, **told, "runs": of_runs})

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from experiments import first_steps
-from experiments.sweeping.plan import find_preset, plan
+from experiments.plan import find_preset, plan
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()

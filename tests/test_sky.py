@@ -168,12 +168,12 @@ def test_each_chip_of_a_host_makes_a_run_of_a_shard(sky, accelerators, per_run, 
     assert executed[0].runs == tuple(RUNS[index::count])
 
 
-def test_a_pod_or_all_chips_of_a_host_make_one_run_together(sky):
-    sky.accelerators = {"tpu-v5litepod-4": 1}
-    assert [len(work.runs) for work in executor(per_run=4).divide(RUNS)] == [1] * 5
+@pytest.mark.parametrize(("accelerator", "per_run"), [("v5litepod-16", None), ("v6e-4", 4)])
+def test_a_pod_or_all_chips_of_a_host_make_one_run_together(sky, accelerator, per_run):
+    sky.accelerators = {f"tpu-{accelerator}": 1}
     runs = plan(find_preset("figure1"), variant="full", seeds=[0], settings={"batch_size": "160"})
-    sky.accelerators = {"tpu-v5litepod-16": 1}
-    assert [work.arguments[1] for work in executor().divide(runs)] == ["bn_vgg.main"] * 2
+    works = executor(per_run=per_run).divide(runs)
+    assert [work.arguments[1] for work in works] == ["bn_vgg.main"] * 2
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from bn_vgg import cli
 from bn_vgg.errors import UserError
-from experiments.executors import Ended, Work, one_each, python_command
-from experiments.plan import PlannedRun
+from experiments.executors import Ended, Executor, Work
 
 # The network's layers are small: two runs on a core each get through as much as one after the
 # other on both cores, but one run on two cores is done sooner.
@@ -38,34 +37,18 @@ class Share:
     cores: tuple[int, ...] = ()  # none: all
 
 
-class Local:
+class Local(Executor):
     """The executor. `platform` is JAX's name of the hardware, once it is open."""
-
-    poll_seconds = 0.5
-    # A slow CPU takes 15 seconds for the steps that it must finish before it can stop.
-    stop_seconds = 90.0
 
     def __init__(
         self, out: str, flags: Sequence[str], jobs: int | None = None, per_run: int | None = None
     ):
-        """Prepares.
-
-        Args:
-          out: the sweep's folder.
-          flags: of `bn_vgg.main`, besides the configuration and the workdir.
-          jobs: runs at once, at most; None: as many as there is hardware for.
-          per_run: GPUs, TPU chips or cores of each run; None: 1, 1 or 2.
-        """
-        self._out, self._flags, self._jobs, self._per_run = out, flags, jobs, per_run
+        """`jobs` and `per_run` are those of `share_out`."""
+        super().__init__(out, flags)
+        self._jobs, self._per_run = jobs, per_run
         self.platform = ""
         self._shares: list[Share] = []
         self._outputs = tempfile.mkdtemp(prefix="bn_vgg-") if "://" in out else out
-
-    def divide(self, runs: Sequence[PlannedRun]) -> list[Work]:
-        """See `Executor`."""
-        return one_each(runs, self._out, self._flags)
-
-    command = staticmethod(python_command)
 
     def open(self, work: Sequence[Work]) -> list[str]:
         """See `Executor`."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bn_vgg.errors import UserError
-from experiments.executors import Ended, Work, one_each, python_command
+from experiments.executors import Ended, Executor, Work
 from experiments.executors.local import Process
 from experiments.plan import PlannedRun
 
@@ -24,34 +24,19 @@ _FRACTION, _USUAL_FRACTION = "XLA_CLIENT_MEM_FRACTION", 0.75
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-class Ray:
+class Ray(Executor):
     """The executor."""
 
     poll_seconds = 2.0
-    stop_seconds = 90.0
-    command = staticmethod(python_command)
 
     def __init__(self, out: str, flags: Sequence[str], address: str = "auto"):
-        """Prepares.
-
-        Args:
-          out: the sweep's folder; the nodes must see it.
-          flags: of `bn_vgg.main`, besides the configuration and the workdir.
-          address: of the cluster's head; `auto`: the cluster that this machine belongs to.
-
-        Raises:
-          UserError: Ray is not installed.
-        """
+        """Raises a UserError where Ray is not installed; all nodes must see `out`."""
         try:
             import ray
         except ModuleNotFoundError as error:
             raise UserError("--executor=ray needs Ray: pip install -e '.[ray]'") from error
-        self._out = out if "://" in out else os.path.abspath(out)
-        self._flags, self._address, self._ray = flags, address, ray
-
-    def divide(self, runs: Sequence[PlannedRun]) -> list[Work]:
-        """See `Executor`."""
-        return one_each(runs, self._out, self._flags)
+        super().__init__(out if "://" in out else os.path.abspath(out), flags)
+        self._address, self._ray = address, ray
 
     def open(self, work: Sequence[Work]) -> list[str]:
         """A slot for each run: Ray queues those that the nodes have no room for.

@@ -16,7 +16,7 @@ from typing import Any
 
 from bn_vgg import cli, provenance
 from bn_vgg.errors import EXIT_BUG, EXIT_USER_ERROR, UserError, one_line
-from experiments.executors import Ended, Work, one_each
+from experiments.executors import Ended, Executor, Work
 from experiments.plan import PlannedRun
 
 TASK = Path(__file__).resolve().parents[1] / "tpu_vm.yaml"
@@ -39,7 +39,7 @@ def chips_of_host(accelerator: str, count: int) -> int:
     return chips if accelerator not in CHIPS or chips <= largest else 0
 
 
-class Sky:
+class Sky(Executor):
     """The executor."""
 
     poll_seconds = 30.0
@@ -53,7 +53,7 @@ class Sky:
 
         Args:
           out: the sweep's address, `gs://…`.
-          flags: of `bn_vgg.main`, besides the configuration and the workdir.
+          flags: of `bn_vgg.main`.
           sweep_flags: of `experiments.sweep`, which make the same plan in a job.
           task_file: a SkyPilot task that reads the variables ARGUMENTS and COMMIT.
           jobs: machines at once, at most; None: as many as the sweep can use.
@@ -69,8 +69,8 @@ class Sky:
             import sky
         except ModuleNotFoundError as error:
             raise UserError("--executor=sky needs SkyPilot: pip install -e '.[sky]'") from error
-        self._sky, self._out, self._task_file = sky, out, task_file
-        self._flags, self._sweep_flags = flags, sweep_flags
+        super().__init__(out, flags)
+        self._sky, self._task_file, self._sweep_flags = sky, task_file, sweep_flags
         self._jobs, self._per_run = jobs, per_run
         task = self._make_task()
         self._accelerators = {
@@ -90,7 +90,7 @@ class Sky:
         for name, on_host in hosts.items():
             _check_batches(runs, name, per_run if on_host else CHIPS[name])
         if all(on_host in (0, per_run) for on_host in hosts.values()):
-            return one_each(runs, self._out, self._flags)
+            return super().divide(runs)
         side_by_side = min(hosts.values()) // per_run
         if not side_by_side:
             raise UserError(
