@@ -114,7 +114,7 @@ def _drive(
 
 def _advise(platform: str, run: PlannedRun) -> None:
     config = cli.load_config(run.config_arguments)
-    if platform == "cpu" and config.variant == "full" and config.data.crop_size >= 128:
+    if platform == "cpu" and config.get("variant") == "full" and config.data.crop_size >= 128:
         cli.show("128x128 takes a CPU hours a run: --variant=small is the same at 48x48")
 
 
