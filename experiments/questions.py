@@ -35,8 +35,8 @@ from experiments.asking import answers, early, mechanism
 from experiments.asking.answers import Answer, Runs
 from experiments.asking.question_page import RULES, page
 from experiments.diagnosing import diagnosis
+from experiments.plan import parse_seeds
 from experiments.records import keep_run
-from experiments.sweeping.plan import parse_seeds
 
 _SOURCE = flags.DEFINE_string("source", None, "data.source of the runs; else the config's.")
 _VARIANT = flags.DEFINE_enum("variant", "small", ["full", "small", "demo"], "Of the configs.")

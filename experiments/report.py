@@ -18,7 +18,7 @@ from experiments.records import keep_run
 from experiments.reporting import claims, sections
 from experiments.reporting.found import Found, Left, find
 from experiments.reporting.progress import Progress, find_progress
-from experiments.sweeping.state import PLAN, STATE
+from experiments.state import PLAN, STATE
 
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for the report; RUNS_DIR/report unless it is given."

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bn_vgg.run_dir import flatten
+from experiments import state
 from experiments.diagnosing.diagnosis import Run, Sizes
+from experiments.plan import PlannedRun
 from experiments.reporting.cells import CELLS, place
 from experiments.reporting.found import Found
-from experiments.sweeping import state
-from experiments.sweeping.plan import PlannedRun
 
 HARDWARE = {"platform": "cpu", "device": "a processor", "num_devices": 1, "num_hosts": 1,
             "cpu_cores": 2}  # fmt: skip

@@ -17,7 +17,7 @@ from bn_vgg.data.batches import Images, compared_batches, cut_windows
 from bn_vgg.data.prepared import prepare
 from bn_vgg.models.vgg import VGG, layer_activations, make_model
 from bn_vgg.steps import to_intensities
-from experiments.timing import step_timing
+from experiments import step_times as step_timing
 
 # Five batches with statistics of their own, and seconds on two cores.
 NUM_IMAGES = 500
@@ -127,7 +127,7 @@ def step_seconds(config: ConfigDict) -> dict[str, dict[str, list[float]]]:
         timed = {}
         for norm in NORMS:
             config.model.norm = norm
-            steps = step_timing.dispatch(config, images, labels)
+            steps = step_timing.chunk_of_steps(config, images, labels)
             timed[norm] = step_timing.Timed(steps, step_timing.STEPS)
         step_timing.take_turns(timed.values(), ROUNDS)
         found[setting] = {norm: contender.seconds for norm, contender in timed.items()}

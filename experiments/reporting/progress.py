@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bn_vgg.errors import UserError
-from experiments.sweeping import state
+from experiments import state
 
 
 class Progress(NamedTuple):

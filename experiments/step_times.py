@@ -1,4 +1,4 @@
-"""Times the bare step beside others', and counts what it has to do at least."""
+"""Times training steps beside PyTorch's, and counts what a step has to do at least."""
 
 import itertools
 import statistics
@@ -23,45 +23,42 @@ from bn_vgg.programs import make_programs
 from bn_vgg.steps import make_train_step, to_intensities
 
 try:
-    from experiments.timing import torch_vgg
+    from experiments import torch_vgg
 except ImportError:  # PyTorch is optional
     torch_vgg = None  # type: ignore[assignment]
 
-
-# Of one dispatch, as in a run of 20,000 images.
+# Steps of a chunk, as in a run of 20,000 images.
 STEPS = batches_per_dispatch(200)
 
 
 class Timed:
-    """Something that takes its turns.
+    """A function that is timed again and again.
 
     Attributes:
       compile_seconds: what the first call took longer than the second.
-      seconds: of a step, one of each turn; a turn takes a second or more.
+      seconds: of a step, one for each turn; a turn takes a second or more.
     """
 
     def __init__(self, function: Callable[[], Any], steps: int):
         self._function, self._steps = function, steps
-        first, second = self._call(), self._call()
+        first, second = self._time(1), self._time(1)
         self.compile_seconds = max(0.0, first - second)
         self._repeats = max(1, round(1 / second))
         self.seconds: list[float] = []
 
-    def _call(self) -> float:
+    def _time(self, repeats: int) -> float:
         started = time.perf_counter()
-        self._function()
-        return time.perf_counter() - started
+        for _ in range(repeats):
+            self._function()
+        return (time.perf_counter() - started) / repeats
 
     def take_a_turn(self) -> None:
-        """Times once more."""
-        started = time.perf_counter()
-        for _ in range(self._repeats):
-            self._function()
-        self.seconds.append((time.perf_counter() - started) / self._repeats / self._steps)
+        """Times it once more."""
+        self.seconds.append(self._time(self._repeats) / self._steps)
 
 
 def take_turns(contenders: Iterable[Timed], rounds: int) -> None:
-    """Times each once a round."""
+    """Times each once a round, so that what else the machine does is shared fairly."""
     contenders = list(contenders)
     for _ in range(rounds):
         for contender in contenders:
@@ -69,12 +66,55 @@ def take_turns(contenders: Iterable[Timed], rounds: int) -> None:
 
 
 def random_batch(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """Draws windows (N, H, W, 3), uint8, and labels (N,), int32, of a batch of `config`."""
+    """Draws images (N, H, W, 3), uint8, and labels (N,), int32, of a batch of `config`."""
     side, count = config.data.crop_size, config.batch_size
     rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (count, side, side, 3), np.uint8), rng.integers(
-        0, 2, count, np.int32
-    )
+    images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
+    return images, rng.integers(0, 2, count, np.int32)
+
+
+def chunk_of_steps(config: ConfigDict, images: np.ndarray, labels: np.ndarray):
+    """Returns a function that does `STEPS` updates as a run does, with its data on the device."""
+    devices, programs, state, batch = _start(config, images, labels, "windows_SNW", "S")
+    batches = devices.shard({key: np.stack([array] * STEPS) for key, array in batch.items()})
+    state, metrics, key = devices.replicate((state, TrainMetrics.empty(), jax.random.key(1)))
+
+    def steps() -> None:
+        nonlocal state, metrics
+        state, metrics = programs.train_steps((state, metrics), key, batches, None)
+        jax.block_until_ready(state)
+
+    return steps
+
+
+def plain_step(config: ConfigDict, images: np.ndarray, labels: np.ndarray):
+    """Returns a function that does one update with XLA's own convolution gradients.
+
+    It is no chunk, because in a loop XLA would not divide these among the cores.
+    """
+    with mock.patch.object(vgg, "conv3x3", plain_conv):
+        devices, programs, state, batch = _start(config, images, labels, "windows_NWHWC", "")
+        update = jax.jit(make_train_step(programs.model, programs.optimizer), donate_argnums=0)
+        state, batch, key = devices.replicate((state, batch, jax.random.key(1)))
+        state, _ = jax.block_until_ready(update(state, batch, key))
+
+    def step() -> None:
+        nonlocal state
+        state, _ = jax.block_until_ready(update(state, batch, key))
+
+    return step
+
+
+def _start(config: ConfigDict, images: np.ndarray, labels: np.ndarray, windows: str, stacked: str):
+    """Returns devices, programs, a first state and a batch by its keys' names."""
+    devices = Devices()
+    programs = make_programs(config.model, config.optimizer, config.data.crop_size, devices)
+    state = programs.init(jax.random.key(0), to_intensities(images[:1]))
+    positions = np.arange(len(labels), dtype=np.int32)
+    batch = {
+        windows: images[:, None], f"labels_{stacked}N": labels, f"positions_{stacked}N": positions
+    }  # fmt: skip
+    return devices, programs, state, batch
 
 
 def measure(
@@ -86,43 +126,34 @@ def measure(
       A row for each normalization: medians of images/s with the least and the most, and
       ratios of neighbouring turns, that to PyTorch against the faster of its forms.
     """
-    batch_size = config.batch_size
-    images, labels = random_batch(config)
-    contenders: dict[str, dict[str, Timed]] = {}
+    contenders = {}
     for norm in norms:
         config.model.norm = norm
-        cli.show(f"compiling {describe(config)} ...")
-        of_norm = contenders[norm] = {"jax": Timed(dispatch(config, images, labels), STEPS)}
-        if plain:
-            # XLA as it comes: its own gradients, no options.
-            with mock.patch.object(vgg, "conv3x3", plain_conv):
-                of_norm["plain"] = Timed(single_step(config, images, labels), 1)
-        if torch_vgg is not None and norm in torch_vgg.NORMS:
-            count = STEPS if jax.default_backend() == "gpu" else 1
-            steps = torch_vgg.make_steps(
-                config.model.to_dict(), config.optimizer.to_dict(), images, labels, count
-            )
-            of_norm |= {name: Timed(function, count) for name, function in steps.items()}
+        side = config.data.crop_size
+        cli.show(f"compiling {norm}, {side}x{side}, dropout {config.model.dropout_rate:g} ...")
+        contenders[norm] = _contenders(config, plain)
     cli.show(f"timing {rounds} turns of each ...")
     take_turns((each for of_norm in contenders.values() for each in of_norm.values()), rounds)
     rows = []
-    for norm, of_norm in contenders.items():
+    for norm, timed in contenders.items():
         config.model.norm = norm
         row: dict[str, Any] = {
             "size": config.data.crop_size, "norm": norm, "dropout": config.model.dropout_rate,
             "dtype": config.model.dtype, "precision": config.model.precision,
         }  # fmt: skip
-        for name, contender in of_norm.items():
-            row |= summary(name, contender, batch_size)
-        ours = of_norm["jax"]
+        for name, contender in timed.items():
+            rates = [config.batch_size / seconds for seconds in contender.seconds]
+            row[f"{name}_images_per_second"] = statistics.median(rates)
+            row[f"{name}_spread"] = [min(rates), max(rates)]
+            row[f"{name}_compile_seconds"] = contender.compile_seconds
+        ours = timed["jax"]
         if "none" in contenders:
             row["seconds_of_none"] = _ratio(ours, contenders["none"]["jax"])
-        if "plain" in of_norm:
-            row["times_plain"] = _ratio(of_norm["plain"], ours)
-        torch_forms = [name for name in of_norm if name.startswith("torch")]
-        if torch_forms:
-            fastest = min(torch_forms, key=lambda name: statistics.median(of_norm[name].seconds))
-            row |= {"fastest_torch": fastest, "times_torch": _ratio(of_norm[fastest], ours)}
+        if "plain" in timed:
+            row["times_plain"] = _ratio(timed["plain"], ours)
+        if forms := [name for name in timed if name.startswith("torch")]:
+            fastest = min(forms, key=lambda name: statistics.median(timed[name].seconds))
+            row |= {"fastest_torch": fastest, "times_torch": _ratio(timed[fastest], ours)}
         seconds = statistics.median(ours.seconds)
         flops, moved = step_flops(config), step_bytes(config)
         row["share_of_arithmetic_floor"] = flops / ceilings["flops_per_second"] / seconds
@@ -131,70 +162,23 @@ def measure(
     return rows
 
 
-def describe(config: ConfigDict) -> str:
-    """Names a setting in a few words."""
-    model, side = config.model, config.data.crop_size
-    numbers = f"float32, {model.precision}" if model.dtype == "float32" else model.dtype
-    return f"{model.norm}, {side}x{side}, dropout {model.dropout_rate:g}, {numbers}"
-
-
-def summary(name: str, contender: Timed, batch_size: int) -> dict[str, Any]:
-    """Medians and spread of a contender, under its name."""
-    rates = [batch_size / seconds for seconds in contender.seconds]
-    return {
-        f"{name}_images_per_second": statistics.median(rates),
-        f"{name}_spread": [min(rates), max(rates)],
-        f"{name}_compile_seconds": contender.compile_seconds,
-    }
+def _contenders(config: ConfigDict, plain: bool) -> dict[str, Timed]:
+    images, labels = random_batch(config)
+    timed = {"jax": Timed(chunk_of_steps(config, images, labels), STEPS)}
+    if plain:
+        timed["plain"] = Timed(plain_step(config, images, labels), 1)
+    if torch_vgg is not None and config.model.norm in torch_vgg.NORMS:
+        count = STEPS if jax.default_backend() == "gpu" else 1
+        steps = torch_vgg.make_steps(
+            config.model.to_dict(), config.optimizer.to_dict(), images, labels, count
+        )
+        timed |= {name: Timed(function, count) for name, function in steps.items()}
+    return timed
 
 
 def _ratio(numerator: Timed, denominator: Timed) -> float:
     pairs = zip(numerator.seconds, denominator.seconds, strict=True)
     return statistics.median(above / below for above, below in pairs)
-
-
-def _start(config: ConfigDict, images: np.ndarray, labels: np.ndarray):
-    """Returns devices, programs, a first state, and what a batch holds besides windows."""
-    devices = Devices()
-    programs = make_programs(config.model, config.optimizer, config.data.crop_size, devices)
-    state = programs.init(jax.random.key(0), to_intensities(images[:1]))
-    positions = np.arange(len(labels), dtype=np.int32)
-    return devices, programs, state, {"labels": labels, "positions": positions}
-
-
-def dispatch(config: ConfigDict, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
-    """Returns a function that does `STEPS` updates, as a run does, and waits for them.
-
-    The windows of all of them are on the device already.
-    """
-    devices, programs, state, rest = _start(config, images, labels)
-    one = {"windows_SNW": images[:, None]} | {f"{key}_SN": array for key, array in rest.items()}
-    batches = devices.shard({k: np.stack([array] * STEPS) for k, array in one.items()})
-    state, metrics, key = devices.replicate((state, TrainMetrics.empty(), jax.random.key(1)))
-
-    def steps() -> None:
-        nonlocal state, metrics
-        state, metrics = programs.train_steps((state, metrics), key, batches, None)
-        jax.block_until_ready(state)
-
-    return steps
-
-
-def single_step(config: ConfigDict, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
-    """Returns a function that does one update by itself, compiled without any options.
-
-    In a loop XLA would not share the plain convolution's gradients out over the cores.
-    """
-    devices, programs, state, rest = _start(config, images, labels)
-    one = {"windows_NWHWC": images[:, None]} | {f"{key}_N": array for key, array in rest.items()}
-    update = jax.jit(make_train_step(programs.model, programs.optimizer), donate_argnums=0)
-    state, batch, key = devices.replicate((state, one, jax.random.key(1)))
-
-    def step() -> None:
-        nonlocal state
-        state, _ = jax.block_until_ready(update(state, batch, key))
-
-    return step
 
 
 def _layers(config: ConfigDict):
@@ -206,9 +190,9 @@ def _layers(config: ConfigDict):
         channels, side = features, grown // 2 if i % 2 == 1 else grown
 
 
-def _dense_inputs(config: ConfigDict) -> int:
+def _dense_weights(config: ConfigDict) -> int:
     *_, (_, (side, channels)) = _layers(config)
-    return channels * (side // 2) ** 2
+    return config.model.hidden_units * (channels * (side // 2) ** 2 + config.model.num_classes)
 
 
 def step_flops(config: ConfigDict) -> float:
@@ -216,11 +200,9 @@ def step_flops(config: ConfigDict) -> float:
 
     Forward once, and twice backward: for the inputs, but the images, and for the weights.
     """
-    total = 0.0
+    total = 3.0 * 2 * _dense_weights(config)
     for i, ((_, inputs), (side, outputs)) in enumerate(_layers(config)):
         total += (2 if i == 0 else 3) * 2 * 9 * inputs * outputs * side**2
-    hidden = config.model.hidden_units
-    total += 3 * 2 * hidden * (_dense_inputs(config) + config.model.num_classes)
     return config.batch_size * total
 
 
@@ -235,19 +217,19 @@ def step_bytes(config: ConfigDict) -> float:
     moved = 0.0
     for i, ((side_in, inputs), (side_out, outputs)) in enumerate(_layers(config)):
         moved += (2 if i == 0 else 3) * inputs * side_in**2 + 2 * outputs * side_out**2
-    channels = [3, *config.model.features]
-    weights = sum(9 * a * b for a, b in itertools.pairwise(channels))
-    weights += config.model.hidden_units * (_dense_inputs(config) + config.model.num_classes)
+    pairs = itertools.pairwise([3, *config.model.features])
+    weights = sum(9 * a * b for a, b in pairs) + _dense_weights(config)
     return config.batch_size * moved * itemsize + 5 * 4 * weights
 
 
 def measure_ceilings(dtype: str) -> dict[str, float]:
     """Measures a large matrix product (FLOP/s) and a large copy (bytes/s) on one device."""
-    side = 2048 if jax.default_backend() == "cpu" else 8192
+    on_cpu = jax.default_backend() == "cpu"
+    side = 2048 if on_cpu else 8192
     square = jax.random.normal(jax.random.key(0), (side, side), DTYPES[dtype])
     product = jax.jit(lambda x: x @ x)
     # In place, so that no memory is asked of the system: reads and writes alone.
-    options = cpu_compiler_options() if jax.default_backend() == "cpu" else None
+    options = cpu_compiler_options() if on_cpu else None
     change = jax.jit(lambda x: x + 1, donate_argnums=0, compiler_options=options)
     flat = change(jnp.zeros(2**26, jnp.float32))
     jax.block_until_ready((product(square), flat))
