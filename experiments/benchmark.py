@@ -28,9 +28,9 @@ from ml_collections import ConfigDict
 
 from bn_vgg import cli, provenance
 from bn_vgg.data.cache import choose_folder
+from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
 from bn_vgg.models.vgg import DTYPES, PRECISIONS
-from bn_vgg.parallel import check_precision
 from bn_vgg.run_dir import Workdir
 from configs import default
 from experiments import step_times
@@ -59,7 +59,7 @@ def main() -> None:
         raise UserError("--epochs=1: the first epoch compiles, and does not count; 2 at least")
     # Otherwise JAX takes most of a GPU's memory, and PyTorch finds none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    check_precision(_PRECISION.value, jax.default_backend())
+    Devices().check(default.get_config().batch_size, _PRECISION.value)
     output = Path(_OUTPUT.value)
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -13,12 +13,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bn_vgg import cli
-from bn_vgg.feed import batches_per_dispatch
-from bn_vgg.metrics import TrainMetrics
+from bn_vgg.devices import Devices
 from bn_vgg.models import vgg
 from bn_vgg.models.convolution import cpu_compiler_options, plain_conv
 from bn_vgg.models.vgg import DTYPES, PADDINGS
-from bn_vgg.parallel import Devices
 from bn_vgg.programs import make_programs
 from bn_vgg.steps import make_train_step, to_intensities
 
@@ -27,8 +25,8 @@ try:
 except ImportError:  # PyTorch is optional
     torch_vgg = None  # type: ignore[assignment]
 
-# Steps of a chunk, as in a run of 20,000 images.
-STEPS = batches_per_dispatch(200)
+# Steps that are timed together: a chunk of an accelerator's.
+STEPS = 10
 
 
 class Timed:
@@ -75,13 +73,15 @@ def random_batch(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
 
 def chunk_of_steps(config: ConfigDict, images: np.ndarray, labels: np.ndarray):
     """Returns a function that does `STEPS` updates as a run does, with its data on the device."""
-    devices, programs, state, batch = _start(config, images, labels, "windows_SNW", "S")
+    programs, state, batch = _start(config, images, labels)
+    devices = programs.devices
     batches = devices.shard({key: np.stack([array] * STEPS) for key, array in batch.items()})
-    state, metrics, key = devices.replicate((state, TrainMetrics.empty(), jax.random.key(1)))
+    state, key = devices.replicate((state, jax.random.key(1)))
+    metrics = programs.empty_training
 
     def steps() -> None:
         nonlocal state, metrics
-        state, metrics = programs.train_steps((state, metrics), key, batches, None)
+        state, metrics = programs.train_chunk((state, metrics), key, batches, None)
         jax.block_until_ready(state)
 
     return steps
@@ -93,9 +93,9 @@ def plain_step(config: ConfigDict, images: np.ndarray, labels: np.ndarray):
     It is no chunk, because in a loop XLA would not divide these among the cores.
     """
     with mock.patch.object(vgg, "conv3x3", plain_conv):
-        devices, programs, state, batch = _start(config, images, labels, "windows_NWHWC", "")
+        programs, state, batch = _start(config, images, labels)
         update = jax.jit(make_train_step(programs.model, programs.optimizer), donate_argnums=0)
-        state, batch, key = devices.replicate((state, batch, jax.random.key(1)))
+        state, batch, key = programs.devices.replicate((state, batch, jax.random.key(1)))
         state, _ = jax.block_until_ready(update(state, batch, key))
 
     def step() -> None:
@@ -105,16 +105,12 @@ def plain_step(config: ConfigDict, images: np.ndarray, labels: np.ndarray):
     return step
 
 
-def _start(config: ConfigDict, images: np.ndarray, labels: np.ndarray, windows: str, stacked: str):
-    """Returns devices, programs, a first state and a batch by its keys' names."""
-    devices = Devices()
-    programs = make_programs(config.model, config.optimizer, config.data.crop_size, devices)
+def _start(config: ConfigDict, images: np.ndarray, labels: np.ndarray):
+    """Returns the programs, a first state and a batch."""
+    programs = make_programs(config.to_dict(), Devices())
     state = programs.init(jax.random.key(0), to_intensities(images[:1]))
     positions = np.arange(len(labels), dtype=np.int32)
-    batch = {
-        windows: images[:, None], f"labels_{stacked}N": labels, f"positions_{stacked}N": positions
-    }  # fmt: skip
-    return devices, programs, state, batch
+    return programs, state, {"crops": images[:, None], "label": labels, "position": positions}
 
 
 def measure(

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from bn_vgg.data.batches import Images, compared_batches, cut_windows
+from bn_vgg.data.prepared import prepare
 from ml_collections import ConfigDict
 
 from bn_vgg import trained
 from bn_vgg.data import cache as image_cache
-from bn_vgg.data.batches import Images, compared_batches, cut_windows
-from bn_vgg.data.prepared import prepare
 from bn_vgg.models.vgg import VGG, layer_activations, make_model
 from bn_vgg.steps import to_intensities
 from experiments import step_times as step_timing
