@@ -61,7 +61,9 @@ def make_runner(config: ConfigDict, cache_folder: Path, steps: int) -> Callable[
             raise UserError(f"--steps={steps}: an epoch has {data.steps_per_epoch} steps")
         state = devices.replicate(programs.init(init_key(seed), jnp.zeros((1, side, side, 3))))
         rng = devices.replicate(dropout_key(seed, epoch=0))
-        losses, error_rates, dead = [], [], 0.0
+        losses: list[float] = []
+        error_rates: list[float] = []
+        dead = 0.0
         for chunk in data.train(epoch=0):
             for i in range(chunk.num_steps):
                 one = chunk.step(i, devices)
