@@ -7,13 +7,12 @@ has to look at the animal.
 
 import hashlib
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from bn_vgg.data.cartoon_animals import Dice, Pen, draw_animal, shift
-from bn_vgg.data.source import Record
+from bn_vgg.data.source import Record, Source
 from bn_vgg.errors import UserError
 
 # Raise it when a change here or in `cartoon_animals` changes a pixel: it is part of cache keys.
@@ -22,53 +21,40 @@ MAX_IMAGES = 1_000_000
 _OVERSAMPLING = 2
 
 
-class Cartoons:
-    """A `Source` of drawn cats and dogs of varying size and aspect ratio.
+def cartoons(num_images: int = 4000) -> Source:
+    """Draws cats (even indices) and dogs: RGB, both sides from 35 to 120 pixels.
 
-    Image i is a function of (seed, i) alone: reads may come in any order and from any thread, and
-    a smaller set is the beginning of a larger one.
-
-    Args:
-      num_images: 2 to MAX_IMAGES; even indices are cats, odd ones dogs.
-      seed: in [0, 2**64).
+    Image i is a function of i alone: reads may come in any order and from any thread, and a
+    smaller set is the beginning of a larger one.
 
     Raises:
-      UserError: an argument is out of range.
+      UserError: there are not 2 to MAX_IMAGES of them.
     """
+    if not 2 <= num_images <= MAX_IMAGES:
+        raise UserError(f"cartoons:{num_images}: give at least 2, at most {MAX_IMAGES:,}")
+    names = ("cat", "dog")
+    # The seed is one of Philox's two keys, see `draw`; the names of caches hold it.
+    content = f"cartoons, version {VERSION}, {num_images} images, seed 0"
+    return Source(
+        description=f"{num_images} cartoons of cats and dogs (seed 0)",
+        fingerprint=hashlib.sha256(content.encode()).hexdigest(),
+        class_names=names,
+        records=[Record(f"{names[i % 2]}/{i // 2}.png", i % 2) for i in range(num_images)],
+        read=draw,
+    )
 
-    def __init__(self, *, num_images: int = 4000, seed: int = 0):
-        if not 2 <= num_images <= MAX_IMAGES:
-            raise UserError(
-                f"cartoons: num_images is {num_images}; give at least 2, at most {MAX_IMAGES:,}"
-            )
-        if not 0 <= seed < 2**64:
-            raise UserError(f"cartoons: seed is {seed}; give one from 0 to 2**64 - 1")
-        self._seed = seed
-        self.class_names: tuple[str, ...] = ("cat", "dog")
-        self.description = f"{num_images} cartoons of cats and dogs (seed {seed})"
-        content = f"cartoons, version {VERSION}, {num_images} images, seed {seed}"
-        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
-        self.records: Sequence[Record] = tuple(
-            Record(f"{self.class_names[i % 2]}/{i // 2}.png", i % 2) for i in range(num_images)
-        )
 
-    def read(self, index: int) -> Image.Image:
-        """Draws the image of `records[index]`: RGB, both sides from 35 to 120 pixels.
-
-        Raises:
-          IndexError: there is no such record.
-        """
-        index = range(len(self.records))[index]
-        dice = Dice(np.random.Philox(key=np.array([self._seed, index], np.uint64)))
-        canvas = _background(dice)
-        _clutter(dice, canvas, count=dice.pick((0, 1, 2, 3)), largest=0.25)
-        draw_animal(dice, canvas, is_dog=self.records[index].label == 1)
-        _clutter(dice, canvas, count=dice.pick((0, 1, 2)), largest=0.13)
-        return _light(dice, canvas.reduce(_OVERSAMPLING))
+def draw(index: int) -> Image.Image:
+    """Draws a cat for an even index, a dog for an odd one."""
+    dice = Dice(np.random.Philox(key=np.array([0, index], np.uint64)))
+    canvas = _background(dice)
+    _clutter(dice, canvas, count=dice.pick((0, 1, 2, 3)), largest=0.25)
+    draw_animal(dice, canvas, is_dog=index % 2 == 1)
+    _clutter(dice, canvas, count=dice.pick((0, 1, 2)), largest=0.13)
+    return _light(dice, canvas.reduce(_OVERSAMPLING))
 
 
 def _background(dice: Dice) -> Image.Image:
-    """Paints a canvas of a random size, `_OVERSAMPLING` times that of the image."""
     long, aspect = dice.between(60, 120), 1.7 ** dice.between(-0.95, 1)
     width, height = round(long * min(1, aspect)), round(long / max(1, aspect))
     size = width * _OVERSAMPLING, height * _OVERSAMPLING
@@ -125,7 +111,6 @@ def _clutter(dice: Dice, canvas: Image.Image, count: int, largest: float) -> Non
 
 
 def _light(dice: Dice, image: Image.Image) -> Image.Image:
-    """Applies contrast, a lamp to one side, gain, a colour cast and noise."""
     pixels = np.array(image, np.float32)
     down, across = (np.arange(side, dtype=np.float32) / side - 0.5 for side in pixels.shape[:2])
     gain, contrast = 1.7 ** dice.between(-1.4, 0.8), dice.between(0.5, 1.2)

@@ -18,13 +18,12 @@ import numpy as np
 from PIL import Image
 
 from bn_vgg.data import images
-from bn_vgg.data.source import Record
+from bn_vgg.data.source import Record, Source
 from bn_vgg.errors import UserError, one_line
 
 SPLITS = ("train", "validation", "test")
 
 _OTHERS = "config.data.source also takes a path or glob to zip files or folders, or cartoons"
-_PACKAGES = {"tensorflow": "tensorflow-cpu"}  # pip's name where it is not the module's
 
 
 @contextlib.contextmanager
@@ -36,36 +35,24 @@ def _reported(problem: str, advice: str) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, ImportError) and error.name:
-            module = error.name.partition(".")[0]
-            advice = f"install it with: pip install {_PACKAGES.get(module, module)}"
-        raise UserError(f"{problem}: {_reason(error)}; {advice}; {_OTHERS}") from error
-
-
-def _reason(error: Exception) -> str:
-    # requests and urllib wrap what happened in errors whose own text is mostly the URL.
-    for inner in (*error.args[:1], getattr(error, "reason", None)):
-        if isinstance(inner, Exception):
-            return _reason(inner)
-    text = one_line(error).rstrip(".")
-    return text if len(text) <= 300 else f"{text[:299]}…"
+            advice = f"install it with: pip install {error.name.partition('.')[0]}"
+        raise UserError(f"{problem}: {one_line(error)}; {advice}; {_OTHERS}") from error
 
 
 with _reported("cannot import TensorFlow Datasets", "reinstall tensorflow-datasets"):
     import tensorflow_datasets as tfds
 
 
-class TfdsImages:
-    """A source of the images of a TFDS set, downloaded and prepared where they are not yet.
+def tfds_images(name: str, *, data_dir: str | None = None) -> Source:
+    """Opens the images of a TFDS set, downloaded and prepared where they are not yet.
 
-    The set needs an 8-bit image and a class label at the top level of its features. It is
-    prepared in TFDS's default format, so that other programs can use it too; a set that is
-    there already is read in the format it has.
+    The set needs an 8-bit image and a class label at the top level of its features.
 
     The `train`, `validation` and `test` splits are used and become the records' `split`; where
     only one of them has labels, `split` is empty. Images with a negative label, TFDS's way of
     saying unknown, are left out. Opening reads all labels but decodes no image.
 
-    A key is `cat/12.jpg`, class and file name as in `LabelledFiles`, where the set tells file
+    A key is `cat/12.jpg`, class and file name as in `labelled_files`, where the set tells file
     names and these keys are unique; otherwise `train/00000012`, TFDS's split and its order,
     which depends on the version of the set alone.
 
@@ -82,68 +69,61 @@ class TfdsImages:
       UserError: there is no such set, it is not for image classification, or it cannot be
         downloaded, written or read.
     """
-
-    def __init__(self, name: str, *, data_dir: str | None = None):
-        builder = _builder(name, data_dir)
-        # First of all, lest gigabytes are downloaded in vain.
-        self._image, label_key = _image_and_label(name, builder.info)
-        _prepare(builder)
-        info = builder.info
-        self._features = tfds.features.FeaturesDict({self._image: info.features[self._image]})
-        advice = f"delete {builder.data_dir} or set TFDS_DATA_DIR to another folder, and run again"
-        with _reported(f"cannot read the TFDS set {info.full_name}", advice):
-            self._examples = {s: _examples(builder, s) for s in SPLITS if s in info.splits}
-            rows = [
-                (split, *row)
-                for split, examples in self._examples.items()
-                for row in _labels(examples, info.features, label_key)
-            ]
-        if not rows:
-            have = ", ".join(info.splits) or "none"
-            raise UserError(
-                f"the TFDS set {info.full_name} has no labelled images in {', '.join(SPLITS)} "
-                f"(its splits: {have}); choose another set; {_OTHERS}"
-            )
-        self.description = f"TFDS {info.full_name}"
-        self.class_names = tuple(info.features[label_key].names)
-        keys = [f"{self.class_names[label]}/{file_name}" for _, _, label, file_name in rows]
-        if not all(file_name for *_, file_name in rows) or len(set(keys)) < len(keys):
-            keys = [f"{split}/{position:08d}" for split, position, *_ in rows]
-        several = len({split for split, *_ in rows}) > 1
-        self.records: Sequence[Record] = [
-            Record(key, label, split if several else "")
-            for key, (split, _, label, _) in zip(keys, rows, strict=True)
+    builder = _builder(name, data_dir)
+    # First of all, lest gigabytes are downloaded in vain.
+    image_key, label_key = _image_and_label(name, builder.info)
+    _prepare(builder)
+    info = builder.info
+    advice = f"delete {builder.data_dir} or set TFDS_DATA_DIR to another folder, and run again"
+    with _reported(f"cannot read the TFDS set {info.full_name}", advice):
+        examples = {s: _examples(builder, s) for s in SPLITS if s in info.splits}
+        rows = [
+            (split, *row)
+            for split in examples
+            for row in _labels(examples[split], info.features, label_key)
         ]
-        self._places = [(split, position) for split, position, *_ in rows]
-        content = info.full_name, self._image, self.class_names, [tuple(r) for r in self.records]
-        self.fingerprint = hashlib.sha256(repr(content).encode()).hexdigest()
-
-    def read(self, index: int) -> Image.Image:
-        """Decodes the image of `records[index]` as upright RGB, from any thread.
-
-        Raises:
-          UnreadableImage: the image cannot be decoded; the message says why.
-        """
-        split, position = self._places[index]
-        example = self._features.deserialize_example_np(
-            self._examples[split][position], decoders={self._image: tfds.decode.SkipDecoding()}
+    if not rows:
+        raise UserError(
+            f"the TFDS set {info.full_name} has no labelled images in {', '.join(SPLITS)} "
+            f"(its splits: {', '.join(info.splits) or 'none'}); choose another set; {_OTHERS}"
         )
-        return images.decode(example[self._image])
+    class_names = tuple(info.features[label_key].names)
+    keys = [f"{class_names[label]}/{file_name}" for _, _, label, file_name in rows]
+    if not all(file_name for *_, file_name in rows) or len(set(keys)) < len(keys):
+        keys = [f"{split}/{position:08d}" for split, position, *_ in rows]
+    several = len({split for split, *_ in rows}) > 1
+    records = [
+        Record(key, label, split if several else "")
+        for key, (split, _, label, _) in zip(keys, rows, strict=True)
+    ]
+    content = info.full_name, image_key, class_names, [tuple(record) for record in records]
+    features = tfds.features.FeaturesDict({image_key: info.features[image_key]})
+    encoded = {image_key: tfds.decode.SkipDecoding()}
+
+    def read(index: int) -> Image.Image:
+        split, position, *_ = rows[index]
+        example = features.deserialize_example_np(examples[split][position], decoders=encoded)
+        return images.decode(example[image_key])
+
+    return Source(
+        description=f"TFDS {info.full_name}",
+        fingerprint=hashlib.sha256(repr(content).encode()).hexdigest(),
+        class_names=class_names,
+        records=records,
+        read=read,
+    )
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
     with _reported(f"TFDS cannot open {name!r}", "see https://tensorflow.org/datasets/catalog"):
         try:
             return tfds.builder(name, data_dir=data_dir)
-        except tfds.core.DatasetNotFoundError as error:
-            if os.path.exists(name):
-                raise UserError(
-                    f"there is no TFDS set {name!r}; the file or folder here is ./{name}"
-                ) from error
+        except tfds.core.DatasetNotFoundError as error:  # its text lists a thousand sets
             known = ["cartoons", *tfds.list_builders(with_community_datasets=False)]
-            base = re.split("[/:]", name)[0].lower()
-            close = difflib.get_close_matches(base, known) + [k for k in known if base in k]
-            guess = f"did you mean {', '.join(dict.fromkeys(close[:5]))}? " if close else ""
+            close = difflib.get_close_matches(re.split("[/:]", name)[0].lower(), known)
+            guess = f"did you mean {', '.join(close)}? " if close else ""
+            if os.path.exists(name):
+                guess = f"the file or folder here is ./{name}; "
             raise UserError(f"there is no TFDS set {name!r}; {guess}{_OTHERS}") from error
 
 
@@ -172,7 +152,11 @@ def _prepare(builder: Any) -> None:
     )
     with _reported(f"TFDS cannot download and prepare {builder.info.full_name}", advice):
         if not builder.data_path.exists():
-            _hide_gpus()
+            with contextlib.suppress(ImportError, RuntimeError):
+                import tensorflow as tf
+
+                # TFDS encodes images with it; JAX needs the GPU's memory.
+                tf.config.set_visible_devices([], "GPU")
             with contextlib.suppress(ImportError):
                 from tensorflow_datasets.core.download import downloader
 
@@ -181,16 +165,6 @@ def _prepare(builder: Any) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             # Does nothing where the set is there already, in whatever format.
             builder.download_and_prepare()
-
-
-def _hide_gpus() -> None:
-    """Keeps TensorFlow, with which TFDS encodes images, off the GPU memory that JAX needs."""
-    try:
-        import tensorflow as tf
-    except ImportError:
-        return  # some sets can do without, and TFDS says so for the others
-    with contextlib.suppress(RuntimeError):  # it is in use already, so this comes too late
-        tf.config.set_visible_devices([], "GPU")
 
 
 def _examples(builder: Any, split: str) -> Sequence[bytes]:
