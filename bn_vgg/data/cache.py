@@ -13,6 +13,7 @@ process builds it, others wait.
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -204,8 +205,7 @@ def _build(source: Source, min_side: int, folder: Path, name: str, quiet: bool) 
         shutil.rmtree(left, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f"building-{name}-", dir=folder))
     try:
-        kept, sizes, unreadable = _write_images(source, min_side, building / "images.bin", quiet)
-        records = [source.records[i] for i in kept]
+        records, sizes, unreadable = _write_images(source, min_side, building / "images.bin", quiet)
         np.savez(
             building / "index.npz",
             sizes=np.asarray(sizes, np.int32).reshape(-1, 2),
@@ -218,7 +218,7 @@ def _build(source: Source, min_side: int, folder: Path, name: str, quiet: bool) 
             "fingerprint": name.rsplit("-", 1)[1],
             "class_names": list(source.class_names),
             "min_side": min_side,
-            "images": len(kept),
+            "images": len(records),
             "unreadable": unreadable,
             "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
@@ -237,7 +237,7 @@ def _build(source: Source, min_side: int, folder: Path, name: str, quiet: bool) 
 
 
 def _write_images(source: Source, min_side: int, path: Path, quiet: bool):
-    """Returns the indices of the images written, their sizes, and why others were not, by key."""
+    """Returns the records of the images written, their sizes, and why others were not, by key."""
     count = len(source.records)
     kept, sizes, unreadable = [], [], {}
     bar = tqdm(
@@ -245,11 +245,11 @@ def _write_images(source: Source, min_side: int, path: Path, quiet: bool):
         disable=quiet or None, leave=False,
     )  # fmt: skip
     with bar, path.open("wb") as file:
-        for index, result in enumerate(bar):
+        for record, result in zip(source.records, bar, strict=True):
             if isinstance(result, images.UnreadableImage):
-                unreadable[source.records[index].key] = str(result)
+                unreadable[record.key] = str(result)
                 continue
-            kept.append(index)
+            kept.append(record)
             sizes.append(result.shape[:2])
             file.write(np.ascontiguousarray(result).data)
         file.flush()
@@ -269,10 +269,11 @@ def _decoded(source: Source, min_side: int) -> Iterator[np.ndarray | images.Unre
     def read(index: int) -> np.ndarray | images.UnreadableImage:
         return images.read_scaled(lambda: source.read(index), min_side)
 
-    ahead = 256  # bounds what is decoded but not yet written
+    indices = iter(range(len(source.records)))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for first in range(0, len(source.records), ahead):
-            yield from pool.map(read, range(first, min(first + ahead, len(source.records))))
+        # So few at a time bound what is decoded but not yet written.
+        while some := list(itertools.islice(indices, 256)):
+            yield from pool.map(read, some)
 
 
 def _make_readable(folder: Path) -> None:

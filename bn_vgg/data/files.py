@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from PIL import Image
 
@@ -27,13 +28,12 @@ class ImageFile:
     """An image file in a folder or in a zip archive.
 
     Attributes:
-      name: path within the folder or archive that was given, with forward slashes; see
-        `list_images` for what happens when two of those hold equal ones.
+      name: path within the folder or archive that was given, with forward slashes.
       parent: name of the folder that holds the file, empty at an archive's root.
       size: in bytes, uncompressed.
       stamp: changes with the content: an archive's CRC-32, a folder's modification time in ns.
       container: path of the folder or archive that was given, without symbolic links.
-      path: unique, without symbolic links to folders.
+      path: unique: what is named or linked twice has the same.
       read: returns the file's bytes.
     """
 
@@ -49,8 +49,7 @@ class ImageFile:
         """Reads and decodes the file, from any thread.
 
         Raises:
-          UnreadableImage: the file is gone, damaged, encrypted, larger than MAX_BYTES, or
-            `images.decode` raises it.
+          UnreadableImage: it is gone, damaged, encrypted, no image or larger than MAX_BYTES.
         """
         if self.size > MAX_BYTES:
             raise UnreadableImage(f"{self.size:,} bytes: more than {MAX_BYTES:,}")
@@ -65,9 +64,8 @@ def list_images(spec: str) -> list[ImageFile]:
     """Lists the images that a path, a pattern or several of them with commas between name.
 
     Each path is a folder, a zip archive or an image file; `~` and the patterns of `glob` are
-    expanded. A pattern passes over files that are neither archives nor images by their
-    extensions. Folders are searched to the bottom, through links too, each real folder once.
-    Hidden files and archives inside are passed over. What is named twice is listed once.
+    expanded. Folders are searched to the bottom, through links too, each real folder once; hidden
+    files and archives inside are passed over. What is named twice is listed once.
 
     The order is that of the names, numbers by their value. Where two folders or archives hold
     equal names, every name starts with the folder's or archive's own, and with as many folders
@@ -78,7 +76,8 @@ def list_images(spec: str) -> list[ImageFile]:
     """
     found: dict[str, ImageFile] = {}
     for path in _expand(spec):
-        for file in _list_input(path):
+        # Of two members of an archive with one name the later counts, as when extracting.
+        for file in {file.path: file for file in _list_path(path)}.values():
             found.setdefault(file.path, file)
     files = list(found.values())
     if len({file.name for file in files}) < len(files):
@@ -102,37 +101,37 @@ def _expand(spec: str) -> list[str]:
     for part in filter(None, map(str.strip, spec.split(","))):
         path = os.path.expanduser(part)
         if os.path.exists(path) or not glob.has_magic(path):
-            paths.append(path)  # `_list_input` says what is wrong with it
+            paths.append(path)
             continue
         matches = sorted(glob.glob(path, recursive=True))
-        useful = [m for m in matches if os.path.isdir(m) or _is_zip(m) or _is_image(m)]
-        if not useful:
-            what = "no folder, zip archive or image" if matches else "nothing"
-            raise NotThereError(f"{path!r} matches {what}{_where(path)}")
-        paths += useful
+        matches = [m for m in matches if os.path.isdir(m) or _is_zip(m) or _is_image(m)]
+        if not matches:
+            raise NotThereError(f"{path!r} matches no folder, zip archive or image; {_here()}")
+        paths += matches
     if not paths:
         raise UserError("no images given: name a zip archive, a folder or a pattern such as *.zip")
     return paths
 
 
-def _list_input(path: str) -> list[ImageFile]:
+def _list_path(path: str) -> list[ImageFile]:
     try:
-        if not os.path.isdir(path) and not os.path.isfile(path):
-            os.stat(path)
-            raise UserError(f"{path!r} is neither a file nor a folder")
         if os.path.isdir(path):
-            files = list(_folder_files(path))
+            files = list(_in_folder(os.path.realpath(path)))
         elif _is_image(path):
             files = [_on_disk(os.path.realpath(os.path.dirname(path)), os.path.basename(path))]
         else:
-            files = _archive_files(path)
+            files = list(_in_archive(os.path.realpath(path)))
     except PermissionError as error:
-        where = os.path.abspath(error.filename or path)
+        where = error.filename or path
         raise UserError(f"this user may not read {where!r}: chmod it, or use a copy") from error
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotThereError(f"{error.filename or path!r} does not exist{_where(path)}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path!r}: {one_line(error)}") from error
+        where = error.filename if os.path.isdir(path) else path
+        raise NotThereError(f"{where!r} does not exist, or links to nothing; {_here()}") from error
+    except Exception as error:  # zipfile raises a dozen types on a damaged directory
+        kind = "a complete zip archive" if _is_zip(path) else "a folder, zip archive or image"
+        raise UserError(
+            f"{path!r} is not {kind} ({one_line(error)}): copy or download it again"
+        ) from error
     if not files:
         raise UserError(
             f"{path!r} holds no images: their names end in {', '.join(EXTENSIONS)}; zip archives "
@@ -141,10 +140,8 @@ def _list_input(path: str) -> list[ImageFile]:
     return files
 
 
-def _folder_files(top: str) -> Iterator[ImageFile]:
-    """Yields the images below `top`; linked folders after the others, each real folder once."""
-    top = os.path.realpath(top)
-    pending, seen = [top], set()
+def _in_folder(top: str) -> Iterator[ImageFile]:
+    pending, seen = [top], set()  # linked folders come after the others
     while pending:
         for folder, folders, names in os.walk(pending.pop(0), onerror=_raise):
             real = os.path.realpath(folder)
@@ -155,70 +152,56 @@ def _folder_files(top: str) -> Iterator[ImageFile]:
             folders[:] = [name for name in folders if not _is_hidden(name)]
             paths = [os.path.join(folder, name) for name in folders]
             pending += sorted(filter(os.path.islink, paths))  # `walk` passes over these
-            inside = os.path.relpath(folder, top)
             for name in names:
                 path = os.path.join(folder, name)
                 if _is_hidden(name):
                     continue
-                if os.path.islink(path) and not os.path.exists(path):
-                    raise UserError(f"{path!r} is a link to nothing: restore that, or delete it")
+                if os.path.islink(path):
+                    os.stat(path)  # one that leads nowhere may be a class: that is an error
                 if _is_image(name) and os.path.isfile(path):
-                    yield _on_disk(top, os.path.normpath(os.path.join(inside, name)), real)
+                    yield _on_disk(top, os.path.relpath(path, top), os.path.join(real, name))
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _on_disk(top: str, inner: str, folder: str = "") -> ImageFile:
-    path = os.path.join(top, inner)
-    status = os.stat(path)
+def _on_disk(top: str, inner: str, path: str = "") -> ImageFile:
+    inside = os.path.join(top, inner)
+    status = os.stat(inside)
     return ImageFile(
         name=_encodable(inner.replace(os.sep, "/")),
-        parent=_encodable(os.path.basename(os.path.dirname(path))),
+        parent=_encodable(os.path.basename(os.path.dirname(inside))),
         size=status.st_size,
         stamp=status.st_mtime_ns,
-        container=top,
-        path=os.path.join(folder or top, os.path.basename(path)),
-        read=partial(_read_file, path),
+        container=_encodable(top),
+        path=path or inside,
+        read=Path(inside).read_bytes,
     )
 
 
-def _read_file(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(MAX_BYTES)
-
-
-def _archive_files(path: str) -> list[ImageFile]:
-    real = os.path.realpath(path)
-    try:
-        archive = zipfile.ZipFile(real)
-    except PermissionError:
-        raise
-    except Exception as error:  # zipfile raises a dozen types on a damaged directory
-        kind = "a complete zip archive" if _is_zip(path) else "a folder, zip archive or image"
-        raise UserError(
-            f"{path!r} is not {kind} ({one_line(error)}): copy or download it again"
-        ) from error
+def _in_archive(path: str) -> Iterator[ImageFile]:
+    archive = zipfile.ZipFile(path)
     lock = threading.Lock()  # ZipFile counts its open members without one
-    found = {}  # of two members with one name the later counts, as when extracting
+
+    def read(info: zipfile.ZipInfo) -> bytes:
+        with lock, archive.open(info) as member:
+            return member.read(info.file_size + 1)  # no more than its header says
+
     for info in archive.infolist():
         # Some programs write backslashes, and some a leading "./".
         parts = [p for p in info.filename.replace("\\", "/").split("/") if p not in ("", ".")]
         if not parts or info.is_dir() or not _is_image(parts[-1]) or any(map(_is_hidden, parts)):
             continue
-        name = _encodable("/".join(parts))
-        parent = _encodable(parts[-2]) if len(parts) > 1 else ""
-        read = partial(_read_member, archive, lock, info)
-        found[name] = ImageFile(
-            name, parent, info.file_size, info.CRC, real, f"{real}/{name}", read
+        yield ImageFile(
+            name="/".join(parts),
+            parent=parts[-2] if len(parts) > 1 else "",
+            size=info.file_size,
+            stamp=info.CRC,
+            container=_encodable(path),
+            path="/".join([path, *parts]),
+            read=partial(read, info),
         )
-    return list(found.values())
-
-
-def _read_member(archive: zipfile.ZipFile, lock: threading.Lock, info: zipfile.ZipInfo) -> bytes:
-    with lock, archive.open(info) as member:
-        return member.read(info.file_size + 1)  # no more than the directory says, and its CRC
 
 
 def _distinct_ends(paths: Iterable[str]) -> dict[str, str]:
@@ -228,7 +211,7 @@ def _distinct_ends(paths: Iterable[str]) -> dict[str, str]:
         ends = {path: "/".join(split[-count:]) for path, split in parts.items()}
         if len(set(ends.values())) == len(ends):
             break
-    return {path: _encodable(end) for path, end in ends.items()}
+    return ends
 
 
 def _is_image(name: str) -> bool:
@@ -248,5 +231,5 @@ def _encodable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _where(path: str) -> str:
-    return f"{'' if os.path.isabs(path) else f' in {os.getcwd()!r}'}: check the path"
+def _here() -> str:
+    return f"the working directory is {os.getcwd()!r}"

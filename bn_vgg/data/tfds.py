@@ -48,29 +48,26 @@ def tfds_images(name: str, *, data_dir: str | None = None) -> Source:
 
     The set needs an 8-bit image and a class label at the top level of its features.
 
-    The `train`, `validation` and `test` splits are used and become the records' `split`; where
-    only one of them has labels, `split` is empty. Images with a negative label, TFDS's way of
-    saying unknown, are left out. Opening reads all labels but decodes no image.
+    The `train`, `validation` and `test` splits become the records' `split`; where only one of
+    them has labels, `split` is empty. Images with a negative label (unknown) are left out.
 
     A key is `cat/12.jpg`, class and file name as in `labelled_files`, where the set tells file
-    names and these keys are unique; otherwise `train/00000012`, TFDS's split and its order,
-    which depends on the version of the set alone.
+    names and these keys are unique; otherwise `train/00000012`, TFDS's split and its order.
 
     The fingerprint covers name, configuration, version, classes and records. It trusts TFDS's
-    rule that other images take another version, because the encoded bytes of some sets
-    (cats_vs_dogs) vary between machines.
+    rule that other images take another version: the encoded bytes of cats_vs_dogs vary between
+    machines.
 
     Args:
       name: as TFDS has it: `cats_vs_dogs`, `cifar10:3.*.*`, `imagenet_resized/32x32`.
-      data_dir: where TFDS keeps its sets; None for `$TFDS_DATA_DIR`, or else
-        `~/tensorflow_datasets`.
+      data_dir: TFDS's folder; None: `$TFDS_DATA_DIR`, or else `~/tensorflow_datasets`.
 
     Raises:
       UserError: there is no such set, it is not for image classification, or it cannot be
         downloaded, written or read.
     """
     builder = _builder(name, data_dir)
-    # First of all, lest gigabytes are downloaded in vain.
+    # Before gigabytes are downloaded in vain.
     image_key, label_key = _image_and_label(name, builder.info)
     _prepare(builder)
     info = builder.info
@@ -119,12 +116,12 @@ def _builder(name: str, data_dir: str | None) -> Any:
         try:
             return tfds.builder(name, data_dir=data_dir)
         except tfds.core.DatasetNotFoundError as error:  # its text lists a thousand sets
-            known = ["cartoons", *tfds.list_builders(with_community_datasets=False)]
-            close = difflib.get_close_matches(re.split("[/:]", name)[0].lower(), known)
-            guess = f"did you mean {', '.join(close)}? " if close else ""
-            if os.path.exists(name):
-                guess = f"the file or folder here is ./{name}; "
-            raise UserError(f"there is no TFDS set {name!r}; {guess}{_OTHERS}") from error
+            known = tfds.list_builders(with_community_datasets=False)
+            close = difflib.get_close_matches(name, known, n=1)
+            guess = f"did you mean {close[0]}? " if close else ""
+            raise UserError(
+                f"there is no TFDS set {name!r}; {guess}write a folder as ./{name}; {_OTHERS}"
+            ) from error
 
 
 def _image_and_label(name: str, info: Any) -> tuple[str, str]:
@@ -168,7 +165,6 @@ def _prepare(builder: Any) -> None:
 
 
 def _examples(builder: Any, split: str) -> Sequence[bytes]:
-    """Returns the split's serialized examples, to be read in any order and by several threads."""
     if builder.info.file_format.value == "tfrecord":
         return _TfRecords(builder.info.splits[split])
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
@@ -178,8 +174,8 @@ def _examples(builder: Any, split: str) -> Sequence[bytes]:
 class _TfRecords(Sequence[bytes]):
     """Random access to TFRecord files, which neither TFDS nor TensorFlow has.
 
-    A record is its length (uint64, little-endian), 4 bytes of checksum, the data, and 4 more
-    bytes of checksum: https://www.tensorflow.org/tutorials/load_data/tfrecord.
+    A record is its length (uint64, little-endian), a checksum (4 bytes), the data and another
+    checksum: https://www.tensorflow.org/tutorials/load_data/tfrecord.
     """
 
     def __init__(self, split_info: Any):
