@@ -146,7 +146,7 @@ def test_strays_and_unlabelled_images_are_left_out_and_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        (["t/cat.1.jpg", "t/dog.1.jpg", "t/3.jpg"], r"mixes 2 images .*cat.1.jpg.* 1 others.*3.jpg"),
+        (["t/cat.1.jpg", "t/dog.1.jpg", "t/3.jpg"], r"mixes 2 images .*cat.1.* 1 others.*3.jpg"),
         (["t/cat.1.jpg", "t/cat.2.jpg"], r"two classes are needed .*names: cat; .*folders: t\)"),
         (["test1/1.jpg", "test1/2.jpg"], r"two classes are needed .*names: none; .*folders: none"),
         (["train/1.jpg", "valid/2.jpg"], r"two classes are needed .*folders: train, valid\)"),
