@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bn_vgg.metrics import ComparedMetrics, Moments, merge_moments
-from bn_vgg.models.vgg import VGG, layer_activations
+from bn_vgg.models.layers import layer_activations
+from bn_vgg.models.vgg import VGG
 from bn_vgg.state import TrainState
 from bn_vgg.steps import errors, to_intensities
 

@@ -10,7 +10,8 @@ import optax
 from bn_vgg.feed import scan_batches
 from bn_vgg.lens import make_compare_step, make_precise_step
 from bn_vgg.metrics import merge_moments
-from bn_vgg.models.vgg import VGG, make_model
+from bn_vgg.models import make_model
+from bn_vgg.models.vgg import VGG
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.parallel import Devices
 from bn_vgg.state import jit_init

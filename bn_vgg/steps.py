@@ -12,7 +12,8 @@ import optax
 from jax import lax
 
 from bn_vgg.metrics import EvalMetrics, Moments, TrainMetrics
-from bn_vgg.models.vgg import VGG, layer_activations
+from bn_vgg.models.layers import layer_activations
+from bn_vgg.models.vgg import VGG
 from bn_vgg.state import TrainState
 
 
@@ -25,10 +26,10 @@ def make_train_step(
     `positions_N` (int32: the example's position in the epoch). `rng` is the epoch's dropout
     key; what an example draws depends on it and on the example's position alone.
 
-    With `model.stats_pass` `clean` the running statistics come from a second pass over the
+    With `model.norm.stats_pass` `clean` the running statistics come from a second pass over the
     batch, with the same weights but no dropout. Without dropout there is no second pass.
     """
-    passes_twice = model.stats_pass == "clean" and model.dropout_rate > 0
+    passes_twice = model.norm.stats_pass == "clean" and model.dropout_rate > 0
 
     loss_of = make_loss(model)
 

@@ -8,7 +8,8 @@ from absl import logging
 
 from bn_vgg import checkpoint, provenance
 from bn_vgg.errors import UserError
-from bn_vgg.models.vgg import VGG, make_model
+from bn_vgg.models import make_model
+from bn_vgg.models.vgg import VGG
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.run_dir import Workdir, with_added
 from bn_vgg.state import TrainState, init_state

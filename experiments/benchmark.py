@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from bn_vgg import cli, provenance
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
-from bn_vgg.models.vgg import DTYPES, PRECISIONS
+from bn_vgg.models import DTYPES, PRECISIONS
 from bn_vgg.parallel import check_precision
 from configs import default, meanonly_crop
 from experiments.timing import run_timing, speed_page, step_timing

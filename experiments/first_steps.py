@@ -15,7 +15,8 @@ from bn_vgg.data import batches
 from bn_vgg.errors import UserError
 from bn_vgg.feed import with_windows
 from bn_vgg.launch import prepare_data
-from bn_vgg.models.vgg import layer_activations, make_model
+from bn_vgg.models import make_model
+from bn_vgg.models.layers import layer_activations
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.parallel import Devices
 from bn_vgg.run_data import RunData

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bn_vgg.models.batch_renorm import BatchRenorm
 
 from bn_vgg.models.batch_norm import FullBatchNorm
-from bn_vgg.models.batch_renorm import BatchRenorm
 from tests.norm_checks import (
     DECAY,
     EPSILON,

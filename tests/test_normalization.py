@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bn_vgg.errors import UserError
+from bn_vgg.models import make_model
 from bn_vgg.models.norms import NORMALIZERS, make_norm_factory
-from bn_vgg.models.vgg import make_model
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.state import jit_init
 from bn_vgg.steps import make_train_step

@@ -16,7 +16,7 @@ from bn_vgg import predict, trained
 from bn_vgg.checkpoint import Checkpoints, Progress
 from bn_vgg.data import cache, files, images
 from bn_vgg.errors import UserError
-from bn_vgg.models.vgg import make_model
+from bn_vgg.models import make_model
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.run_dir import Workdir
 from bn_vgg.state import jit_init

@@ -11,8 +11,10 @@ import pytest
 from clu import parameter_overview
 
 from bn_vgg.errors import UserError
+from bn_vgg.models import make_model
+from bn_vgg.models.layers import Conv, Dropout
 from bn_vgg.models.norms import NORMALIZERS
-from bn_vgg.models.vgg import Block, Conv, Dropout, make_model
+from bn_vgg.models.vgg import Block
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.state import init_state, jit_init
 from configs import default

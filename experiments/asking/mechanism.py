@@ -15,7 +15,9 @@ from bn_vgg import trained
 from bn_vgg.data import cache as image_cache
 from bn_vgg.data.batches import Images, compared_batches, cut_windows
 from bn_vgg.data.prepared import prepare
-from bn_vgg.models.vgg import VGG, layer_activations, make_model
+from bn_vgg.models import make_model
+from bn_vgg.models.layers import layer_activations
+from bn_vgg.models.vgg import VGG
 from bn_vgg.steps import to_intensities
 from experiments.timing import step_timing
 

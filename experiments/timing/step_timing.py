@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from bn_vgg import cli
 from bn_vgg.feed import batches_per_dispatch
 from bn_vgg.metrics import TrainMetrics
-from bn_vgg.models import vgg
+from bn_vgg.models import DTYPES, layers
 from bn_vgg.models.convolution import cpu_compiler_options, plain_conv
-from bn_vgg.models.vgg import DTYPES, PADDINGS
+from bn_vgg.models.layers import PADDINGS
 from bn_vgg.parallel import Devices
 from bn_vgg.programs import make_programs
 from bn_vgg.steps import make_train_step, to_intensities
@@ -95,7 +95,7 @@ def measure(
         of_norm = contenders[norm] = {"jax": Timed(dispatch(config, images, labels), STEPS)}
         if plain:
             # XLA as it comes: its own gradients, no options.
-            with mock.patch.object(vgg, "conv3x3", plain_conv):
+            with mock.patch.object(layers, "conv3x3", plain_conv):
                 of_norm["plain"] = Timed(single_step(config, images, labels), 1)
         if torch_vgg is not None and norm in torch_vgg.NORMS:
             count = STEPS if jax.default_backend() == "gpu" else 1
