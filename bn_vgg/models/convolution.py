@@ -36,16 +36,15 @@ def cpu_compiler_options() -> dict[str, str] | None:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv3x3(x_NHWC, kernel_33IO, padding: int, precision: lax.Precision | None):
-    """Convolves with stride 1: (N, H + 2 * padding - 2, W + 2 * padding - 2, O).
+    """Convolves (N, H, W, I) with stride 1: (N, H + 2 * padding - 2, W + 2 * padding - 2, O).
 
-    Args:
-      x_NHWC: images, (N, H, W, I).
-      kernel_33IO: (3, 3, I, O), of the same dtype.
-      padding: zeros on each of the four sides: 1 ('same') or 2 ('full').
-      precision: of products on accelerators; a CPU does not round them.
+    `padding` are the zeros on each of the four sides: 1 ('same') or 2 ('full'). `precision` is
+    that of products on accelerators; a CPU does not round them.
     """
-    functions = {"cpu": _cpu_conv, "cuda": _cuda_conv, "default": plain_conv}
-    return _by_platform(functions, (x_NHWC, kernel_33IO), padding, precision)
+    arrays = x_NHWC, kernel_33IO
+    return _by_platform(
+        arrays, padding, precision, cpu=_cpu_conv, cuda=_cuda_conv, default=plain_conv
+    )
 
 
 def mean_of_full_conv(x_NHWC, kernel_33IO):
@@ -75,24 +74,21 @@ def _conv_forward(x, kernel, padding, precision):
 
 
 def _conv_backward(padding, precision, residuals, grad):
-    of_input = {
-        "cpu": _cpu_input_gradient, "cuda": _cuda_input_gradient, "default": _xla_input_gradient
-    }  # fmt: skip
-    of_kernel = {
-        "cpu": _cpu_kernel_gradient, "cuda": _cuda_kernel_gradient, "tpu": _tpu_kernel_gradient,
-        "default": _xla_kernel_gradient,
-    }  # fmt: skip
-    # Chosen separately, so that the gradient of the images, which nobody asks for, is not computed.
-    return tuple(
-        _by_platform(functions, (*residuals, grad), padding, precision)
-        for functions in (of_input, of_kernel)
-    )
+    # Chosen one by one, so that the gradient of the images, which nobody asks for, is not computed.
+    return _by_platform(
+        (*residuals, grad), padding, precision,
+        cpu=_cpu_input_gradient, cuda=_cuda_input_gradient, default=_xla_input_gradient,
+    ), _by_platform(
+        (*residuals, grad), padding, precision,
+        cpu=_cpu_kernel_gradient, cuda=_cuda_kernel_gradient, tpu=_tpu_kernel_gradient,
+        default=_xla_kernel_gradient,
+    )  # fmt: skip
 
 
 conv3x3.defvjp(_conv_forward, _conv_backward)
 
 
-def _by_platform(functions, arrays, padding, precision):
+def _by_platform(arrays, padding, precision, **functions):
     bound = {
         platform: partial(function, padding=padding, precision=precision)
         for platform, function in functions.items()

@@ -24,12 +24,8 @@ PADDINGS = {"full": 2, "same": 1}
 class Conv(nn.Module):
     """A 3x3 convolution with stride 1, Glorot uniform kernel and an optional bias from 0.
 
-    Attributes:
-      features: output channels.
-      padding: a key of `PADDINGS`.
-      use_bias: whether there is a bias.
-      dtype: of the computation.
-      precision: of products of float32 numbers on accelerators.
+    `padding` is a key of `PADDINGS`, `dtype` that of the computation, and `precision` that of
+    products of float32 numbers on accelerators.
     """
 
     features: int
@@ -54,10 +50,7 @@ class Conv(nn.Module):
         return y
 
     def mean_of_result(self, x_NHWC, weights_of: Callable[[jax.Array], jax.Array] | None = None):
-        """Computes the result's mean for each channel, (features,), float32, from the input.
-
-        Only where `knows_mean`. It is as differentiable as the mean of the result.
-        """
+        """Computes the result's mean for each channel, float32, from the input, if `knows_mean`."""
         kernel: jax.Array = self.get_variable("params", "kernel")
         weights = weights_of(kernel) if weights_of else kernel
         return mean_of_full_conv(x_NHWC.astype(self.dtype), weights.astype(self.dtype))

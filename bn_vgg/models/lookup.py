@@ -14,13 +14,9 @@ from bn_vgg.errors import UserError, described
 def find_class(
     field: str, name: str, registry: Mapping[str, Any], other_names: Mapping[str, str]
 ) -> Callable[..., Any]:
-    """Returns the class or function that `name` stands for.
+    """Returns the class or function that a field of the configuration names.
 
-    Args:
-      field: of the configuration, for messages.
-      name: a key of `registry`, or `package.module:Class`.
-      registry: classes by name.
-      other_names: common names of keys of `registry`, which are only suggested.
+    `other_names` of what is in the registry are only suggested.
 
     Raises:
       UserError: there is none, or its module cannot be imported.
@@ -29,9 +25,17 @@ def find_class(
         return registry[name]
     if ":" not in name:
         known = {key: key for key in registry} | {**other_names}
+        plain = {
+            key.replace("_", "") + ending: to
+            for key, to in known.items()
+            for ending in ("", "norm", "normalization")
+        }
+        wanted = name.lower().replace("_", "").replace("-", "")
+        close = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.8)
+        meant = f"did you mean {plain[close[0]]}? " if close else ""
+        names = ", ".join(registry)
         raise UserError(
-            f"{field}: no {name!r}; {_suggestion(name, known)}there are: {', '.join(registry)}, "
-            "and your own as package.module:Class"
+            f"{field}: no {name!r}; {meant}there are: {names}, and your own as package.module:Class"
         )
     try:
         found = pkgutil.resolve_name(name)
@@ -40,14 +44,6 @@ def find_class(
     if not callable(found):
         raise UserError(f"{field}={name} is no class or function")
     return found
-
-
-def _suggestion(name: str, known: Mapping[str, str]) -> str:
-    endings = ("", "norm", "normalization")
-    plain = {key.replace("_", "") + ending: to for key, to in known.items() for ending in endings}
-    wanted = name.lower().replace("_", "").replace("-", "")
-    close = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.8)
-    return f"did you mean {plain[close[0]]}? " if close else ""
 
 
 @contextlib.contextmanager

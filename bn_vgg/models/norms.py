@@ -148,37 +148,34 @@ class NormFactory:
 
     def check_statistics(self, before, after) -> None:
         """Checks that a training step keeps the arrays of `batch_stats`, or raises a UserError."""
-        self._check_same("batch_stats after a training step:", after, before)
+        self._check_same("after a training step batch_stats/", after, before)
 
     def _check_same(self, what: str, found, wanted) -> None:
-        found, wanted = (
-            {jax.tree_util.keystr(path, simple=True, separator="/"): f"{jnp.result_type(x)}{list(jnp.shape(x))}"
-             for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-            for tree in (found, wanted)
-        )  # fmt: skip
-        for path in sorted(found.keys() | wanted.keys()):
-            is_now, must_be = (types.get(path, "missing") for types in (found, wanted))
+        types, types_wanted = _types_of(found), _types_of(wanted)
+        for path in sorted(types.keys() | types_wanted.keys()):
+            is_now, must_be = (of.get(path, "missing") for of in (types, types_wanted))
             if is_now != must_be:
-                message = f"{what} {path} is {is_now} and must be {must_be}".replace("  ", " ")
-                raise UserError(f"{_FIELD}={self.name}: {message}")
+                raise UserError(
+                    f"{_FIELD}={self.name}: {what}{path} is {is_now} and must be {must_be}"
+                )
+
+
+def _types_of(tree) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(
+            path, simple=True, separator="/"
+        ): f"{jnp.result_type(x)}{jnp.shape(x)}"
+        for path, x in leaves
+    }
 
 
 def make_norm_factory(
-    norm: str,
-    norm_kwargs: Mapping[str, Any],
-    *,
-    axis_name: str | None,
-    stats_pass: str,
-    **common: Any,
+    norm: str, norm_kwargs: Mapping[str, Any], *, axis_name: str | None, stats_pass: str, **common
 ) -> NormFactory:
-    """Looks up `norm` and binds the settings that it has fields for.
+    """Looks up `config.model.norm` and binds the settings that it has fields for.
 
-    Args:
-      norm: a name in `NORMALIZERS`, or `package.module:Class`.
-      norm_kwargs: the normalizer's own settings.
-      axis_name: mapped axis over which devices share statistics, or None.
-      stats_pass: one of `PASSES`.
-      **common: `momentum`, `epsilon`, `average` and `dtype`, as the head of batch_norm.py says.
+    `common` are `momentum`, `epsilon`, `average` and `dtype`, which batch_norm.py explains.
 
     Raises:
       UserError: there is no such normalizer, it cannot be imported, does not fit the interface, or
@@ -225,10 +222,8 @@ def _arguments_of(norm: str, module) -> tuple[str, ...]:
     for p in parameters[1:]:
         needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         # A default value would silently be the same in training and evaluation.
-        is_mode = p.name in _OTHER_MODES or difflib.get_close_matches(
-            p.name, _ARGUMENTS, cutoff=0.8
-        )
-        if p.name not in _ARGUMENTS and (needed or is_mode):
+        similar = difflib.get_close_matches(p.name, _ARGUMENTS, cutoff=0.8)
+        if p.name not in _ARGUMENTS and (needed or similar or p.name in _OTHER_MODES):
             raise UserError(
                 f"{_FIELD}={norm}: its __call__ takes {p.name}, which it is never given; "
                 "use_running_average is (False in training, True in evaluation), and mean_of_x"

@@ -48,13 +48,10 @@ class VGG(nn.Module):
 
     Attributes:
       features: feature maps of each convolution.
-      hidden_units: of the dense hidden layer.
-      num_classes: outputs.
       norm: makes the normalizer between each convolution and its ReLU.
-      padding: a key of `PADDINGS`.
       dropout_rate: on every ReLU's output, before the pooling.
       dtype: of the computation; parameters and logits are float32.
-      precision: of products of float32 numbers on accelerators.
+      padding, precision: as in `Conv`.
     """
 
     features: tuple[int, ...]
