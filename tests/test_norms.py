@@ -224,17 +224,6 @@ def test_initializing_moves_nothing_and_needs_no_axis(name, training):
             np.testing.assert_array_equal(leaf, np.full_like(leaf, start[path[-1].key]))
 
 
-@pytest.mark.parametrize("name", BY_BATCH)
-def test_momentum_may_be_traced(name):
-    """PreciseBN needs it."""
-    (x, grad), (params, stats) = draw(), state_of(BY_BATCH[name])
-
-    def step(momentum):
-        return train(BY_BATCH[name].clone(momentum=momentum), params, stats, x, grad)
-
-    jax.tree.map(close, jax.jit(step)(jnp.float32(DECAY)), step(DECAY))
-
-
 @pytest.mark.parametrize("name", WITH_MOMENTS)
 def test_a_dead_channel_has_no_nan_in_statistics_and_gradients(name):
     params, stats = state_of(WITH_MOMENTS[name])
@@ -249,13 +238,6 @@ def test_a_dead_channel_has_no_nan_in_statistics_and_gradients(name):
     (y, updated), pullback = jax.vjp(apply, jnp.zeros(SHAPE))
     (x_grad,) = pullback((jnp.ones_like(y), jax.tree.map(jnp.zeros_like, updated)))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, updated, x_grad)))
-
-
-@pytest.mark.parametrize("name", BY_EXAMPLE)
-def test_an_example_does_not_depend_on_the_others(name):
-    x = jnp.asarray(draw()[0], jnp.float32)
-    y, variables = BY_EXAMPLE[name].init_with_output(jax.random.key(0), x)
-    close(BY_EXAMPLE[name].apply(variables, x[1:2]), y[1:2])
 
 
 @pytest.mark.parametrize("shared", [{}, {"use_scale": False}, {"use_bias": False}])

@@ -38,11 +38,7 @@ class MeanOnlyBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, use_running_average: bool, mean_of_x: Callable | None = None):
-        """Normalizes `x` (..., C).
-
-        `mean_of_x`, if given, computes the batch's mean, (C,), without a pass over `x`. Then the
-        whole layer costs no more than a bias.
-        """
+        """Normalizes `x` (..., C). With `mean_of_x` the layer costs no more than a bias."""
         channels = x.shape[-1]
         running = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
@@ -65,9 +61,9 @@ def mean_over_batch(x):
 
 
 def batch_moments(x, axes: tuple[int, ...], axis_name: str | None = None):
-    """Computes mean and biased variance over `axes` and a mapped axis, as Flax's BatchNorm does.
+    """Computes mean and biased variance as Flax's BatchNorm does, float32.
 
-    Float32. The axes stay, with size 1, so that both broadcast against `x`.
+    They are over `axes`, which stay with size 1, and over a mapped axis.
     """
     x = x.astype(jnp.float32)
     means = x.mean(axes, keepdims=True), lax.square(x).mean(axes, keepdims=True)
