@@ -23,8 +23,8 @@ from bn_vgg.data.cache import choose_folder
 from bn_vgg.data.crops import five_crops
 from bn_vgg.data.images import scale_shorter_side
 from bn_vgg.errors import UserError
+from bn_vgg.models import make_model as _make_model
 from bn_vgg.models.vgg import VGG
-from bn_vgg.models.vgg import make_model as _make_model
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.run_dir import Workdir, with_added
 from bn_vgg.steps import TrainState, init_state, make_predict_step

@@ -30,7 +30,7 @@ from bn_vgg import cli, provenance
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
-from bn_vgg.models.vgg import DTYPES, PRECISIONS
+from bn_vgg.models import DTYPES, PRECISIONS
 from bn_vgg.run_dir import Workdir
 from configs import default
 from experiments import step_times

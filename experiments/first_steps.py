@@ -15,7 +15,7 @@ from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
 from bn_vgg.launch import load_data
 from bn_vgg.loop import dropout_key, init_key
-from bn_vgg.models.vgg import layer_activations
+from bn_vgg.models.layers import layer_activations
 from bn_vgg.programs import make_programs
 from bn_vgg.steps import to_intensities
 

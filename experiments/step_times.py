@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from bn_vgg import cli
 from bn_vgg.devices import Devices
-from bn_vgg.models import vgg
+from bn_vgg.models import DTYPES, layers
 from bn_vgg.models.convolution import cpu_compiler_options, plain_conv
-from bn_vgg.models.vgg import DTYPES, PADDINGS
+from bn_vgg.models.layers import PADDINGS
 from bn_vgg.programs import make_programs
 from bn_vgg.steps import make_train_step, to_intensities
 
@@ -92,7 +92,7 @@ def plain_step(config: ConfigDict, images: np.ndarray, labels: np.ndarray):
 
     It is no chunk, because in a loop XLA would not divide these among the cores.
     """
-    with mock.patch.object(vgg, "conv3x3", plain_conv):
+    with mock.patch.object(layers, "conv3x3", plain_conv):
         programs, state, batch = _start(config, images, labels)
         update = jax.jit(make_train_step(programs.model, programs.optimizer), donate_argnums=0)
         state, batch, key = programs.devices.replicate((state, batch, jax.random.key(1)))

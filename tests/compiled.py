@@ -3,10 +3,10 @@
 python -m tests.compiled COMPILERS h100 train '{"norm": "full", "dtype": "bfloat16"}'
 python -m tests.compiled COMPILERS v5e:2x2 evaluate '{}'
 
-COMPILERS is a folder with the wheels `jax-cuda12-pjrt` and `libtpu`, see .ci/run; the GPU's
-also needs ptxas on the PATH. The program has the published size and batch, and images on the
-device; the last argument changes fields of `config.model`. Prints a line of JSON. Nothing runs or
-is tuned: which calls a convolution becomes is as on the device, how fast they are is not known.
+COMPILERS is a folder with the wheels `jax-cuda12-pjrt` and `libtpu`, see .ci/run; the GPU's also
+needs ptxas on the PATH. The program has the published size and batch; the last argument changes
+fields of `config.model`. Prints a line of JSON. Nothing runs: convolutions become the same calls
+as on the device, but their speed is not known.
 """
 
 import json
@@ -37,7 +37,7 @@ _EPOCH, _PIXELS = 20_000, 20_000 * 150 * 150 * 3
 
 
 class Elsewhere(Devices):
-    """Devices of another machine: programs are compiled for them, and nothing is placed there."""
+    """Devices of another machine, to compile for."""
 
     def __init__(self, devices):
         self.devices, self.count = devices, len(devices)
@@ -49,7 +49,7 @@ class Elsewhere(Devices):
         return jax.pmap(step, AXIS, devices=self.devices, donate_argnums=donated)
 
     def shapes(self, tree):
-        """What programs are lowered with, for arrays of one device."""
+        """Returns what programs are lowered with, for arrays of one device."""
         if self.axis_name is None:
             sharding = SingleDeviceSharding(self.devices[0])
             return jax.tree.map(
@@ -77,7 +77,7 @@ def find_devices(compilers: Path, name: str):
 
 
 def compile_program(devices, program: str, changes: dict):
-    """Compiles a chunk of `train` or `evaluate`. Returns it and a device's examples of a batch."""
+    """Compiles a chunk of `train` or `evaluate`; returns it and a device's examples of a batch."""
     config = meanonly_crop.get_config()
     config.model.update(changes)
     elsewhere, side = Elsewhere(devices), config.data.crop_size
@@ -109,11 +109,7 @@ def compile_program(devices, program: str, changes: dict):
 
 
 def convolutions(text: str) -> dict[str, list[list[int]]]:
-    """Finds cuDNN's calls in a compiled program.
-
-    Returns:
-      For each function the channels of its calls: of both operands, and of the result.
-    """
+    """Finds cuDNN's calls: by function, the channels of both operands and of the result."""
     shapes = dict(re.findall(r"%?([\w.-]+) = \(?(\w+\[[\d,]*\])", text))
     found: dict[str, list[list[int]]] = {}
     pattern = (
@@ -131,7 +127,6 @@ def convolutions(text: str) -> dict[str, list[list[int]]]:
 
 
 def describe(compiled, examples: int) -> dict:
-    """Describes a compiled program by its calls of cuDNN, its memory and what it moves."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()  # a GPU's is None
     return {
         "convolutions": convolutions(compiled.as_text()),

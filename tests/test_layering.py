@@ -13,8 +13,8 @@ errors
 locking watchdog
 multihost
 stopping provenance checkpoint run_dir
-models: batch_norm convolution pooling
-models: batch_renorm example_norm weight_norm
+models: batch_norm convolution example_norm lookup pooling
+models: layers weight_norm
 models: norms
 models: vgg
 data: source

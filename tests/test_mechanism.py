@@ -7,7 +7,7 @@ import pytest
 
 from bn_vgg.data.batches import Images
 from bn_vgg.data.windows import five_windows
-from bn_vgg.models.vgg import make_model
+from bn_vgg.models import make_model
 from experiments.asking import mechanism
 from tests.runs import run
 from tests.tiny_config import get_config
