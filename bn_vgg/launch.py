@@ -21,7 +21,7 @@ from bn_vgg import checkpoint, cli, multihost, provenance
 from bn_vgg.checkpoint import Checkpointer
 from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.pipeline import Data
-from bn_vgg.data.splits import split
+from bn_vgg.data.splits import class_counts, split
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
 from bn_vgg.loop import Run
