@@ -166,7 +166,7 @@ class Run:
             self._save(step, *state_and_metrics)
         kept = f"the checkpoint of step {self.progress.step} is kept in {self.workdir.path}"
         raise UserError(
-            f"{what} at step {first}, with config.model.norm={self.config.model.norm}; "
+            f"at step {first}, with config.model.norm={self.config.model.norm}, {what}; "
             + (kept if self.progress.step else "there is no checkpoint yet")
         )
 

@@ -243,7 +243,21 @@ def test_what_a_spec_names(spec, kind):
     assert sources.kind(spec) == kind
 
 
-@pytest.mark.parametrize("spec", ["", "data/train.zip", "a b"])
-def test_a_spec_that_names_nothing_says_what_there_is(spec):
+def test_without_a_home_folder_another_one_is_asked_for(monkeypatch):
+    for name in ("BN_VGG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(image_cache.Path, "home", no_home)
+    with pytest.raises(UserError, match=r"no home folder .* --cache_dir or BN_VGG_CACHE"):
+        image_cache.choose_folder()
+
+
+@pytest.mark.parametrize("spec", ["", "data/train.zip", "a b", "data/PetImags"])
+def test_a_spec_that_names_nothing_says_what_there_is(spec, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"a TFDS name .* a path or glob .* or cartoons"):
         sources.kind(spec)

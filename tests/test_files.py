@@ -29,9 +29,10 @@ def test_order_is_natural_and_not_the_file_systems(tmp_path, write):
 
 @pytest.mark.parametrize("write", [write_folder, write_zip])
 def test_only_visible_images_count(tmp_path, write):
-    kept = ["a.BMP", "b.gif", "c/d.png", "c/e.tif", "c/f.Jpeg"]
+    kept = ["a.BMP", "b.gif", "c/d.png", "c/e.tif", "c/f.Jpeg", "c/g.jfif"]
     ignored = [".DS_Store", "Thumbs.db", "notes.txt", "._a.jpg", ".git/a.png", "c/.d/e.jpg"]
     ignored += ["__MACOSX/a.jpg", "c/__MACOSX/._a.jpg", "jpg", "a.jpg.part", "more.zip"]
+    ignored += ["@eaDir/a.jpg", ".@__thumb/a.jpg", "c/@eaDir/b/c.jpg"]
     assert names(write(tmp_path / "x", dict.fromkeys(ignored + kept, b"x"))) == kept
 
 
@@ -85,6 +86,8 @@ def test_what_a_spec_names(tmp_path, monkeypatch):
     (tmp_path / "again.zip").symlink_to(tmp_path / "part0.zip")
     assert names(f"{tmp_path}/part0.zip,{tmp_path}/again.zip") == ["0.png"]
     assert names("../more,../more/**") == ["8.JPG", "deep/9.png"]
+    write_folder(tmp_path / "cats, dogs", {"6.png": b"x"})
+    assert names(f"{tmp_path}/cats, dogs/*.png") == ["6.png"]
 
 
 def test_equal_names_are_told_apart(tmp_path):

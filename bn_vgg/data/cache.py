@@ -47,7 +47,13 @@ def choose_folder(named: str | None = None) -> Path:
         return Path(named)
     if os.environ.get("BN_VGG_CACHE"):
         return Path(os.environ["BN_VGG_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bn_vgg"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bn_vgg"
+    except RuntimeError as error:
+        raise UserError(
+            "there is no home folder to keep decoded images in: name one with --cache_dir or "
+            "BN_VGG_CACHE"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from bn_vgg.data import images
 from bn_vgg.data.images import UnreadableImage
 from bn_vgg.errors import NotThereError, UserError, one_line
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 # Of one image file: bounds what a hostile archive can make a read allocate.
 MAX_BYTES = 256 * 2**20
@@ -95,22 +95,29 @@ def natural_key(text: str) -> tuple[list, str]:
 
 
 def _expand(spec: str) -> list[str]:
-    if os.path.exists(spec):  # it may hold commas and brackets
-        return [spec]
+    whole = os.path.expanduser(spec.strip())  # it may hold commas and brackets
+    if os.path.exists(whole):
+        return [whole]
+    if matches := _matches(whole):
+        return matches
     paths = []
     for part in filter(None, map(str.strip, spec.split(","))):
         path = os.path.expanduser(part)
         if os.path.exists(path) or not glob.has_magic(path):
             paths.append(path)
             continue
-        matches = sorted(glob.glob(path, recursive=True))
-        matches = [m for m in matches if os.path.isdir(m) or _is_zip(m) or _is_image(m)]
+        matches = _matches(path)
         if not matches:
             raise NotThereError(f"{path!r} matches no folder, zip archive or image; {_here()}")
         paths += matches
     if not paths:
         raise UserError("no images given: name a zip archive, a folder or a pattern such as *.zip")
     return paths
+
+
+def _matches(pattern: str) -> list[str]:
+    found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
+    return [path for path in found if os.path.isdir(path) or _is_zip(path) or _is_image(path)]
 
 
 def _list_path(path: str) -> list[ImageFile]:
@@ -223,7 +230,8 @@ def _is_zip(name: str) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    # The others are of macOS's archives, Synology's and QNAP's thumbnails, and Windows.
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
 
 
 def _encodable(name: str) -> str:

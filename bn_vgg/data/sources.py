@@ -28,8 +28,10 @@ def kind(spec: str) -> str:
         return "tfds"
     if spec.startswith(("/", ".", "~")) or set(spec) & set("*?[,") or os.path.exists(spec):
         return "files"
-    if re.fullmatch(r"\w+/[\w.-]+(:[\w.*]+)?", spec) and not spec.endswith(".zip"):
-        return "tfds"  # with a builder configuration: imagenet_resized/32x32
+    # With a builder's configuration, imagenet_resized/32x32; but data/PetImags is a mistyped path.
+    is_path = spec.endswith(".zip") or os.path.isdir(spec.partition("/")[0])
+    if re.fullmatch(r"\w+/[\w.-]+(:[\w.*]+)?", spec) and not is_path:
+        return "tfds"
     raise NotThereError(f"config.data.source: no file or folder {spec!r}; {_CHOICES}")
 
 

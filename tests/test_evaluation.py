@@ -1,15 +1,16 @@
-"""Precise statistics, the three errors and the moments, against independent computations."""
+"""PreciseBN, the compared errors and the moments, against independent computations."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_vgg import lens
-from bn_vgg.lens import Precise, make_compare_step, make_precise_step
+from bn_vgg import evaluation
+from bn_vgg.evaluation import Precise, make_compare_step, make_precise_step
 from bn_vgg.metrics import ComparedMetrics, Moments
-from bn_vgg.models.layers import layer_activations
-from tests.test_steps import NORM_KWARGS, build, eval_batch, train_batch
+from bn_vgg.models.layers import layer_activations, layer_channels
+from bn_vgg.steps import to_intensities
+from tests.test_steps import SIDE, build, eval_batch, train_batch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -17,34 +18,29 @@ RATE = 0.5
 
 
 def batches(count):
-    rng = np.random.default_rng(5)
-    for _ in range(count):
-        batch = train_batch()
-        yield batch | {
-            "windows_NWHWC": rng.integers(0, 256, batch["windows_NWHWC"].shape, np.uint8)
-        }
-
-
-def moved(state):
-    """The state with running statistics that no batch has."""
-    return state.replace(batch_stats=jax.tree.map(lambda x: x + 3.0, state.batch_stats))
+    return [train_batch(seed=seed) for seed in range(count)]
 
 
 def precise_of(norm, count=3, **changes):
-    model, _, state = build(
-        norm, dropout_rate=RATE, norm_kwargs=NORM_KWARGS.get(norm, {}), **changes
-    )
-    state = moved(state)
-    precise, step = Precise.empty(model, state.batch_stats), jax.jit(make_precise_step(model))
+    """Precise statistics of a state whose running ones are those of no batch."""
+    model, _, state = build(norm, dropout_rate=RATE, **changes)
+    state = state.replace(batch_stats=jax.tree.map(lambda x: x + 3.0, state.batch_stats))
+    precise, step = empty_precise(model, state), jax.jit(make_precise_step(model))
     for batch in batches(count):
         precise = step(precise, state, batch)
     return model, state, jax.device_get(precise)
 
 
+def empty_precise(model, state):
+    channels = layer_channels(model, "before_norm", SIDE)
+    moments = {layer: Moments.empty(count) for layer, count in channels.items()}
+    return Precise(jnp.zeros((), jnp.float32), state.batch_stats, moments)
+
+
 def passed(model, state, batch):
     """A training pass without dropout: own statistics and activations."""
     alone = model.clone(dropout_rate=0.0, norm=model.norm.with_momentum(0.0))
-    images = batch["windows_NWHWC"][:, 0] / np.float32(255)
+    images = to_intensities(batch["crops"][:, 0])
     return alone.apply(
         state.variables, images, train=True, mutable=["batch_stats", "intermediates"]
     )
@@ -68,8 +64,9 @@ def test_precise_statistics_are_the_plain_mean_of_the_batches_own(norm, average)
     assert float(precise.batches) == 3
 
 
-def test_what_is_normalized_is_measured_for_every_layer():
-    model, state, precise = precise_of("full")
+@pytest.mark.parametrize("norm", ["mean_only", "full"])
+def test_what_is_normalized_is_measured_and_errors_are_compared(norm):
+    model, state, precise = precise_of(norm)
     found = [layer_activations(passed(model, state, b)[1], "before_norm") for b in batches(3)]
     assert list(precise.before_norm) == [f"block{i}" for i in range(4)]
     for layer, moments in precise.before_norm.items():
@@ -78,19 +75,12 @@ def test_what_is_normalized_is_measured_for_every_layer():
         np.testing.assert_allclose(moments.variance, x.var((0, 1, 2)), rtol=1e-3)
         np.testing.assert_allclose(moments.maximum, x.max((0, 1, 2)), rtol=1e-5)
 
-
-@pytest.mark.parametrize("norm", ["mean_only", "full"])
-def test_the_errors_by_precise_and_by_the_batchs_own_statistics(norm):
-    model, state, precise = precise_of(norm)
-    batch = eval_batch(count=8, num_windows=1, masked=3)
+    batch = eval_batch(count=8, num_crops=1, masked=3)
     found = jax.jit(make_compare_step(model))(state, precise.batch_stats, batch).compute()
-    images = batch["windows_NWHWC"][:, 0] / np.float32(255)
-    by_batch, _ = passed(model, state, batch)
-    by_precise = model.apply(
-        {"params": state.params, "batch_stats": precise.batch_stats}, images, train=False
-    )
-    for name, logits in (("batch", by_batch), ("precise", by_precise)):
-        wrong = np.argmax(logits, -1) != batch["labels_N"]
+    precisely = {"params": state.params, "batch_stats": precise.batch_stats}
+    by_precise = model.apply(precisely, to_intensities(batch["crops"][:, 0]), train=False)
+    for name, logits in (("batch", passed(model, state, batch)[0]), ("precise", by_precise)):
+        wrong = np.argmax(logits, -1) != batch["label"]
         assert float(found[f"error_rate_{name}"]) == pytest.approx(wrong[:5].mean())
     assert set(found) == set(ComparedMetrics.empty().compute())
 
@@ -98,10 +88,8 @@ def test_the_errors_by_precise_and_by_the_batchs_own_statistics(norm):
 def test_a_split_batch_gives_the_same_precise_statistics():
     _, state, whole = precise_of("full", count=1)
     shared = build("full", dropout_rate=RATE, axis_name="parts")[0]
-    (batch,) = batches(1)
-    parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), batch)
-    step = make_precise_step(shared, "parts")
-    start = Precise.empty(shared, state.batch_stats)
+    parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), batches(1)[0])
+    step, start = make_precise_step(shared, "parts"), empty_precise(shared, state)
     split = jax.vmap(lambda part: step(start, state, part), axis_name="parts")(parts)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-4, atol=1e-5), split, whole
@@ -138,14 +126,20 @@ def test_distances_are_in_standard_deviations_of_what_is_normalized():
         "block0": {"norm": {"mean": np.array([2.0, 8.0]), "var": np.array([16.0, 9.0])}},
         "block1": {"norm": {"mean": np.array([0.0])}},
     }
-    found = lens.distances(running, Precise(np.float64(1), stats, moments), epsilon=0.0)
+    found = evaluation.distances(running, Precise(np.float64(1), stats, moments), epsilon=0.0)
     assert set(found) == {"mean_distance/block0", "std_ratio/block0", "mean_distance/block1"}
     np.testing.assert_allclose(found["mean_distance/block0"], [0.5, 2.0])
     np.testing.assert_allclose(found["std_ratio/block0"], [2.0, 1.0])
-    summary = lens.summarize(found)
+    summary = evaluation.summarize(found)
     assert summary["mean_distance/block0"] == pytest.approx(np.sqrt((0.25 + 4) / 2))
     assert summary["std_ratio/block0"] == pytest.approx(1.5)
     assert summary["mean_distance/block1"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("stats", [{"square": np.ones(2)}, {"mean": np.ones(1), "var": np.ones(2)}])
+def test_a_users_statistics_of_another_name_or_shape_have_no_distance(stats):
+    moments, kept = {"block0": of_channels([0, 0], [1, 1])}, {"block0": {"norm": stats}}
+    assert evaluation.distances(kept, Precise(np.float64(1), kept, moments), 0.0) == {}
 
 
 def test_a_dead_relu_is_one_that_no_image_wakes():
@@ -153,20 +147,8 @@ def test_a_dead_relu_is_one_that_no_image_wakes():
         "block0": of_channels([0, 1], [0, 1], maximum=np.array([0.0, 2.0])),
         "hidden": of_channels([0], [0], maximum=0.0),
     }
-    found = lens.activity(moments, has_relu=True)
+    found = evaluation.activity(moments, has_relu=True)
     np.testing.assert_array_equal(found["never_active/block0"], [1, 0])
     np.testing.assert_array_equal(found["activation_deviation/block0"], [0, 1])
-    without = lens.activity(moments, has_relu=False)
+    without = evaluation.activity(moments, has_relu=False)
     assert set(found) - set(without) == {"never_active/block0"}
-
-
-def test_statistics_without_a_mean_have_no_distance():
-    moments = {"block0": of_channels([0], [1])}
-    nothing = {"block0": {"norm": {"square": np.ones(1)}}}
-    assert lens.distances(nothing, Precise(np.float64(1), nothing, moments), 0.0) == {}
-
-
-def test_what_somebody_else_calls_a_mean_ends_no_run():
-    moments = {"block0": of_channels([0, 0], [1, 1])}
-    groups = {"block0": {"norm": {"mean": np.ones(1), "var": np.ones(2)}}}
-    assert lens.distances(groups, Precise(np.float64(1), groups, moments), 0.0) == {}
