@@ -21,7 +21,7 @@ from bn_vgg.parallel import Devices
 from bn_vgg.run_data import RunData
 from bn_vgg.state import init_state
 from bn_vgg.steps import make_train_step, to_intensities
-from experiments.reporting.tables import TAKEN_OFF
+from experiments.stats import TAKEN_OFF
 
 CELLS = {"none": "baseline_crop", "mean_only": "meanonly_crop", "full": "full_crop"}
 # A run has taken off if its mean training error over so many last steps is below `TAKEN_OFF`.

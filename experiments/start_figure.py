@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from experiments.figures import COLOURS, WIDTH, save, style
+from experiments.plots import COLOURS, WIDTH, save, style
 
 _LINES = {False: COLOURS["vermilion"], True: COLOURS["blue"]}
 
