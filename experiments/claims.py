@@ -207,8 +207,8 @@ def _with_dropout(runs, epochs):
         valid, train = own.median()
         gap = (own[VALID] - own[TRAIN]).median()
         stuck = abs(valid - CHANCE) <= NEAR_CHANCE and train <= valid - BELOW_CHANCE
-        broken = bool(gap > BREAKDOWN_GAP or stuck)
-        found.append([run.cell, run.seed, percent(valid), percent(train), points(gap), broken])
+        rates = percent(valid), percent(train), points(gap)
+        found.append([run.cell, run.seed, *rates, bool(gap > BREAKDOWN_GAP or stuck)])
     columns = ["run", "seed", "validation", "training", "gap", "breaks down"]
     numbers = pd.DataFrame(found, columns=columns)
     broken = {cell: numbers.loc[numbers["run"] == cell, "breaks down"] for cell in cells}

@@ -178,7 +178,8 @@ def draw(epochs: pd.DataFrame, found: pd.DataFrame, title: str) -> Figure:
     with style():
         figure = Figure(figsize=(WIDTH, total))
         figure.text(0.015, 1 - 0.12 / total, title, va="top", size=13, weight="bold")
-        panels, bottom = [], total - 0.85
+        panels: list[Axes] = []
+        bottom = total - 0.85
         for height in heights:
             bottom -= height
             place = (0.085, bottom / total, 0.68, height / total)

@@ -27,15 +27,17 @@ def main(path: str) -> None:
     """Runs the command: the latest network on centre crops of the first training images."""
     run = trained.load(path, "latest")
     data = run.config["data"]
-    images = image_cache.open_or_build(
-        data["source"],
-        min_side=data["min_side"],
-        folder=image_cache.choose_folder(_CACHE_DIR.value),
-    )
+    folder = image_cache.choose_folder(_CACHE_DIR.value)
+    images = image_cache.open_or_build(data["source"], min_side=data["min_side"], folder=folder)
     train = prepare(images, run.config).splits.train
     batch_size = min(BATCH_SIZE, len(train))
     count = min(NUM_BATCHES, len(train) // batch_size) * batch_size
-    crops = np.stack([centre_crop(images.image(i), data["crop_size"]) for i in train[:count]])
+    size = data["crop_size"]
+    crops = np.empty((count, size, size, 3), np.uint8)
+    for crop, index in zip(crops, train[:count], strict=True):
+        image = images.image(index)
+        top, left = ((side - size) // 2 for side in image.shape[:2])
+        crop[:] = image[top : top + size, left : left + size]
     model = make_model(**run.config["model"] | {"dtype": "float32"})
     batches = crops.reshape(-1, batch_size, *crops.shape[1:])
     print("| layer | training | evaluation | ratio |\n| --- | --- | --- | --- |")
@@ -43,12 +45,6 @@ def main(path: str) -> None:
         # A layer that is never active has no ratio.
         ratio = f"{training / evaluation:.2f}" if evaluation else "-"
         print(f"| {layer} | {training:.3g} | {evaluation:.3g} | {ratio} |")
-
-
-def centre_crop(image_HWC: np.ndarray, size: int) -> np.ndarray:
-    """Returns (size, size, C)."""
-    top, left = ((side - size) // 2 for side in image_HWC.shape[:2])
-    return image_HWC[top : top + size, left : left + size]
 
 
 def mean_outputs(model: VGG, variables, images_SNHWC: np.ndarray) -> dict[str, tuple[float, float]]:
@@ -77,11 +73,7 @@ def mean_outputs(model: VGG, variables, images_SNHWC: np.ndarray) -> dict[str, t
 
     keys = jax.random.split(jax.random.key(0), len(images_SNHWC))
     found = [jax.device_get(of_batch(*each)) for each in zip(images_SNHWC, keys, strict=True)]
-    means = {layer: np.mean([each[layer] for each in found], axis=0) for layer in found[0]}
-    return {
-        layer: (float(training), float(evaluation))
-        for layer, (training, evaluation) in means.items()
-    }
+    return {layer: tuple(np.mean([of[layer] for of in found], axis=0)) for layer in found[0]}
 
 
 if __name__ == "__main__":

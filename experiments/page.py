@@ -19,9 +19,9 @@ NOTES = {
     "lowest of all epochs, so it flatters by the choice; the test error is that epoch's network's.",
     "curves": "The post's curves are read off its plots to about 0.4 points. It counts epochs from "
     "0, its first point being after the first epoch: here that is epoch 1.",
-    "cells": "*Images/s*: of training, the median epoch. *The post's*: best validation error of "
-    "one run, at 128x128. Speed and time are as the runs had them, with whatever else ran on their "
-    "machines. A field that a run was recorded without counts as the cell's.",
+    "cells": "*The post's*: best validation error of one run, at 128x128. Times are as the runs "
+    "had them, on the hardware below, with whatever else ran there. A field that a run was "
+    "recorded without counts as the cell's.",
     "runs": "*Stood still*: the number of first epochs in a row with a training error of at least "
     f"{stats.TAKEN_OFF:.0%}. No run is left out for it.",
 }

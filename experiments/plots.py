@@ -151,17 +151,20 @@ def _draw_cell(
     common = far["epochs"].min()
     lines = epochs[epochs["folder"].isin(far["folder"]) & (epochs["epoch"] <= common)]
     marker = "o" if common <= DOTTED_EPOCHS else ""
-    for key, look in (
-        ("train/error_rate", {"ls": (0, (4, 2)), "lw": 1.1}),
-        ("valid/error_rate", {"lw": 1.9, "marker": marker, "ms": 3.2}),
-    ):
+    looks: dict[str, dict[str, Any]] = {
+        "train/error_rate": {"ls": (0, (4, 2)), "lw": 1.1},
+        "valid/error_rate": {"lw": 1.9, "marker": marker, "ms": 3.2},
+    }
+    for key, look in looks.items():
         by_epoch = lines.groupby("epoch")[key].agg(["mean", "min", "max"])
         axes.plot(by_epoch.index, by_epoch["mean"], color=colour, clip_on=False, **look)
         axes.fill_between(
             by_epoch.index, by_epoch["min"], by_epoch["max"], color=colour, alpha=0.13, lw=0
         )
     shorter = f" of {len(own)}" if len(far) < len(own) else ""
-    text = textwrap.fill(f"{name}, {len(far)}{shorter} seed{'s' * (len(own) > 1)}", 25)
+    # Lines are not broken at a no-break space.
+    count = f"{len(far)}{shorter} seed{'s' * (len(own) > 1)}".replace(" ", "\u00a0")
+    text = textwrap.fill(f"{name}, {count}", 25)
     return common, by_epoch["mean"].iloc[-1], text, colour
 
 

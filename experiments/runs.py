@@ -23,7 +23,10 @@ from experiments.presets import CELLS, VARIANTS
 from experiments.stats import TAKEN_OFF
 
 RESULTS = ("test_error_rate", "wall_seconds", "images_per_second")
-_REQUIRED = {"name": str, "variant": str, "seed": int, "num_epochs": int, "data.source": str}
+_REQUIRED = {
+    "name": str, "variant": str, "seed": int, "num_epochs": int,
+    "data.source": str, "data.min_side": int,
+}  # fmt: skip
 # What seeds of one cell may differ in. Epochs may, because tables and claims watch them; data may,
 # because sections keep them apart; all else changes the speed or what is looked at.
 _FREE = {"name", "variant", "seed", "num_epochs", "data.source", *ONLY_SPEED}
@@ -61,6 +64,13 @@ def read_runs(root: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
     runs = pd.DataFrame(found)
     runs["section"] = _sections(runs)
     runs = runs.loc[sorted(runs.index, key=lambda index: _order(runs.loc[index]))]
+    # Fingerprints are of images at one size, and so compare where it is the same.
+    contents = runs.groupby(["section", "data.min_side"])["fingerprint"]
+    usual = contents.transform(lambda prints: [*prints.dropna().mode(), None][0])
+    other = runs["fingerprint"].notna() & (runs["fingerprint"] != usual)
+    reason = "its images are others than those of most runs with the same source"
+    unused |= dict.fromkeys(runs.loc[other, "folder"], reason)
+    runs = runs[~other]
     best_first = runs.sort_values(["finished", "epochs"], ascending=False, kind="stable")
     for _, (kept, *others) in best_first.groupby(["section", "cell", "seed"])["folder"]:
         reason = f"same configuration and seed as {kept}, which is used"
@@ -220,28 +230,15 @@ def _is_free(field: str) -> bool:
 
 
 def _sections(runs: pd.DataFrame) -> pd.Series:
-    """Names each run's section: `small`; with other images `small-2`, fewer runs last.
+    """Names each run's section: `small`, and of other images `small-2`, those of fewer runs last.
 
-    A source's name stands for its images unless its content is seen to have changed: then, and
-    where the same images have two names, fingerprints decide. They are of images at one size, so
-    that one without and one with cropping never agree.
+    A source's name stands for its images, but runs of one fingerprint are of the same images.
     """
-    section = pd.Series("", index=runs.index)
-    contents = runs.groupby(["variant", "data.source", "data.min_side"])["fingerprint"].nunique()
-    changed = {key[:2] for key in contents.index[contents > 1]}
-    for variant, of_variant in runs.groupby("variant"):
-        groups: list[tuple[set[str], list[int]]] = []
-        for index, run in of_variant.iterrows():
-            names = {run["fingerprint"]} if pd.notna(run["fingerprint"]) else set()
-            if not names or (variant, run["data.source"]) not in changed:
-                names.add(run["data.source"])
-            members = [index]
-            for group in [group for group in groups if group[0] & names]:
-                groups.remove(group)
-                names, members = names | group[0], group[1] + members
-            groups.append((names, members))
-        for number, (_, members) in enumerate(sorted(groups, key=lambda g: -len(g[1])), start=1):
-            section[members] = variant if number == 1 else f"{variant}-{number}"
+    same = runs.groupby("fingerprint")["data.source"].transform("first")
+    section = runs["variant"].copy()
+    for variant, sources in same.fillna(runs["data.source"]).groupby(runs["variant"]):
+        for number, source in enumerate(sources.value_counts().index[1:], start=2):
+            section[sources.index[sources == source]] = f"{variant}-{number}"
     return section
 
 

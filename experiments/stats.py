@@ -1,7 +1,7 @@
 """Means with their spread, and intervals of differences that are paired by seed."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,26 +40,22 @@ def paired_interval(differences: Sequence[float]) -> Interval | None:
     return Interval(mean, mean - float(half), mean + float(half))
 
 
-def with_error(
-    values: Sequence[float], show: Callable[[float], str], unit: str = "", *, counted: bool = True
-) -> str:
+def with_error(values: Sequence[float], unit: str, *, counted: bool = True) -> str:
     """Writes a mean with its standard error: `13.5% ± 2.1 (3 seeds)`, `13.5% (1 seed)`.
 
     Args:
-      values: one a seed, at least one.
-      show: writes a number without its unit.
+      values: in this unit, one a seed, at least one.
       unit: written after the mean.
       counted: whether to say of how many seeds.
     """
-    mean = show(float(np.mean(values))) + unit
-    error = f" ± {show(float(stats.sem(values)))}" if len(values) > 1 else ""
+    error = f" ± {float(stats.sem(values)):.1f}" if len(values) > 1 else ""
     count = f" ({len(values)} seed{'s' * (len(values) > 1)})" if counted else ""
-    return mean + error + count
+    return f"{float(np.mean(values)):.1f}{unit}{error}{count}"
 
 
 def error_rate(values: Sequence[float], *, counted: bool = True) -> str:
     """Writes error rates, fractions, as their mean in percent with its standard error."""
-    return with_error(values, lambda rate: f"{100 * rate:.1f}", "%", counted=counted)
+    return with_error([100 * rate for rate in values], "%", counted=counted)
 
 
 def percent(rate: float) -> str:

@@ -58,26 +58,17 @@ def cells(runs: pd.DataFrame) -> pd.DataFrame:
             "epochs": str(count),
             "best validation": error_rate(list(own["best_valid_error_rate"]), counted=False),
             "test": error_rate(list(own["test_error_rate"]), counted=False),
-            **_speed(own),
+            "time": duration(list(own["wall_seconds"])),
             "the post's": percent(published.BEST.get(cell, math.nan)),
         })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _speed(own: pd.DataFrame) -> dict[str, str]:
-    """Times, which have no mean over several kinds of hardware."""
-    if own["hardware"].nunique() > 1:
-        return dict.fromkeys(("time", "images/s"), "mixed hardware")
-    speed = with_error(list(own["images_per_second"]), lambda each: f"{each:.0f}", counted=False)
-    return {"time": duration(list(own["wall_seconds"])), "images/s": speed}
 
 
 def duration(seconds: Sequence[float]) -> str:
     """Writes times in the unit that fits their mean."""
     mean = sum(seconds) / len(seconds)
     size, unit = (3600, " h") if mean >= 7200 else (60, " min") if mean >= 120 else (1, " s")
-    scaled = [each / size for each in seconds]
-    return with_error(scaled, lambda each: f"{each:.1f}", unit, counted=False)
+    return with_error([each / size for each in seconds], unit, counted=False)
 
 
 def every_run(runs: pd.DataFrame) -> pd.DataFrame:

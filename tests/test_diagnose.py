@@ -1,0 +1,140 @@
+"""A run's spikes and what causes them, and the diagnosis as a person gets it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("pandas")
+pytest.importorskip("matplotlib")
+
+import pandas as pd
+
+from experiments import diagnosis
+from experiments.runs import read_run
+from experiments.spikes import AVERAGES, UNDECIDED, WEIGHTS, find_spikes
+from tests.conftest import ROOT
+from tests.made_up_runs import config_of, layered, lines_of, write_run
+
+
+def causes(valid, precise=None, running=None, sizes=(2500, 1000)):
+    found = find_spikes(pd.DataFrame(lines_of(valid, precise=precise, running=running)), *sizes)
+    return dict(zip(found["epoch"], found["cause"], strict=True))
+
+
+class TestSpikes:
+    @pytest.mark.parametrize(
+        ("valid", "epochs"),
+        [
+            ([0.1, 0.3, 0.1], [2]),
+            ([0.1, 0.3, 0.3, 0.1], [2, 3]),  # two high ones do not hide each other
+            ([0.1, 0.3, 0.3, 0.3, 0.1], []),  # a plateau is none
+            ([0.5, 0.4, 0.3, 0.2], []),
+            ([0.1, 0.125, 0.1], []),  # less than three points
+            ([0.1, 0.1, 0.3], [3]),  # the last, by those before it
+            ([0.3, 0.1, 0.1], []),  # the first is none
+            ([0.5], []),
+        ],
+    )
+    def test_where_they_are(self, valid, epochs):
+        assert list(causes(valid)) == epochs
+
+    def test_few_images_have_higher_ones_by_chance(self):
+        """Of 100 images at 30% three standard errors are 14 points."""
+        assert causes([0.2, 0.3, 0.2], sizes=(2500, 0))
+        assert not causes([0.2, 0.3, 0.2], sizes=(100, 0))
+
+    @pytest.mark.parametrize(
+        ("precise", "running", "cause"),
+        [
+            ([0.1, 0.12, 0.1], None, AVERAGES),
+            ([0.1, 0.29, 0.1], None, WEIGHTS),
+            ([0.05, 0.19, 0.05], None, UNDECIDED),  # each explains more than half
+            (None, None, UNDECIDED),
+            ([0.1, 0.11, 0.1], [0.1, 0.12, 0.1], UNDECIDED),  # not on the compared images
+        ],
+    )
+    def test_what_causes_them(self, precise, running, cause):
+        assert causes([0.1, 0.3, 0.1], precise, running) == {2: cause}
+
+
+class TestSentences:
+    def explain(self, lines):
+        epochs = pd.DataFrame(lines)
+        run = {"valid_examples": 2500, "compared_examples": 1000}
+        return " ".join(diagnosis.explain(run, epochs, find_spikes(epochs, 2500, 1000)))
+
+    def test_spikes_lag_and_dead_feature_maps(self):
+        lines = lines_of([0.2, 0.5, 0.2, 0.2], precise=[0.1, 0.22, 0.19, 0.2])
+        said = self.explain(layered(lines))
+        assert "Spikes of the averages: epoch 2." in said
+        assert "by precise statistics is 50.0% against 22.0%." in said
+        assert "In the first epochs running averages cost +10.0 points (epoch 1), " in said
+        assert "+1.0 points (epoch 3, which may be chance) against" in said
+        assert "In the end running averages cost +0.0 points (epoch 4, which may be" in said
+        assert "in epoch 4: 10.0% of block1." in said
+
+    def test_what_was_not_measured_is_not_made_up(self):
+        said = self.explain(lines_of([0.2, 0.1]))
+        assert "no spikes in the validation error of 2 epochs" in said
+        assert "Running and precise statistics were not compared in this run." in said
+
+
+@pytest.mark.parametrize("num_epochs", [1, 5, 60])
+def test_the_picture_has_a_panel_for_each_thing_measured(num_epochs):
+    lines = lines_of([0.3] * num_epochs, precise=[0.2] * num_epochs)
+    none = find_spikes(pd.DataFrame(lines))
+    figure = diagnosis.draw(pd.DataFrame(layered(lines)), none, "a run")
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert len([title for title in titles if title]) == 4
+    assert figure.axes[0].get_xlim() == (0.5, num_epochs + 0.5)
+    plain = diagnosis.draw(pd.DataFrame(lines_of([0.3, 0.2])), none, "a run")
+    assert len(plain.axes) == 1
+
+
+def diagnose(*arguments, status=0, **environment):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.diagnose", *map(str, arguments)],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+class TestCommand:
+    def test_a_run_in_progress(self, tmp_path):
+        config = config_of("full_crop", seed=3, num_epochs=60)
+        lines = layered(lines_of([0.2, 0.5, 0.2], precise=[0.2, 0.22, 0.2]))
+        folder = write_run(tmp_path / "run", config, lines, finished=False)
+        done = diagnose(folder)
+        assert done.stdout.endswith(f"{folder}/diagnosis/diagnosis.md\n")
+        page = (folder / "diagnosis/diagnosis.md").read_text()
+        assert page.startswith("# full_crop-small, seed 3\n\n3 of 60 epochs; ")
+        row = "| 2 | 50.0% | 50.0% | 20.0% | 50.0% | 22.0% | 22.0% | 0.4 (block7) | averages |"
+        assert row in page
+        assert (folder / "diagnosis/diagnosis.png").stat().st_size > 20_000
+
+    def test_a_recorded_run_to_another_folder(self, tmp_path):
+        folder = ROOT / "experiments/results/questions/meanonly_crop-small/seed0"
+        diagnose(folder, f"--output={tmp_path}/page")
+        page = (tmp_path / "page/diagnosis.md").read_text()
+        assert "- Spikes of the averages: epoch 9 and 11." in page
+        row = "| 9 | 10.8% | 25.7% | 13.2% | 23.5% | 10.7% | 10.7% | 0.14 (block6) | averages |"
+        assert row in page
+        assert not (folder / "diagnosis").exists()
+
+    def test_without_a_package_it_ends_in_one_line(self, tmp_path):
+        (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError(name='matplotlib')")
+        done = diagnose(tmp_path, status=2, PYTHONPATH=str(tmp_path))
+        assert done.stderr == "error: the picture needs matplotlib: pip install -e '.[report]'\n"
+
+    def test_no_run(self):
+        done = diagnose("/nope", status=2)
+        assert done.stderr == "error: /nope holds no run: there is no config.json in it\n"
+
+
+def test_a_finished_demo_run_of_before_the_comparison():
+    config, run, epochs = read_run(ROOT / "experiments/results/demo_runs/meanonly_crop-demo/seed0")
+    assert config["model.norm"] == "mean_only"
+    assert (len(epochs), run["valid_examples"], run["compared_examples"]) == (10, 500, 0)

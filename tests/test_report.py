@@ -1,0 +1,218 @@
+"""The report's command, tables, figures and pages, as a person gets them."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+
+import pytest
+
+pytest.importorskip("pandas")
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+from PIL import Image
+
+from experiments import page, plots, published, tables
+from experiments.presets import CELLS
+from tests.conftest import ROOT
+from tests.made_up_runs import config_of, falling, lines_of, write_run
+from tests.made_up_runs import tables as made_up
+
+RECORDED = ROOT / "experiments/results"
+
+
+def report(*arguments, status=0, **environment):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.report", *map(str, arguments)],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A small sweep in progress, with runs of all kinds that are not its own."""
+    root = tmp_path_factory.mktemp("sweep") / "runs"
+    for cell, best in {"full_crop": 0.2, "meanonly_crop": 0.1}.items():
+        for seed in range(3):
+            config = config_of(cell, seed=seed, num_epochs=16)
+            write_run(root / f"{cell}/seed{seed}", config, lines_of(falling(0.5, best, 16)))
+    unfinished = config_of("meanonly", num_epochs=16)
+    write_run(root / "meanonly", unfinished, lines_of([0.5, 0.4]), finished=False)
+    other = config_of("full_crop", num_epochs=16, model__norm_decay=0.9)
+    write_run(root / "other", other, lines_of(falling(0.5, 0.3, 16)))
+    write_run(root / "demo", config_of("full_crop", "demo", num_epochs=1), lines_of([0.4]))
+    (root / "broken").mkdir()
+    (root / "broken/config.json").write_text("{")
+    (root / "<b>foreign|*one*").mkdir()
+    (root / "<b>foreign|*one*/config.json").write_text('{"lr": 0.1}')
+    report(f"--runs={root}")
+    return root
+
+
+class TestCommand:
+    def test_the_files(self, runs):
+        pages, figures = {"report.md", "report.html"}, {"best-demo.png", "figure2-demo.png"}
+        names = ("best", "figure1", "figure2", "changes-full_crop")
+        figures |= {f"{name}-small.png" for name in names}
+        assert {path.name for path in (runs / "report").iterdir()} == pages | figures
+        for name in figures:
+            with Image.open(runs / "report" / name) as image:
+                assert image.width == 896
+                assert len(image.convert("RGB").getcolors(2**24)) > 100
+
+    def test_the_markdown(self, runs):
+        text = (runs / "report/report.md").read_text()
+        assert f"9 runs below `{runs}`, 8 finished. Not used: 2, see the end." in text
+        claim = next(line for line in text.splitlines() if line.startswith("| 3. "))
+        assert "| **supported** | Best validation errors of the first 16 epochs:" in claim
+        assert text.index("## 48x48 (small)") < text.index("## 32x32 (demo)")
+        assert "| `meanonly` | 0 | 2 of 16 | 1 | 40.0% so far |" in text
+        assert "| `full_crop, model.norm_decay=0.9` | 1 | 16 |" in text
+        assert "- `broken`: config.json is damaged: " in text
+        assert "Supported if the interval of `full_crop` - `meanonly_crop` is above 0" in text
+
+    def test_the_html_begins_with_each_verdict_and_one_figure(self, runs):
+        html = (runs / "report/report.html").read_text()
+        first_screen = html[html.index("<h1>") : html.index("<h3>")]
+        assert first_screen.count('<span class="word') == 6
+        assert first_screen.count('<span class="word supported">supported</span> 3.') == 1
+        assert re.findall(r'src="(.*?)"', first_screen) == ["best-small.png"]
+        for name in re.findall(r'src="(.*?)"', html):
+            assert (runs / "report" / name).exists()
+        assert "<b>foreign" not in html
+        assert "<b>foreign|*one*</code>: its configuration has no name" in unescape(html)
+        assert "<code>full_crop</code>" in html
+
+    def test_nothing_but_broken_runs_is_a_page_that_lists_them(self, runs, tmp_path):
+        shutil.copytree(runs / "broken", tmp_path / "runs/broken")
+        report(f"--runs={tmp_path}/runs")
+        text = (tmp_path / "runs/report/report.md").read_text()
+        assert "0 finished. Not used: 1, see the end." in text
+        assert "- `broken`: config.json is damaged" in text
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ([], "--runs is missing: give the folder that holds the runs, such as runs"),
+            (["--runs=/nope"], "/nope does not exist; give the folder that holds the runs"),
+            (["--runs=gs://bucket/runs"], "gs://bucket/runs is not on this machine: copy the runs"),
+            (["--runs=RUNS", "--output=README.md/x"], "cannot write README.md/x: Not a directory"),
+        ],
+    )
+    def test_wrong_use_ends_in_one_line(self, arguments, message, runs):
+        done = report(*(each.replace("RUNS", str(runs)) for each in arguments), status=2)
+        assert done.stdout == ""
+        assert done.stderr.startswith(f"error: {message}")
+        assert done.stderr.count("\n") == 1
+
+    @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+    def test_without_a_package_it_ends_in_one_line(self, package, tmp_path):
+        (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError(name='{package}')")
+        done = report("--runs=runs", status=2, PYTHONPATH=str(tmp_path))
+        expected = f"error: the report needs {package}: pip install -e '.[report]'\n"
+        assert done.stderr == expected
+
+
+@pytest.mark.parametrize("text", ["<script>alert(1)</script>", "a|b", "_a_ __b__", "[a](b)", "&"])
+def test_foreign_text_is_shown_as_it_is(text):
+    assert unescape(str(page.marked(text))) == text
+    assert "<" not in page.marked(text)
+
+
+def test_the_recorded_report_is_what_the_recorded_runs_say(tmp_path):
+    """Made here again, all but the line that says of which commit it is."""
+    report("--runs=experiments/results", f"--output={tmp_path}")
+    recorded, again = (
+        [line for line in (folder / "report.md").read_text().splitlines()
+         if not line.startswith("Made by ")]
+        for folder in (RECORDED / "report", tmp_path)
+    )  # fmt: skip
+    assert again == recorded
+    assert "-dirty" not in (RECORDED / "report/report.md").read_text()
+    # Read off result.json by hand: 10.08%, 10.24%, 10.24% and 10.68%, 11.20%, 10.68%.
+    assert "**10.2% ± 0.1 (3 seeds)**<br>test 10.9% ± 0.2 (3 seeds)<br>15 epochs" in "\n".join(
+        again
+    )
+    row = "| `five_way/baseline-small/seed0` | 0 | 15 | 6 | 20.4% | 19.7% | 38.8 min |"
+    assert any(line.startswith(row) for line in again)
+
+
+class TestTables:
+    def test_bests_of_unequal_epochs_are_not_mixed(self):
+        courses = [[0.3, 0.1], [0.3, 0.12], [0.3, 0.1, 0.05]]
+        runs, _ = made_up({"full": map(lines_of, courses)})
+        runs["best_valid_error_rate"] = runs["test_error_rate"] = [0.1, 0.12, 0.05]
+        runs["wall_seconds"] = [60.0, 70.0, 7200.0]
+        assert list(tables.longest(runs)["seed"]) == [2]
+        found = tables.cells(runs)[["epochs", "seeds", "best validation", "time"]]
+        assert found.to_numpy().tolist() == [
+            ["2", "2", "11.0% ± 1.0", "65.0 s ± 5.0"], ["3", "1", "5.0%", "2.0 h"]
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("commit", "shown"),
+        [
+            ("0123456789abcdef", "0123456789"),
+            ("0123456789abcdef-dirty", "0123456789-dirty"),
+            (None, "not recorded"),
+        ],
+    )
+    def test_every_run_has_its_commit(self, commit, shown):
+        runs, _ = made_up({"full": [lines_of([0.3])]})
+        runs = runs.assign(
+            best_valid_error_rate=0.3, test_error_rate=0.3, stood_still=0, wall_seconds=1.0,
+            hardware="a", commit=commit,
+        )  # fmt: skip
+        assert tables.every_run(runs)["commit"][0] == shown
+
+
+class TestFigures:
+    def figure(self, courses, name="figure2"):
+        runs, epochs = made_up(courses)
+        return plots.draw_post_figure(name, runs, epochs)
+
+    def test_every_cell_has_a_colour_of_its_own(self):
+        assert set(plots.CELL_COLOURS) == set(CELLS)
+        assert len(set(plots.CELL_COLOURS.values()) | {plots.POST_COLOUR}) == len(CELLS) + 1
+
+    def test_the_published_curves(self):
+        """By hand from the plot: figure 1's baseline starts at 45.3% in training."""
+        curves = published.curves()
+        first = curves.query("cell == 'baseline' and split == 'train' and epoch == 1")
+        assert first["error_rate"].item() == 0.453
+        lowest = curves[curves["split"] == "valid"].groupby("cell")["error_rate"].min()
+        for cell, rate in lowest.items():
+            assert published.BEST[cell] == pytest.approx(rate, abs=0.005)
+
+    def test_a_mean_is_of_the_same_seeds_throughout(self):
+        """One seed of ten epochs and two of three: the line is the long one's."""
+        short, long = lines_of([0.1] * 3), lines_of([0.4] * 10)
+        (axes,) = self.figure({"full_crop": [short, long, short]}).axes
+        valid = next(line for line in axes.lines if line.get_marker() == "o")
+        assert list(valid.get_ydata()) == [0.4] * 10
+        labels = [text.get_text().replace("\N{NO-BREAK SPACE}", " ") for text in axes.texts]
+        assert "full, 1 of 3 seeds" in labels
+
+    def test_limits_are_those_of_the_data(self):
+        (axes,) = self.figure({"full_crop": [lines_of([0.9, 0.5, 0.4])]}).axes
+        assert axes.get_xlim() == (1, 3)
+        assert axes.get_ylim() == pytest.approx((0, 1.04 * 0.9))
+
+    @pytest.mark.parametrize("end", [0.0, 0.3])
+    def test_labels_do_not_overlap(self, end):
+        names = plots.FIGURES["figure2"][1]
+        figure = self.figure({name: [lines_of([0.5, end])] * 2 for name in names})
+        figure.canvas.draw()
+        boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+        assert len(boxes) == 8  # four cells, four of the post
+        for i, box in enumerate(boxes):
+            assert box.x1 <= figure.bbox.x1
+            assert not any(box.overlaps(other) for other in boxes[:i])
+
+    def test_none_without_its_cells(self):
+        assert self.figure({"baseline_crop": [lines_of([0.5])]}) is None
