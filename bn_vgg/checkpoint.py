@@ -1,7 +1,7 @@
 """Checkpoints by Orbax: the latest two, and the best two by validation error.
 
-Each carries a digest of what it holds. One that was torn or changed on disk is noticed when
-it is read, and set aside; nothing that is read is unpickled or executed.
+Each has a digest of its content, so that one that was torn or changed on disk is noticed when it is
+read, and set aside. Nothing that is read is unpickled or executed.
 """
 
 import contextlib
@@ -25,9 +25,7 @@ from bn_vgg.errors import UserError, first_line, free_bytes
 
 # Orbax's names for the two parts of a checkpoint, and for the file in the second one.
 _STATE, _METRICS, _METRICS_FILE = "state", "metrics", "metrics"
-
-# How what TensorStore raises begins where the system, or a network's disk, is at fault and not
-# what is on it.
+# How TensorStore's errors begin where the system or a network's disk is at fault, not the content.
 _OF_THE_SYSTEM = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 
 
@@ -43,8 +41,7 @@ class Progress:
       best_step: the updates done by then; names its checkpoint.
       best_error_rate: that error.
       seconds: wall time spent on the run so far, over all its processes.
-      within_epoch: what the epoch in progress has measured, `TrainMetrics` leaf by leaf;
-        None between epochs.
+      within_epoch: the leaves of `TrainMetrics` of the epoch in progress; None between epochs.
     """
 
     epoch: int = 0
@@ -68,10 +65,10 @@ class Progress:
             after, best_epoch=after.epoch, best_step=step, best_error_rate=valid_error_rate
         )
 
-    def in_epoch(self, *, step: int, measured: list[float], seconds: float) -> "Progress":
+    def in_epoch(self, *, step: int, metrics: list[float], seconds: float) -> "Progress":
         """Returns the progress some steps into the next epoch."""
         return dataclasses.replace(
-            self, step=step, valid_error_rate=math.inf, seconds=seconds, within_epoch=measured
+            self, step=step, valid_error_rate=math.inf, seconds=seconds, within_epoch=metrics
         )
 
 
@@ -83,9 +80,7 @@ def steps(folder: epath.Path) -> list[int]:
     """The steps whose checkpoints are in the folder, whole or not, the newest first."""
     if not folder.exists():
         return []
-    return sorted(
-        (int(each.name) for each in folder.iterdir() if each.name.isdigit()), reverse=True
-    )
+    return sorted((int(x.name) for x in folder.iterdir() if x.name.isdigit()), reverse=True)
 
 
 def read(folder: epath.Path, step: int, like: Any) -> tuple[Progress, Any]:
@@ -106,9 +101,9 @@ def read(folder: epath.Path, step: int, like: Any) -> tuple[Progress, Any]:
     path = folder / str(step)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
     try:
-        about = json.loads((path / _METRICS / _METRICS_FILE).read_text())
-        digest = about.pop("digest", None)
-        progress = Progress(**about)
+        metadata = json.loads((path / _METRICS / _METRICS_FILE).read_text())
+        digest = metadata.pop("digest")
+        progress = Progress(**metadata)
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
             state = reader.restore(path / _STATE, args=ocp.args.StandardRestore(abstract))
         state = jax.device_get(state)
@@ -122,8 +117,7 @@ def read(folder: epath.Path, step: int, like: Any) -> tuple[Progress, Any]:
                 "command again when it can be read"
             ) from error
         raise DamagedError(f"{path} cannot be read: {_why(error)}") from error
-    # Checkpoints of format 1 have no digest.
-    if progress.step != step or digest not in (None, digest_of(progress, state)):
+    if progress.step != step or digest != digest_of(progress, state):
         raise DamagedError(f"{path} is damaged: it does not hold what was written")
     return progress, state
 
@@ -135,7 +129,7 @@ def _why(error: Exception) -> str:
     if absent:
         array = "/".join(re.findall(r"'(.+?)'", absent[1]))
         return f"there is no {array} in it, as the network has it: was its code changed?"
-    return line if len(line) <= 300 else f"{line[:299]}…"
+    return line[:300]
 
 
 def _check_shape(found: np.ndarray, wanted: jax.ShapeDtypeStruct) -> None:
@@ -157,23 +151,18 @@ def digest_of(progress: Progress, state: Any) -> str:
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """The loop asks that, see `distributed.preempted`: JAX expects each number just once."""
+        """The loop asks that, see `multihost.preempted`: JAX expects each number just once."""
         return False
 
 
-class Checkpoints:
+class Checkpointer:
     """The checkpoints of a run in progress, in one folder, each named by its step.
 
-    Written while training goes on; every host takes part in saving.
+    Written while training goes on. Every host takes part in saving.
     """
 
     def __init__(self, folder: epath.Path, *, set_aside: epath.Path):
-        """Takes the folders.
-
-        Args:
-          folder: of the checkpoints.
-          set_aside: what is damaged is moved to this one.
-        """
+        """Takes the folder of the checkpoints, and the one that damaged ones are moved to."""
         self._folder, self._aside = folder, set_aside
         self._open: ocp.CheckpointManager | None = None
         self._num_bytes = 0
@@ -186,23 +175,18 @@ class Checkpoints:
             def best_last(metrics):  # the earlier of two equals is the better
                 return -metrics["valid_error_rate"], -metrics["step"]
 
-            # Two of each, so that a run can go on if the latest is damaged: without it, the
-            # best is the one of before.
+            # Two of each, so that a run can go on if the latest is damaged.
             keep = AnyPreservationPolicy([LatestN(2), BestN(get_metric_fn=best_last, n=2)])
+            # Without `best_fn` Orbax neither writes metrics nor reads them.
+            options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=best_last)
             with self._writing():
-                self._open = _Manager(
-                    self._folder,
-                    # Without `best_fn` Orbax neither writes metrics nor reads them.
-                    options=ocp.CheckpointManagerOptions(
-                        preservation_policy=keep, best_fn=best_last
-                    ),
-                )
+                self._open = _Manager(self._folder, options=options)
         return self._open
 
-    def newest(self, like: Any) -> tuple[Progress, Any, list[str]] | None:
+    def restore(self, like: Any) -> tuple[Progress, Any, list[str]] | None:
         """Reads the newest checkpoint that is intact, and whose best one is intact too.
 
-        What is damaged, and what came after the one that is returned, is set aside.
+        Damaged checkpoints, and those after the returned one, are set aside.
 
         Args:
           like: as `read` takes it.
@@ -230,21 +214,17 @@ class Checkpoints:
             multihost_utils.sync_global_devices("checkpoints are read")
         for other in [*wrong, *(s for s in found if s > step)]:
             self._set_aside(other)
-        progress, state = found[step]
-        newer = [why for s, why in wrong.items() if s > step]
-        return progress, state, newer
+        return *found[step], [why for s, why in wrong.items() if s > step]
 
     def _why_none(self, found: dict[int, tuple[Progress, Any]], wrong: dict[int, str]) -> str:
         again = "nothing was changed: name another --workdir to train from the seed"
         if not found:
             return f"{next(iter(wrong.values()))}; no checkpoint of this run is intact; {again}"
-        latest = max(found)
-        best = found[latest][0].best_step
-        whys = [why for step, why in wrong.items() if step != best]
-        whys.append(wrong.get(best, f"{self._folder / str(best)} is missing"))
+        best = found[max(found)][0].best_step
+        why = wrong.get(best, f"{self._folder / str(best)} is missing")
         return (
-            f"{'; '.join(whys)}; it was the run's best, without which there is no result. The "
-            f"newest that is intact is {latest}: python -m bn_vgg.export --which=latest; {again}"
+            f"{why}; it was the run's best, without which there is no result. The newest that is "
+            f"intact is {max(found)}: python -m bn_vgg.export --which=latest; {again}"
         )
 
     def _set_aside(self, step: int) -> None:
@@ -256,12 +236,12 @@ class Checkpoints:
         (self._folder / str(step)).rename(self._aside / f"{step}-{taken}")
 
     def save(self, state: Any, progress: Progress) -> None:
-        """Begins to write `state`, arrays of one replica, and returns.
+        """Begins to write `state`, NumPy arrays, and returns.
 
         Raises:
           UserError: this write, or the one before it, failed.
         """
-        about = dataclasses.asdict(progress) | {"digest": digest_of(progress, state)}
+        metadata = dataclasses.asdict(progress) | {"digest": digest_of(progress, state)}
         self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         with self._writing():
             if progress.step in self._manager.all_steps():  # of an epoch not yet evaluated
@@ -269,25 +249,8 @@ class Checkpoints:
             self._manager.save(
                 progress.step,
                 args=ocp.args.Composite(**{_STATE: ocp.args.StandardSave(state)}),
-                metrics=about,
+                metrics=metadata,
             )
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except UserError:  # one within another
-            raise
-        except Exception as error:  # what a full disk raises depends on who notices it
-            raise UserError(
-                f"cannot write a checkpoint{self._needs()} in {self._folder}: {first_line(error)}; "
-                "run the same command again when there is room: it goes on from the one before"
-            ) from error
-
-    def _needs(self) -> str:
-        if not self._num_bytes or "://" in str(self._folder):
-            return ""
-        return f" of {self._num_bytes:,} bytes ({free_bytes(self._folder)})"
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk.
@@ -298,7 +261,21 @@ class Checkpoints:
         with self._writing():
             self._manager.wait_until_finished()
 
-    def __enter__(self) -> "Checkpoints":
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:  # one within another
+            raise
+        except Exception as error:  # what a full disk raises depends on who notices it
+            local = self._num_bytes and "://" not in str(self._folder)
+            size = f" of {self._num_bytes:,} bytes ({free_bytes(self._folder)})" if local else ""
+            raise UserError(
+                f"cannot write a checkpoint{size} in {self._folder}: {first_line(error)}; "
+                "run the same command again when there is room: it goes on from the one before"
+            ) from error
+
+    def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:

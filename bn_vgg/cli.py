@@ -1,9 +1,9 @@
-"""What the commands share: flags and errors that end in one line, not a traceback."""
+"""What the commands share: flags and configuration files, errors in one line, logs and paths."""
 
-import ast
 import contextlib
 import difflib
 import errno
+import hashlib
 import io
 import logging as std_logging
 import os
@@ -17,9 +17,10 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
 
 from bn_vgg import stopping
-from bn_vgg.config_checks import check_config
+from bn_vgg.config import check_config
 from bn_vgg.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_BUG,
@@ -30,7 +31,10 @@ from bn_vgg.errors import (
     described,
     one_line,
 )
-from bn_vgg.run_dir import flatten
+from bn_vgg.run_dir import ONLY_SPEED, flatten
+
+# Of the last configuration file that was loaded, its fields before they are overridden.
+_file_fields: dict[str, object] = {}
 
 
 def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> None:
@@ -49,13 +53,108 @@ def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> No
     # Orbax tells of a full disk by pages for each of its threads; the error itself is one line.
     logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
     sys.unraisablehook = _log_unraisable
-    # A file's name may hold what is no text; standard error escapes that of its own accord.
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what is no text
         sys.stdout.reconfigure(errors="backslashreplace")
     app.run(
         lambda argv: _guarded(partial(main, *argv[1:])),
         flags_parser=partial(_parse_flags, positional=positional),
     )
+
+
+def _guarded(main: Callable[[], int | None]) -> int | None:
+    log_to_file(None)
+    stopping.raise_on_terminate()
+    try:
+        status = main()
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        logging.info("the error came from here", exc_info=True)
+        return _fail(str(error), EXIT_USER_ERROR)
+    except Interrupted as error:
+        return _fail(str(error), error.status)
+    except KeyboardInterrupt:
+        return _fail("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
+    except BrokenPipeError:  # `| head` has read enough
+        stop_showing()
+        return EXIT_BROKEN_PIPE
+    except Exception as error:
+        path = next((handler.baseFilename for handler in _log_handlers()), None)
+        if path is None:
+            raise
+        logging.info("a bug, or too little memory", exc_info=True)
+        return _fail(f"{described(error)}; the traceback is in {path}", EXIT_BUG)
+
+
+def _fail(message: str, status: int) -> int:
+    with contextlib.suppress(OSError):  # the terminal may be what was lost
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+# --- Flags and configuration files ---
+
+
+def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
+    fields: Mapping[str, object] = {}
+    try:
+        argv = [_with_home(_with_underscores(argument)) for argument in argv]
+        fields = _load_file(argv)
+        rest = flags.FLAGS(argv)
+        given = rest[1:]
+        if len(given) > len(positional):
+            raise UserError(f"unexpected argument {given[len(positional)]!r}; see --help")
+        if len(given) < len(positional):
+            raise UserError(f"{positional[len(given)]} is missing; see --help")
+        return rest
+    except BrokenPipeError:  # of --help
+        stop_showing()
+        sys.exit(EXIT_BROKEN_PIPE)
+    except SystemExit:  # absl's status after --help is 1
+        sys.exit(0)
+    except flags.UnrecognizedFlagError as error:
+        meant = [field for field in fields if field.split(".")[-1] == error.flagname]
+        guess = "".join(f"; did you mean --config.{field}?" for field in meant)
+        sys.exit(_fail(f"no flag --{error.flagname}{guess or '; see --help'}", EXIT_USER_ERROR))
+    except Exception as error:  # besides flags.Error, what ml_collections and the file raise
+        unset = re.search(r"Flag (--\w+) must have a value other than None", str(error))
+        told = f"{unset[1]} is missing; see --help" if unset else one_line(error)
+        sys.exit(_fail(told, EXIT_USER_ERROR))
+
+
+def _with_underscores(argument: str) -> str:
+    """Takes `--dry-run` as `--dry_run`, as most other programs write it."""
+    name, equals, value = argument.partition("=")
+    underscored = "--" + name.removeprefix("--").replace("-", "_")
+    known = name.startswith("--") and underscored.removeprefix("--") in flags.FLAGS
+    return f"{underscored}{equals}{value}" if known else argument
+
+
+def _with_home(argument: str) -> str:
+    """Takes `--out=~/x` as a shell takes `--out ~/x`."""
+    name, equals, value = argument.partition("=")
+    return name + equals + os.path.expanduser(value) if value.startswith("~") else argument
+
+
+def load_config(arguments: Sequence[str]) -> ConfigDict:
+    """Returns the configuration that a command with these arguments would have.
+
+    Args:
+      arguments: `--config=FILE:VARIANT` and `--config.FIELD=VALUE`, nothing else.
+
+    Raises:
+      UserError: as the command would.
+    """
+    _load_file(["", *arguments])
+    alone = flags.FlagValues()
+    flag = config_flags.DEFINE_config_file(
+        "config", flag_values=alone, sys_argv=list(arguments), lock_config=True
+    )
+    try:
+        alone(["", *arguments])
+    except Exception as error:  # besides flags.Error, what ml_collections and the file raise
+        raise UserError(one_line(error)) from error
+    return checked_config(flag)
 
 
 def checked_config(flag: flags.FlagHolder) -> ConfigDict:
@@ -74,61 +173,133 @@ def checked_config(flag: flags.FlagHolder) -> ConfigDict:
     return flag.value
 
 
-def load_config(arguments: Sequence[str]) -> ConfigDict:
-    """Returns the configuration that a command with these arguments would have.
+def default_workdir(config: ConfigDict) -> str:
+    """Returns `runs/NAME/seedSEED`, where NAME says what the command line has overridden.
 
-    Args:
-      arguments: `--config=FILE:VARIANT` and `--config.FIELD=VALUE`, nothing else.
+    Fields that may differ from start to start, and where the data are, are no part of it.
+    """
+    left_out = {"name", "seed", "num_epochs", "data.source"} | ONLY_SPEED
+    changed = [
+        f"{field.rpartition('.')[2]}={value}"
+        for field, value in flatten(config.to_dict()).items()
+        if field not in left_out and value != _file_fields.get(field, value)
+    ]
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join([config.name, *changed]))
+    if len(name) > 100:  # a folder's name has 255 bytes at most
+        name = f"{name[:90]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+    return f"runs/{name}/seed{config.seed}"
+
+
+def _load_file(argv: list[str]) -> Mapping[str, object]:
+    """Loads the configuration once, without overrides: ml_collections' errors are pages.
+
+    Returns:
+      Its fields; none where no configuration is named.
 
     Raises:
-      UserError: as the command would.
+      UserError: the file is missing or fails, or an override names no field of it.
     """
-    _check_config_argument(["", *arguments])
+    argument = _config_argument(argv)
+    if argument is None:
+        return {}
+    path = argument.partition(":")[0]
+    if not os.path.isfile(path):  # Path's own raises where the name is too long
+        close = difflib.get_close_matches(path, _found_configs(), n=1, cutoff=0.85)
+        guess = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"--config: no file {path}; {guess}{_configs()}")
+    _find_siblings(Path(path).resolve().parent)
     alone = flags.FlagValues()
-    flag = config_flags.DEFINE_config_file(
-        "config", flag_values=alone, sys_argv=list(arguments), lock_config=True
-    )
+    config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[argument])
+    # Where ml_collections executes the files, each among the names that the last one left.
+    sys.modules.pop("config_config", None)
     try:
-        alone(["", *arguments])
-    except Exception as error:  # besides flags.Error, what ml_collections and the file raise
-        raise UserError(one_line(error)) from error
-    return checked_config(flag)
+        alone([argv[0], f"--config={argument}"])
+        loaded = alone.config
+    except (Exception, SystemExit) as error:  # whatever the file's own code raises
+        why = (str(error).strip().splitlines() or [""])[-1]
+        if not isinstance(error, flags.Error):  # these quote what was raised
+            why = f"{type(error).__name__}: {why}".removesuffix(": ")
+        raise UserError(f"--config={argument}: {why}") from error
+    if not isinstance(loaded, ConfigDict):
+        made = type(loaded).__name__
+        raise UserError(f"--config={argument}: get_config returns no ConfigDict but a {made}")
+    _file_fields.clear()
+    _file_fields.update(flatten(loaded.to_dict()))
+    for given in argv:
+        override = re.match(r"--?config\.([\w.]+)=?(.*)", given, re.DOTALL)
+        if override and override[1] == "variant":
+            wanted = override[2] or "VARIANT"
+            raise UserError(f"config.variant: a variant is named by --config={path}:{wanted}")
+        if override:
+            _check_override(override[1])
+    return _file_fields
 
 
-def keep_compiled(folder: Path) -> None:
-    """Keeps what XLA compiles in `folder`/xla, so that a second start is quick.
+def _check_override(name: str) -> None:
+    if any(f"{field}.".startswith(f"{name}.") for field in _file_fields):
+        return
+    whole, _, part = name.rpartition(".")
+    if _file_fields.get(whole) == {}:
+        example = f"--config.{whole}=\"{{'{part}': …}}\""
+        raise UserError(f"config.{whole} is given as a whole: {example}")
+    close = difflib.get_close_matches(name, list(_file_fields))
+    guess = f"did you mean {', '.join(close)}? " if close else ""
+    raise UserError(f"no field config.{name}; {guess}there are: {', '.join(_file_fields)}")
 
-    JAX_COMPILATION_CACHE_DIR, where it is set, has the last word.
+
+def _find_siblings(folder: Path) -> None:
+    """Lets a configuration file import those beside it, `from configs import default`.
+
+    Also where the current folder has a `configs/` of its own, or another one was imported before.
     """
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        # XLA divides a CPU's sums among the cores that a process may use, but does not tell
-        # programs for different numbers of them apart.
-        kept = folder / "xla" / f"{len(usable_cores())}_cores"
-        jax.config.update("jax_compilation_cache_dir", str(kept))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if not (folder / "__init__.py").exists():
+        return
+    for name in [n for n in sys.modules if n.partition(".")[0] == folder.name]:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is None or Path(file).resolve().parent != folder:
+            del sys.modules[name]
+    if str(folder.parent) in sys.path:
+        sys.path.remove(str(folder.parent))
+    sys.path.insert(0, str(folder.parent))
 
 
-def usable_cores() -> list[int]:
-    """The processor's cores that this process may use, by their numbers."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+def _found_configs() -> list[str]:
+    return sorted(map(str, Path("configs").glob("[!_]*.py")))
+
+
+def _configs() -> str:
+    if found := _found_configs():
+        return f"there are: {', '.join(found)}"
+    return f"there is no configs/ in {Path.cwd()}: run it in the checkout, or name a path"
+
+
+def _config_argument(argv: list[str]) -> str | None:
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if argument in ("-config", "--config"):
+            return following
+        if argument.startswith(("-config=", "--config=")):
+            return argument.partition("=")[2]
+    return None
+
+
+# --- What is shown and logged ---
 
 
 def say(line: str) -> None:
-    """Shows a line to a person, at once and whole, and keeps it in the log."""
+    """Shows a line to a person and keeps it in the log."""
     logging.info("%s", line)
     show(line)
 
 
 def show(line: str) -> None:
-    """Shows a line to a person, at once and whole: threads may speak side by side.
+    """Shows a line to a person, above a progress bar where there is one.
 
     Where nobody reads on, as behind `| head` or when a terminal is gone, nothing more is shown and
     nothing ends.
     """
     try:
-        print(f"{line}\n", end="", flush=True)
+        tqdm.write(line)
+        sys.stdout.flush()
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
@@ -141,11 +312,17 @@ def stop_showing() -> None:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def log_to_file(path: epath.Path | None) -> None:
-    """Sends what the libraries log to a file, and only warnings to the terminal.
+class _LogFile(std_logging.FileHandler):
+    def handleError(self, record: std_logging.LogRecord) -> None:  # noqa: N802 - logging's
+        """Says nothing: a full disk is told of by what needs the room, not by each line."""
 
-    The file takes the place of the one that it was sent to before.
-    """
+
+def _log_handlers() -> list[_LogFile]:
+    return [each for each in std_logging.getLogger().handlers if isinstance(each, _LogFile)]
+
+
+def log_to_file(path: epath.Path | None) -> None:
+    """Sends what the libraries log to this file alone, and warnings to the terminal."""
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setLevel(std_logging.WARNING)
     root = std_logging.getLogger()
@@ -168,23 +345,32 @@ def log_to_file(path: epath.Path | None) -> None:
 
 
 def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-    """What is raised where nobody can catch it, as in a callback of TensorStore's."""
+    # What is raised where nobody can catch it, as in a callback of TensorStore's.
     error = unraisable.exc_value
     logging.info("%s: %r", unraisable.err_msg or "ignored", error, exc_info=error)
 
 
-def log_path() -> str | None:
-    """The file that is logged to, if there is one."""
-    return next((handler.baseFilename for handler in _log_handlers()), None)
+# --- Files and packages ---
 
 
-class _LogFile(std_logging.FileHandler):
-    def handleError(self, record: std_logging.LogRecord) -> None:  # noqa: N802 - logging's
-        """A disk that is full is told of by what needs the room, not by pages for each line."""
+def keep_compiled(folder: Path) -> None:
+    """Keeps what XLA compiles in `folder`/xla, so that a second start is quick.
+
+    JAX_COMPILATION_CACHE_DIR, where it is set, has the last word.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # XLA divides a CPU's sums among the cores that a process may use, but does not tell
+        # programs for different numbers of them apart.
+        kept = folder / "xla" / f"{len(usable_cores())}_cores"
+        jax.config.update("jax_compilation_cache_dir", str(kept))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def _log_handlers() -> list[_LogFile]:
-    return [each for each in std_logging.getLogger().handlers if isinstance(each, _LogFile)]
+def usable_cores() -> list[int]:
+    """The processor's cores that this process may use, by their numbers."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 @contextlib.contextmanager
@@ -215,162 +401,3 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _guarded(main: Callable[[], int | None]) -> int | None:
-    log_to_file(None)
-    stopping.raise_on_terminate()
-    try:
-        status = main()
-        sys.stdout.flush()
-        return status
-    except UserError as error:
-        logging.info("the error came from here", exc_info=True)
-        return _fail(str(error), EXIT_USER_ERROR)
-    except Interrupted as error:
-        return _fail(str(error), error.status)
-    except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
-    except BrokenPipeError:  # `| head` has read enough
-        stop_showing()
-        return EXIT_BROKEN_PIPE
-    except Exception as error:
-        path = log_path()
-        if path is None:
-            raise
-        logging.info("a bug, or too little memory", exc_info=True)
-        return _fail(f"{described(error)}; the traceback is in {path}", EXIT_BUG)
-
-
-def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
-    fields: dict[str, object] = {}
-    try:
-        argv = [_with_home(_with_underscores(argument)) for argument in argv]
-        fields = _check_config_argument(argv)
-        rest = flags.FLAGS(argv)
-    except BrokenPipeError:  # of --help
-        stop_showing()
-        sys.exit(EXIT_BROKEN_PIPE)
-    except SystemExit:  # absl's status after --help is 1
-        sys.exit(0)
-    except flags.UnrecognizedFlagError as error:
-        meant = [field for field in fields if field.split(".")[-1] == error.flagname]
-        guess = "".join(f"; did you mean --config.{field}?" for field in meant)
-        sys.exit(_fail(f"no flag --{error.flagname}{guess or '; see --help'}", EXIT_USER_ERROR))
-    except Exception as error:  # besides flags.Error, what ml_collections and the file raise
-        unset = re.search(r"Flag (--\w+) must have a value other than None", str(error))
-        told = f"{unset[1]} is missing; see --help" if unset else one_line(error)
-        sys.exit(_fail(told, EXIT_USER_ERROR))
-    given = rest[1:]
-    if len(given) > len(positional):
-        unexpected = given[len(positional)]
-        sys.exit(_fail(f"unexpected argument {unexpected!r}; see --help", EXIT_USER_ERROR))
-    if len(given) < len(positional):
-        missing = positional[len(given)]
-        sys.exit(_fail(f"{missing} is missing; see --help", EXIT_USER_ERROR))
-    return rest
-
-
-def _with_underscores(argument: str) -> str:
-    """Takes `--dry-run` as `--dry_run`, as most other programs write it."""
-    name, equals, value = argument.partition("=")
-    underscored = "--" + name.removeprefix("--").replace("-", "_")
-    known = name.startswith("--") and underscored.removeprefix("--") in flags.FLAGS
-    return f"{underscored}{equals}{value}" if known else argument
-
-
-def _with_home(argument: str) -> str:
-    """Takes `--out=~/x` as a shell takes `--out ~/x`."""
-    name, equals, value = argument.partition("=")
-    return name + equals + os.path.expanduser(value) if value.startswith("~") else argument
-
-
-def _check_config_argument(argv: list[str]) -> dict[str, object]:
-    """Loads the configuration once, without overrides: ml_collections' errors are pages.
-
-    Returns:
-      Its fields; none where no configuration is named.
-
-    Raises:
-      UserError: the file is missing or fails, or an override names no field of it.
-    """
-    argument = _config_argument(argv)
-    if argument is None:
-        return {}
-    path = argument.partition(":")[0]
-    if not os.path.isfile(path):  # Path's own raises where the name is too long
-        close = difflib.get_close_matches(path, _found_configs(), n=1, cutoff=0.85)
-        guess = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"--config: no file {path}; {guess}{_configs()}")
-    alone = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[argument])
-    # Where ml_collections executes the files, each among the names that the last one left.
-    sys.modules.pop("config_config", None)
-    try:
-        alone([argv[0], f"--config={argument}"])
-        loaded = alone.config
-        fields = flatten(loaded.to_dict()) if isinstance(loaded, ConfigDict) else None
-    except (Exception, SystemExit) as error:  # whatever the file's own code raises
-        why = (str(error).strip().splitlines() or [""])[-1]
-        if not isinstance(error, flags.Error):  # these quote what was raised
-            why = f"{type(error).__name__}: {why}".removesuffix(": ")
-        raise UserError(f"--config={argument}: {why}") from error
-    if fields is None:
-        made = type(loaded).__name__
-        raise UserError(f"--config={argument}: get_config returns no ConfigDict but a {made}")
-    for given in argv:
-        override = re.match(r"--?config\.([\w.]+)", given)
-        if override and override[1] == "variant":
-            wanted = given.partition("=")[2] or "VARIANT"
-            raise UserError(f"config.variant: a variant is named by --config={path}:{wanted}")
-        if override:
-            _check_override(override[1], fields)
-            _check_depth(override[1], given.partition("=")[2])
-    return fields
-
-
-def _check_override(name: str, fields: dict[str, object]) -> None:
-    if any(f"{field}.".startswith(f"{name}.") for field in fields):
-        return
-    whole, _, part = name.rpartition(".")
-    if fields.get(whole) == {}:
-        example = f"--config.{whole}=\"{{'{part}': …}}\""
-        raise UserError(f"config.{whole} is given as a whole: {example}")
-    close = difflib.get_close_matches(name, fields)
-    guess = f"did you mean {', '.join(close)}? " if close else ""
-    raise UserError(f"no field config.{name}; {guess}there are: {', '.join(fields)}")
-
-
-def _check_depth(name: str, value: str) -> None:
-    try:
-        ast.literal_eval(value)  # as ml_collections does, for some types
-    except (MemoryError, RecursionError) as error:
-        raise UserError(f"config.{name}: the value is nested too deeply") from error
-    except Exception:  # a text, or what ml_collections itself complains about
-        return
-
-
-def _found_configs() -> list[str]:
-    return sorted(map(str, Path("configs").glob("[!_]*.py")))
-
-
-def _configs() -> str:
-    found = _found_configs()
-    if not found:
-        return f"there is no configs/ in {Path.cwd()}: run it in the checkout, or name a path"
-    return f"there are: {', '.join(found)}"
-
-
-def _config_argument(argv: list[str]) -> str | None:
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if argument in ("-config", "--config"):
-            return following
-        if argument.startswith(("-config=", "--config=")):
-            return argument.partition("=")[2]
-    return None
-
-
-def _fail(message: str, status: int) -> int:
-    with contextlib.suppress(OSError):  # the terminal may be what was lost
-        print(f"error: {message}", file=sys.stderr, flush=True)
-    return status

@@ -1,4 +1,4 @@
-"""Exceptions that a command turns into a one-line message, and its exit statuses."""
+"""Exceptions that a command turns into one line, and its exit statuses."""
 
 import os
 import shutil
@@ -8,21 +8,18 @@ EXIT_BUG = 1
 EXIT_USER_ERROR = 2
 # Some image could not be read; all others were predicted.
 EXIT_UNREADABLE = 3
-# Another host of the run hangs, is gone or has failed: the same command goes on with the run.
+# Another host of the run hangs or is gone: the same command goes on with the run.
 EXIT_HOST_LOST = 4
 # What a shell says of a process that the signal ended.
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-EXIT_TERMINATED = 128 + signal.SIGTERM
-EXIT_HUNG_UP = 128 + signal.SIGHUP
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 class UserError(Exception):
     """Something the user can put right: a wrong path, name, value or file.
 
-    The message is one line that says what happened, where, and what to do next.
-    Commands print it as `error: …` and exit with status 2; everything else that
-    is raised is a bug.
+    The message is one line that says what happened, where, and what to do next. Commands print it
+    as `error: …` and exit with status 2. Everything else that is raised is a bug.
     """
 
     def __init__(self, message: str):
@@ -30,8 +27,24 @@ class UserError(Exception):
         super().__init__(" ".join(message.splitlines()))
 
 
+class NotThereError(UserError):
+    """A file or folder that was named does not exist."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has stopped the command; for a run, after its state was kept.
+
+    Attributes:
+      status: to exit with.
+    """
+
+    def __init__(self, asked: signal.Signals, message: str):
+        super().__init__(f"{message}; run the same command again to go on")
+        self.status = 128 + asked
+
+
 def described(error: BaseException) -> str:
-    """An error's type and the first line of its message: what a person is told of a bug."""
+    """An error's type and the first line of its message."""
     # Not the last line of a formatted traceback: JAX adds notes to its errors.
     line = first_line(error)
     return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
@@ -48,24 +61,8 @@ def first_line(error: BaseException) -> str:
 
 
 def free_bytes(folder: str | os.PathLike[str]) -> str:
-    """For a message about bytes: how many `folder`'s disk has free, or why that is not known."""
+    """Says how many bytes the disk of `folder` has free, for a message."""
     try:
         return f"{shutil.disk_usage(folder).free:,} are free"
     except OSError as error:
         return error.strerror or str(error)
-
-
-class NotThereError(UserError):
-    """A file or folder that was named does not exist."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop by another signal than Ctrl-C's, or has kept what it had.
-
-    Attributes:
-      status: to exit with.
-    """
-
-    def __init__(self, asked: signal.Signals, message: str):
-        super().__init__(f"{message}; run the same command again to go on")
-        self.status = 128 + asked

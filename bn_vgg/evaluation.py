@@ -1,26 +1,46 @@
-"""What a run evaluates: errors of a split, and the running statistics under the lens."""
+"""Evaluation: five-crop errors, PreciseBN, and three kinds of statistics compared.
 
-from collections.abc import Callable
+*Precise* statistics are what the running averages would be had the weights stood still: plain
+means over some batches of training images, without dropout, at the present weights (Wu and Johnson
+2021, "Rethinking 'Batch' in BatchNorm", section 3.2). Any normalizer with running averages of
+weight `momentum` has them: batch k is averaged in with momentum 1 - 1/k.
+"""
+
 from typing import Any, NamedTuple
 
+import flax
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from bn_vgg import lens
-from bn_vgg.feed import Feed
-from bn_vgg.metrics import ComparedMetrics, Moments
-from bn_vgg.parallel import Devices
-from bn_vgg.programs import Programs
-from bn_vgg.run_data import RunData
-from bn_vgg.steps import empty_evaluation
+from bn_vgg.devices import Devices
+from bn_vgg.metrics import ComparedMetrics, Moments, merge_moments
+from bn_vgg.models.layers import layer_activations, layer_statistics
+from bn_vgg.models.vgg import VGG
+from bn_vgg.steps import TrainState, errors, to_intensities
+
+
+class Precise(flax.struct.PyTreeNode):
+    """Precise statistics, accumulated over batches.
+
+    Attributes:
+      batches: how many so far, float32.
+      batch_stats: means over these, in the shape of `TrainState.batch_stats`.
+      before_norm: moments of what is normalized, by layer.
+    """
+
+    batches: jax.Array
+    batch_stats: Any
+    before_norm: dict[str, Moments]
 
 
 class Evaluated(NamedTuple):
-    """What came of evaluating a split with running statistics.
+    """A split evaluated with running statistics.
 
     Attributes:
-      loss: mean over examples, by the five-window rule.
+      loss: mean over examples, of the mean probability over five crops.
       error_rate: likewise.
-      error_rate_running: of the centre window alone, of the examples that are compared.
+      error_rate_running: of the central crop alone, of the first `eval.compared_examples`.
       moments: of each layer's output, NumPy arrays.
     """
 
@@ -30,103 +50,111 @@ class Evaluated(NamedTuple):
     moments: dict[str, Moments]
 
 
-class Observed(NamedTuple):
-    """What the lens shows.
+def make_precise_step(model: VGG, axis_name: str | None = None):
+    """Returns `precise_step(precise, state, batch) -> Precise`; `batch` as in training."""
 
-    Attributes:
-      scalars: by name, as they are recorded.
-      channels: what some of these summarize: an array (C,) for each layer and quantity.
+    def precise_step(precise: Precise, state: TrainState, batch):
+        batches = precise.batches + 1
+        averaging = model.clone(dropout_rate=0.0, norm=model.norm.with_momentum(1 - 1 / batches))
+        _, updated = averaging.apply(
+            {"params": state.params, "batch_stats": precise.batch_stats},
+            to_intensities(batch["crops"][:, 0]),
+            train=True,
+            mutable=["batch_stats", "intermediates"],
+        )
+        weights = jnp.ones(len(batch["crops"]), jnp.float32)
+        moments = {
+            layer: Moments.of(x, weights, axis_name)
+            for layer, x in layer_activations(updated, "before_norm").items()
+        }
+        batch_stats = updated["batch_stats"]
+        if axis_name is not None:  # see `make_train_step`
+            batch_stats = jax.lax.pmean(batch_stats, axis_name)
+        return Precise(batches, batch_stats, merge_moments(precise.before_norm, moments))
+
+    return precise_step
+
+
+def make_compare_step(model: VGG, axis_name: str | None = None):
+    """Returns `compare_step(state, precise_batch_stats, batch) -> ComparedMetrics`.
+
+    `batch` holds `crops` (K = 1), `label` and `mask`. Padding does not count as an error, but takes
+    part in the batch's statistics: it repeats other examples.
     """
+    model = model.clone(dropout_rate=0.0)
 
-    scalars: dict[str, float]
-    channels: dict[str, np.ndarray]
+    def compare_step(state: TrainState, precise_batch_stats, batch):
+        images, label_N = to_intensities(batch["crops"][:, 0]), batch["label"]
+        precisely = {"params": state.params, "batch_stats": precise_batch_stats}
+        by_batch, _ = model.apply(state.variables, images, train=True, mutable=["batch_stats"])
+        return ComparedMetrics.of(
+            axis_name,
+            error_rate_precise=errors(model.apply(precisely, images, train=False), label_N),
+            error_rate_batch=errors(by_batch, label_N),
+            mask=batch["mask"],
+        )
+
+    return compare_step
 
 
-class Evaluator:
-    """Evaluates states of one run."""
+def fetch_evaluated(devices: Devices, carry: Any) -> Evaluated:
+    """Waits for the result of `Programs.eval_chunk`, folded over a split."""
+    metrics, moments = devices.fetch(carry)
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    return Evaluated(**values, moments=moments)
 
-    def __init__(
-        self,
-        programs: Programs,
-        devices: Devices,
-        data: RunData,
-        *,
-        epsilon: float,
-        precise_examples: int,
-        compared_examples: int,
-        after_dispatch: Callable[[], None] = lambda: None,
-    ):
-        """Takes what stays the same.
 
-        Args:
-          programs: of the run.
-          devices: that they run on.
-          data: of the run.
-          epsilon: added to variances, `config.model.norm_epsilon`.
-          precise_examples: as `config.eval` explains it.
-          compared_examples: likewise.
-          after_dispatch: called after every few batches.
-        """
-        self._programs, self._devices, self._data = programs, devices, data
-        self._epsilon = epsilon
-        self._precise_examples, self._compared_examples = precise_examples, compared_examples
-        self._after_dispatch = after_dispatch
+def distances(batch_stats, precise: Precise, epsilon: float) -> dict[str, np.ndarray]:
+    """Compares running with precise statistics, channel by channel.
 
-    def evaluate(self, state: Any, feed: Feed) -> Evaluated:
-        """Evaluates all of a split by the five-window rule, with running statistics.
+    Args:
+      batch_stats: the running ones, of `mean` and perhaps `var` by layer.
+      precise: NumPy arrays.
+      epsilon: added to variances.
 
-        Args:
-          state: replicated.
-          feed: of the split.
-        """
-        carried = self._devices.replicate(empty_evaluation(self._programs.model))
-        for dispatch in feed.dispatches(self._data.eval_batches(feed, self._compared_examples)):
-            carried = self._programs.eval_steps(carried, state, dispatch.batches, feed.pixels)
-            self._after_dispatch()
-        metrics, moments = self._devices.fetch(carried)
-        values = {name: value.item() for name, value in metrics.compute().items()}
-        return Evaluated(**values, moments=moments)
+    Returns:
+      `mean_distance/LAYER`: (C,), running minus precise mean in standard deviations of what
+      is normalized; `std_ratio/LAYER`: (C,), running by precise standard deviation, where
+      there are such.
+    """
+    found = {}
+    running, averaged = layer_statistics(batch_stats), layer_statistics(precise.batch_stats)
+    for layer, moments in precise.before_norm.items():
+        now, exact = running.get(layer, {}), averaged.get(layer, {})
+        # A user's normalizer may call something else `mean`.
+        shape = np.shape(moments.variance)
+        if "mean" in now and now["mean"].shape == shape:
+            deviation = np.sqrt(moments.variance + epsilon)
+            found[f"mean_distance/{layer}"] = (now["mean"] - exact["mean"]) / deviation
+            if "var" in now and now["var"].shape == shape:
+                ratio = (now["var"] + epsilon) / (exact["var"] + epsilon)
+                found[f"std_ratio/{layer}"] = np.sqrt(ratio)
+    return found
 
-    def observe(self, state: Any, validated: Evaluated, epoch: int) -> Observed:
-        """Looks at the activations, and at the running statistics if there are any.
 
-        Args:
-          state: replicated.
-          validated: of the validation split, in this state.
-          epoch: counted from 0; its first batches are for the precise statistics.
+def activity(moments: dict[str, Moments], *, has_relu: bool) -> dict[str, np.ndarray]:
+    """Describes each layer's output, channel by channel.
 
-        Returns:
-          `valid/error_rate_running`, `valid/error_rate_precise`, `valid/error_rate_batch`
-          and `lens.distances` where there are running statistics and
-          `config.eval.precise_examples` is not 0; and `lens.activity`.
-        """
-        norm = self._programs.model.norm
-        rates, channels = {}, lens.activity(validated.moments, has_relu=not norm.has_activation)
-        if self._precise_examples and norm.averages:
-            precise = self._precise(state, epoch)
-            rates = {"error_rate_running": validated.error_rate_running}
-            rates |= self._compare(state, precise)
-            precise, running = self._devices.fetch((precise, state.batch_stats))
-            channels = lens.distances(running, precise, self._epsilon) | channels
-        scalars = {f"valid/{name}": rate for name, rate in rates.items()}
-        return Observed(scalars | lens.summarize(channels), channels)
+    Args:
+      moments: by layer, NumPy arrays.
+      has_relu: whether the blocks have ReLUs; the hidden layer always has.
 
-    def _precise(self, state, epoch: int) -> lens.Precise:
-        feed = self._data.train
-        empty = lens.Precise.empty(self._programs.model, None)
-        precise = self._devices.replicate(empty).replace(batch_stats=state.batch_stats)
-        for dispatch in feed.dispatches(self._data.precise_batches(epoch, self._precise_examples)):
-            precise = self._programs.precise_steps(precise, state, dispatch.batches, feed.pixels)
-            self._after_dispatch()
-        return precise
+    Returns:
+      `activation_mean/LAYER` and `activation_deviation/LAYER`, (C,), and, where there are
+      ReLUs, `never_active/LAYER`: (C,), 1 where no position of any image was above 0.
+    """
+    found = {}
+    for layer, of_layer in moments.items():
+        found[f"activation_mean/{layer}"] = of_layer.mean
+        found[f"activation_deviation/{layer}"] = np.sqrt(of_layer.variance)
+        if has_relu or layer == "hidden":
+            found[f"never_active/{layer}"] = (of_layer.maximum <= 0).astype(np.float32)
+    return found
 
-    def _compare(self, state, precise: lens.Precise) -> dict[str, float]:
-        feed = self._data.valid
-        metrics = self._devices.replicate(ComparedMetrics.empty())
-        for dispatch in feed.dispatches(self._data.compared_batches(self._compared_examples)):
-            metrics = self._programs.compare_steps(
-                metrics, state, precise.batch_stats, dispatch.batches, feed.pixels
-            )
-            self._after_dispatch()
-        computed = self._devices.fetch(metrics).compute()
-        return {name: value.item() for name, value in computed.items()}
+
+def summarize(channels: dict[str, np.ndarray]) -> dict[str, float]:
+    """Reduces channels to one number: root mean square of distances, otherwise the mean."""
+    return {
+        name: float(np.sqrt(np.mean(x**2)) if name.startswith("mean_distance/") else np.mean(x))
+        for name, x in channels.items()
+    }

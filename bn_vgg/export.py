@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 from flax import traverse_util
 
-from bn_vgg import cli, trained
+from bn_vgg import api, cli
 from bn_vgg.data.files import natural_key
 from bn_vgg.errors import UserError
 
@@ -24,7 +24,7 @@ def main() -> None:
     output = Path(_OUTPUT.value)
     if output.suffix != ".npz":
         raise UserError(f"--output: {output} does not end in .npz")
-    run = trained.load(_WORKDIR.value, _WHICH.value)
+    run = api.load(_WORKDIR.value, _WHICH.value)
     arrays = named_arrays(run.state)
     about = {
         "config": run.config,

@@ -1,6 +1,15 @@
-"""A run in this process, from its configuration to its result: what `main` and sweeps start."""
+"""From a configuration to a run: its data, its folder, what hosts have to agree on.
 
+A run goes on from the first of these that is there:
+
+  1. `result.json` of the number of epochs that is asked for: it is finished;
+  2. the newest checkpoint that is intact: training goes on with the step after it;
+  3. nothing: training begins from the seed.
+"""
+
+import contextlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +17,25 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-import bn_vgg
-from bn_vgg import checkpoint, cli, multihost, provenance, train
-from bn_vgg.data import cache as image_cache
-from bn_vgg.data.batches import num_train_batches
-from bn_vgg.data.prepared import PreparedData, prepare
+from bn_vgg import checkpoint, cli, multihost, provenance
+from bn_vgg.checkpoint import Checkpointer
+from bn_vgg.data.cache import open_or_build
+from bn_vgg.data.pipeline import Data
+from bn_vgg.data.splits import class_counts, split
+from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
-from bn_vgg.feed import batches_per_dispatch
-from bn_vgg.hooks import Hooks
-from bn_vgg.parallel import check_precision
-from bn_vgg.programs import Session
+from bn_vgg.loop import Run
+from bn_vgg.programs import make_programs
 from bn_vgg.run_dir import Workdir, flatten
+from bn_vgg.stopping import StopRequest
+from bn_vgg.writers import TensorBoard
 
 
-def launch(
+def train(
     config: ConfigDict,
     path: str,
     *,
     cache_folder: Path,
-    session: Session | None = None,
     say: Callable[[str], None] = cli.say,
     tensorboard: bool = True,
     profile: bool = False,
@@ -37,96 +46,109 @@ def launch(
       config: checked.
       path: of the working directory.
       cache_folder: where decoded images and compiled programs are kept.
-      session: shared with other runs of this process.
       say: shows a line to a person; on the first host alone.
       tensorboard: whether to write its files, which imports TensorFlow.
       profile: whether to trace a few steps for it; the run has to have enough.
 
     Returns:
-      What `result.json` holds.
+      The content of `result.json`.
 
     Raises:
-      UserError: the data, the working directory or the devices do not suit, hosts disagree
-        about them, the configuration or the code, or as `train`.
+      UserError: the data, the working directory or the devices do not suit; hosts disagree; a
+        checkpoint cannot be read or written; a number was not finite.
+      Interrupted: it was asked to stop, and has kept its state.
     """
-    is_first, several = jax.process_index() == 0, jax.process_count() > 1
+    is_first = jax.process_index() == 0
     say = say if is_first else logging.info
+    provenance.pin_jax_settings()
     cli.keep_compiled(cache_folder)
-    check_precision(config.model.precision, jax.default_backend())
-    if several:
-        multihost.agree(flatten({"config": config.to_dict(), "code": _code(config)}))
+    devices = Devices()
+    devices.check(config.batch_size, config.model.precision)
+    norm_digest = provenance.norm_digest(config.model.norm)
+    multihost.agree(flatten({"config": config.to_dict(), "code": _code(norm_digest)}))
     workdir = Workdir(path, writes=is_first)
     with workdir.locked():
-        data = prepare_data(config, cache_folder, quiet=not is_first)
-        if several:
-            multihost.agree(flatten({"data": data.about, "workdir": _kept(workdir)}))
-        multihost.start()
-        norm_digest = provenance.norm_digest(config.model.norm)
-        workdir.claim(config.to_dict(), data.about, norm_digest)
+        data, metadata = load_data(config, cache_folder, devices, quiet=not is_first)
+        kept = {
+            "checkpoints": checkpoint.steps(workdir.checkpoints),
+            "finished": workdir.exists("result.json"),
+        }
+        multihost.agree(flatten({"data": metadata, "workdir": kept}))
+        multihost.starting()
+        workdir.claim(config.to_dict(), metadata, norm_digest)
         multihost.check_shared(workdir.path / "config.json")
-        finished = train.finished_result(config, workdir)
-        if finished is not None:
+        if (finished := finished_result(config, workdir)) is not None:
             say(f"this run is finished: see {workdir.path}/result.json")
             return finished
         cli.log_to_file(workdir.path / "log.txt" if is_first else None)
-        hooks = Hooks(say=say)
-        steps_per_epoch = num_train_batches(len(data.splits.train), config.batch_size)
-        if profile:
-            _check_enough_to_profile(steps_per_epoch, config.num_epochs)
-        if tensorboard and is_first:
-            from bn_vgg import writers as board  # imports TensorFlow, which costs seconds
-
-            hooks = board.make_hooks(
-                hooks,
-                workdir.path,
-                path.removeprefix("runs/"),
-                num_steps=steps_per_epoch * config.num_epochs,
-                profile=profile,
-            )
-        return train.train(config, workdir, data, hooks, session)
-
-
-def _check_enough_to_profile(steps_per_epoch: int, num_epochs: int) -> None:
-    dispatches = num_epochs * -(-steps_per_epoch // batches_per_dispatch(steps_per_epoch))
-    if dispatches < 4:
-        raise UserError(
-            "--profile traces steps in the middle of a run, and this one is too short: it has "
-            f"{num_epochs * steps_per_epoch}, in {dispatches} dispatches, of which 4 are needed; "
-            "more --config.num_epochs have more"
+        say(
+            f"{config.name} seed {config.seed} on {devices.count} {jax.default_backend()} device(s)"
         )
+        say(data.description)
+        board = None
+        if tensorboard and is_first:
+            board = TensorBoard(workdir.path, path.removeprefix("runs/"), profile=profile)
+        stop = StopRequest()
+        listening = contextlib.nullcontext() if multihost.has_peers() else stop.listening()
+        with (
+            Checkpointer(workdir.checkpoints, set_aside=workdir.damaged) as checkpointer,
+            ThreadPoolExecutor(1) as recorder,
+            listening,
+        ):
+            programs = make_programs(config.to_dict(), devices)
+            return Run(
+                config, workdir, data, programs, checkpointer, recorder, stop, board, say
+            ).train_and_evaluate()
 
 
-def prepare_data(config: ConfigDict, cache_folder: Path, *, quiet: bool = False) -> PreparedData:
-    """Opens the decoded images of a configuration, making them if need be, and splits them.
+def finished_result(config: ConfigDict, workdir: Workdir) -> dict[str, Any] | None:
+    """Returns the result of a run that has done all its epochs, otherwise None."""
+    if not workdir.exists("result.json"):
+        return None
+    result = workdir.read("result.json")
+    return result if result["config"]["num_epochs"] == config.num_epochs else None
 
-    Args:
-      config: checked.
-      cache_folder: where decoded images are kept.
-      quiet: whether to show no progress.
+
+def load_data(
+    config: ConfigDict, cache_folder: Path, devices: Devices, *, quiet: bool = False
+) -> tuple[Data, dict[str, Any]]:
+    """Opens the decoded images of a configuration, making them if need be, and places them.
+
+    Returns:
+      The data, and what `data.json` holds: source, fingerprint, classes, numbers of examples.
 
     Raises:
       UserError: the data cannot be read, or do not suit the configuration.
     """
-    images = image_cache.open_or_build(
-        config.data.source, min_side=config.data.min_side, folder=cache_folder, quiet=quiet
-    )
-    return prepare(images, config)
+    source, classes = config.data.source, config.model.num_classes
+    cache = open_or_build(source, min_side=config.data.min_side, folder=cache_folder, quiet=quiet)
+    if classes != len(cache.class_names):
+        raise UserError(
+            f"config.model.num_classes is {classes}, but {source} has {len(cache.class_names)} "
+            f"classes ({class_counts(cache.labels, cache.class_names)}): if these are what you "
+            f"mean, set --config.model.num_classes={len(cache.class_names)}"
+        )
+    splits = split(
+        cache.keys, cache.splits,
+        valid_examples=config.data.valid_examples, test_examples=config.data.test_examples,
+    )  # fmt: skip
+    metadata = {
+        "source": source,
+        "fingerprint": cache.fingerprint,
+        "class_names": cache.class_names,
+        "examples": {name: len(indices) for name, indices in splits._asdict().items()},
+    }
+    data = Data(config.to_dict(), cache, splits, devices)
+    data.description += f": {class_counts(cache.labels, cache.class_names)}"
+    return data, metadata
 
 
-def _code(config: ConfigDict) -> dict[str, Any]:
-    """What computes a run, which has to be the same on all hosts."""
+def _code(norm_digest: str) -> dict[str, Any]:
+    """What computes a run: it has to be the same on all hosts."""
     return {
-        "version": bn_vgg.__version__,
         "digest": provenance.digest("bn_vgg"),
-        "commit": provenance.commit(),
-        "norm": provenance.norm_digest(config.model.norm),
+        "norm": norm_digest,
         "versions": provenance.versions(),
         "backend": jax.default_backend(),
         "local_devices": jax.local_device_count(),
     }
-
-
-def _kept(workdir: Workdir) -> dict[str, Any]:
-    """What of a run is there to go on with, as this host sees it."""
-    folder = workdir.checkpoints
-    return {"checkpoints": checkpoint.steps(folder), "finished": workdir.exists("result.json")}

@@ -8,10 +8,9 @@ field is a flag, --config.seed=1 or --config.model.norm=group: configs/default.p
 from absl import flags
 from ml_collections import config_flags
 
-from bn_vgg import cli, multihost
+from bn_vgg import cli, launch, multihost
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
-from bn_vgg.launch import launch
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run: a file in configs/, a variant after a colon.", lock_config=True
@@ -47,9 +46,9 @@ def main() -> None:
         _PROCESS_ID.value,
         timeout_seconds=_HOST_TIMEOUT.value,
     ):
-        launch(
+        launch.train(
             config,
-            _WORKDIR.value or f"runs/{config.name}/seed{config.seed}",
+            _WORKDIR.value or cli.default_workdir(config),
             cache_folder=choose_folder(_CACHE_DIR.value),
             tensorboard=_TENSORBOARD.value,
             profile=_PROFILE.value,

@@ -6,6 +6,7 @@ from functools import partial
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import metrics
 from jax import lax
 
@@ -15,43 +16,28 @@ _NEVER = 2**31 - 1
 
 @flax.struct.dataclass
 class FirstNonFinite(metrics.Metric):
-    """The first step that made a number which is not finite, and what the one before it had.
-
-    Kept on the device, so that a run is stopped at the right step without fetching the
-    loss of each.
-
-    Attributes:
-      step: its number, counted from 1; `_NEVER` where all was finite.
-      loss: of the last step before it; -1 where there was none.
-      gradient_norm: likewise. It can overflow where every gradient is finite.
-    """
+    """The number of the first step that made a number which is not finite; kept on the device."""
 
     step: jnp.ndarray
-    loss: jnp.ndarray
-    gradient_norm: jnp.ndarray
 
     @classmethod
-    def from_model_output(cls, loss, gradient_norm, step, finite, **_):
-        """Takes one step's `loss`, `gradient_norm` and number, and whether all is `finite`."""
-        return cls(jnp.where(finite, _NEVER, step).astype(jnp.int32), loss, gradient_norm)
+    def from_model_output(cls, step, finite, **_):
+        """Takes one step's number, counted from 1, and whether all its numbers are `finite`."""
+        return cls(jnp.where(finite, _NEVER, step).astype(jnp.int32))
 
     @classmethod
     def empty(cls):
         """No step yet."""
-        # Two arrays: the same buffer cannot be donated twice.
-        none = (jnp.asarray(-1, jnp.float32), jnp.asarray(-1, jnp.float32))
-        return cls(jnp.asarray(_NEVER, jnp.int32), *none)
+        return cls(jnp.asarray(_NEVER, jnp.int32))
 
     def merge(self, other):
-        """Takes the next step in."""
-        step = jnp.minimum(self.step, other.step)
-        loss = jnp.where(step == _NEVER, other.loss, self.loss)
-        norm = jnp.where(step == _NEVER, other.gradient_norm, self.gradient_norm)
-        return type(self)(step, loss, norm)
+        """Takes later steps in."""
+        return type(self)(jnp.minimum(self.step, other.step))
 
     def compute(self):
-        """The step's number, or -1, then the loss and the gradient norm."""
-        return jnp.where(self.step == _NEVER, -1, self.step), self.loss, self.gradient_norm
+        """The step's number; -1 where all was finite."""
+        # On the host: an operation on the device would wait for the chunk that is queued there.
+        return np.where(self.step == _NEVER, -1, self.step)
 
 
 @flax.struct.dataclass
@@ -95,10 +81,10 @@ class _MaskedMetrics(metrics.Collection):
 
 @flax.struct.dataclass
 class EvalMetrics(_MaskedMetrics):
-    """With running statistics: by the five-window rule, and `error_rate_running`.
+    """With running statistics: by five-crop evaluation, and `error_rate_running`.
 
-    That is of the centre window alone and of the `compared` examples: what
-    `ComparedMetrics` is to be compared with.
+    The latter is that of the central crop and the `compared` examples alone, as in
+    `ComparedMetrics`.
     """
 
     loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
@@ -108,7 +94,7 @@ class EvalMetrics(_MaskedMetrics):
 
 @flax.struct.dataclass
 class ComparedMetrics(_MaskedMetrics):
-    """With precise statistics, and with those of each evaluated batch; the centre window."""
+    """With precise statistics, and with those of each evaluated batch; the central crop."""
 
     error_rate_precise: metrics.Average.from_output("error_rate_precise")  # type: ignore[valid-type]
     error_rate_batch: metrics.Average.from_output("error_rate_batch")  # type: ignore[valid-type]
@@ -132,10 +118,9 @@ class Moments(flax.struct.PyTreeNode):
     @classmethod
     def empty(cls, channels: int) -> "Moments":
         """No example yet."""
-        # Two arrays of zeros: the same buffer cannot be donated twice.
-        total, squares = jnp.zeros(channels, jnp.float32), jnp.zeros(channels, jnp.float32)
+        zeros = jnp.zeros(channels, jnp.float32)
         maximum = jnp.full(channels, -jnp.inf, jnp.float32)
-        return cls(jnp.zeros((), jnp.float32), total, squares, maximum)
+        return cls(jnp.zeros((), jnp.float32), zeros, zeros, maximum)
 
     @classmethod
     def of(cls, x, weights_N, axis_name: str | None) -> "Moments":
@@ -160,7 +145,7 @@ class Moments(flax.struct.PyTreeNode):
         return cls(*sums, maximum)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Of both's examples."""
+        """Merges two sets of moments."""
         return Moments(
             self.count + other.count,
             self.total + other.total,

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import reprlib
+import signal
 import socket
 import sys
 import threading
@@ -30,28 +31,57 @@ from bn_vgg.errors import (
     EXIT_USER_ERROR,
     Interrupted,
     UserError,
+    described,
     first_line,
 )
-from bn_vgg.watchdog import Watchdog
 
 # How long the processes wait for each other to be started.
 _MEETING_SECONDS = 300
-# How long a process may prepare its data, or wait for others that do; and then start: place the
-# data on the devices, read a checkpoint, compile, do an epoch.
+# JAX itself ends all processes when one has given no sign of life for so long.
+_HEARTBEAT_SECONDS = 60
+# How long a process may prepare its data, or wait for others that do; and then place them on the
+# devices, read a checkpoint, compile and do an epoch.
 _PREPARING_SECONDS, _STARTING_SECONDS = 4 * 3600, 1800
-# A shared folder shows what another host wrote after a while; NFS, say, after half a minute.
+# A shared folder shows after a while what another host wrote: NFS, say, after half a minute.
 _VISIBLE_SECONDS = 60
 # What XLA calls it when a process in a collective, or in a barrier of Orbax's, is gone.
-_LOST = re.compile("Gloo|NCCL|[Bb]arrier|coordination service")
+_LOST = re.compile("Gloo|NCCL|[Bb]arrier|coordination service|heartbeat")
+_AGAIN = "run the same command again on all of them"
+
+
+class _HangTimer:
+    """Ends this process when nothing has happened in it for too long.
+
+    A process whose peer hangs waits for it inside XLA, where no exception reaches it.
+    """
+
+    def __init__(self, timeout_seconds: int):
+        self.timeout = timeout_seconds
+        self.expect(max(timeout_seconds, _PREPARING_SECONDS))
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def expect(self, seconds: float) -> None:
+        """Limits the time until the next call."""
+        self._deadline, self._seconds = time.monotonic() + seconds, seconds
+
+    def extend(self) -> None:
+        """Moves the deadline to `timeout` from now, unless it is later already."""
+        if time.monotonic() + self.timeout > self._deadline:
+            self.expect(self.timeout)
+
+    def _watch(self) -> None:
+        while time.monotonic() < self._deadline:
+            time.sleep(0.5)
+        _leave(
+            f"nothing has happened for {self._seconds:g} seconds: this host or another hangs or is "
+            f"gone; {_AGAIN}",
+            EXIT_HOST_LOST,
+        )
+
 
 # Of this process, as JAX's own state is.
-_watchdog: Watchdog | None = None
-_timeout_seconds = 0
+_timer: _HangTimer | None = None
 _exchanges, _calls = itertools.count(), itertools.count()
-
-
-class DisagreementError(UserError):
-    """Every process raises it with the same message."""
 
 
 @contextlib.contextmanager
@@ -64,82 +94,91 @@ def joined(
 ) -> Iterator[None]:
     """Joins the processes of a run, where there are several, for the time of the context.
 
-    By itself on a Cloud TPU pod and under Slurm, elsewhere by all three arguments. Must be
-    entered before JAX looks for devices. When one of several processes leaves by an
-    exception, all of them end, and none returns from here.
+    By itself on a Cloud TPU pod and under Slurm, elsewhere by all three arguments. Must be entered
+    before JAX looks for devices. When one of several processes leaves by an exception it ends at
+    once, and JAX ends the others.
 
     Args:
       coordinator: `host:port` of the first process.
       num_processes: over all hosts.
       process_id: this process's number, from 0.
-      timeout_seconds: within which a process has to get on, see `step_done`. XLA itself
-        ends all when one does not answer for half a minute longer.
+      timeout_seconds: the longest time that a chunk of steps may take.
 
     Raises:
       UserError: some of the arguments are missing, or the processes did not meet.
     """
-    global _watchdog, _timeout_seconds
-    _initialize(coordinator, num_processes, process_id, timeout_seconds + 30)
-    # Nothing of JAX's that is public tells of the others before it looks for devices, nor
-    # carries text among them without their devices, which wait less long than data may take.
-    from jax._src.distributed import global_state
-
-    if not jax.distributed.is_initialized() or global_state.num_processes == 1:
+    global _timer
+    _initialize(coordinator, num_processes, process_id)
+    if not jax.distributed.is_initialized() or _state().num_processes == 1:
         yield
         return
-    index, count = global_state.process_id, global_state.num_processes
-    watchdog = Watchdog(
-        global_state.client, index, count, name=_name(index, socket.gethostname()),
-        seconds=max(timeout_seconds, _PREPARING_SECONDS),
-    )  # fmt: skip
-    _watchdog, _timeout_seconds = watchdog, timeout_seconds
+    _timer = _HangTimer(timeout_seconds)
     try:
         yield
-    except Interrupted as error:  # all of them were asked to stop
-        watchdog.leave(str(error), error.status, tell=False)
+        _timer.expect(timeout_seconds)  # JAX waits for the others at the end
+    except Interrupted as error:
+        _leave(str(error), error.status)
     except KeyboardInterrupt:
-        watchdog.leave("interrupted; run the same command again", EXIT_INTERRUPTED)
+        _leave(f"interrupted; {_AGAIN}", EXIT_INTERRUPTED)
     except Exception as error:
-        _leave(watchdog, error)
-    finally:
-        _watchdog = None
-        watchdog.stop()
+        cause = error.__cause__ if isinstance(error, UserError) else error
+        # XLA's errors are of these two kinds.
+        if isinstance(cause, ValueError | RuntimeError) and _LOST.search(str(cause)):
+            _leave(f"another host is gone ({first_line(cause)}); {_AGAIN}", EXIT_HOST_LOST)
+        if isinstance(error, UserError):
+            _leave(str(error), EXIT_USER_ERROR)
+        traceback.print_exc()
+        _leave(described(error), EXIT_BUG)
+
+
+def _leave(message: str, status: int) -> NoReturn:
+    """Ends this process. Python's own way out would wait for the others, as long as it takes."""
+    with contextlib.suppress(OSError):
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    if _state().process_id == 0:
+        time.sleep(3)  # JAX aborts the others as soon as the first process is gone
+    os._exit(status)
+
+
+def _state():
+    # Nothing of JAX's that is public tells of the others before it looks for devices, nor carries
+    # text among them without their devices, which wait less long than data may take.
+    from jax._src.distributed import global_state
+
+    return global_state
 
 
 def has_peers() -> bool:
     """Whether this is one of several processes that make a run."""
-    return _watchdog is not None
+    return _timer is not None
 
 
-def start() -> None:
+def starting() -> None:
     """Says that the data are there; limits the time until the first `epoch_done`."""
-    if _watchdog is not None:
-        _watchdog.beat(max(_timeout_seconds, _STARTING_SECONDS))
+    if _timer is not None:
+        _timer.expect(max(_timer.timeout, _STARTING_SECONDS))
 
 
-def step_done() -> None:
-    """Says that this process goes on; `joined`'s time passes from now, or `start`'s is left."""
-    if _watchdog is not None:
-        _watchdog.extend(_timeout_seconds)
+def chunk_done() -> None:
+    """Says that this process goes on."""
+    if _timer is not None:
+        _timer.extend()
 
 
 def epoch_done() -> None:
-    """Says that all is compiled, and limits the time until the next call of one of these."""
-    if _watchdog is not None:
-        _watchdog.beat(_timeout_seconds)
+    """Says that all is compiled: from now on `timeout_seconds` alone counts."""
+    if _timer is not None:
+        _timer.expect(_timer.timeout)
 
 
 def preempted() -> bool:
     """Whether a process was asked to end, by SIGTERM: true in the same call in all of them.
 
-    To be called equally often by each. JAX takes the signal, from when
-    the processes meet: a handler of Python's that is set afterwards would hide it from here,
-    and without these calls it has no effect at all.
+    To be called equally often by each. JAX takes the signal from when the processes meet: a
+    handler of Python's that is set afterwards would hide it.
     """
-    if _watchdog is None:
-        return False
     # JAX chooses the number after the largest that any process has called with.
-    return multihost_utils.reached_preemption_sync_point(next(_calls))
+    return _timer is not None and multihost_utils.reached_preemption_sync_point(next(_calls))
 
 
 def agree(facts: Mapping[str, Any]) -> None:
@@ -151,18 +190,23 @@ def agree(facts: Mapping[str, Any]) -> None:
     Raises:
       UserError: they differ; the message names the processes, the facts and their values.
     """
-    if _watchdog is None:
+    if _timer is None:
         return
-    folder = f"bn_vgg/facts/{next(_exchanges)}"
+    state, folder = _state(), f"bn_vgg/facts/{next(_exchanges)}"
     mine = json.dumps({"host": socket.gethostname(), "facts": facts})
-    _watchdog.put(f"{folder}/{_watchdog.index}", mine)
-    all_of_them = [json.loads(_watchdog.get(f"{folder}/{i}")) for i in range(_watchdog.count)]
-    differing = differences(
-        [_name(i, its["host"]) for i, its in enumerate(all_of_them)],
-        [its["facts"] for its in all_of_them],
-    )
-    if differing:
-        raise DisagreementError(differing)
+    state.client.key_value_set(f"{folder}/{state.process_id}", mine)
+    found = [json.loads(_get(f"{folder}/{i}")) for i in range(state.num_processes)]
+    names = [f"process {i} ({each['host']})" for i, each in enumerate(found)]
+    if differing := differences(names, [each["facts"] for each in found]):
+        raise UserError(differing)
+
+
+def _get(key: str) -> str:
+    while True:
+        # A second at a time: Ctrl-C has no effect meanwhile.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            return _state().client.blocking_key_value_get(key, 1000)
+        time.sleep(0.1)
 
 
 def check_shared(file: epath.Path) -> None:
@@ -171,7 +215,7 @@ def check_shared(file: epath.Path) -> None:
     Raises:
       UserError: a process does not see it.
     """
-    if _watchdog is None:
+    if _timer is None:
         return
     agree({})
     deadline = time.monotonic() + _VISIBLE_SECONDS
@@ -191,42 +235,52 @@ def differences(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> str
       names: of the processes.
       facts: of each.
     """
-    first, missing = facts[0], "(not there)"
+
+    def shown(its, field: str) -> str:
+        value = its.get(field, "(not there)")
+        return value if isinstance(value, str) else reprlib.repr(value)
+
     found = []
     for name, its in zip(names[1:], facts[1:], strict=True):
         fields = [
-            f"{field} is {_short(its.get(field, missing))}, not {_short(first.get(field, missing))}"
-            for field in sorted(first.keys() | its.keys())
-            if its.get(field, missing) != first.get(field, missing)
+            f"{field} is {shown(its, field)}, not {shown(facts[0], field)}"
+            for field in sorted(facts[0].keys() | its.keys())
+            if its.get(field) != facts[0].get(field)
         ]
         if fields:
             found.append(f"{name} differs from {names[0]}: {'; '.join(fields)}")
     return "; ".join(found)
 
 
-def _initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds: int) -> None:
+def _initialize(coordinator, num_processes, process_id) -> None:
     given = (coordinator, num_processes, process_id)
+    if any(value is not None for value in given):
+        if any(value is None for value in given):
+            raise UserError("--coordinator_address, --num_processes and --process_id go together")
+        # gRPC would ask a proxy for the way to a machine of the same network.
+        hosts = [os.environ.get("no_grpc_proxy"), coordinator.rpartition(":")[0]]  # noqa: SIM112
+        os.environ["no_grpc_proxy"] = ",".join(filter(None, hosts))  # noqa: SIM112
+    elif not (_on_cloud_tpu() or _by_srun()):
+        return
     # XLA would say the same half a minute later, and abort.
     limit = threading.Timer(_MEETING_SECONDS, _say_that_they_did_not_meet)
     limit.daemon = True
     limit.start()
-    limits: dict[str, Any] = {
-        "initialization_timeout": _MEETING_SECONDS + 30,
-        "heartbeat_timeout_seconds": heartbeat_timeout_seconds,
-    }
+    # JAX waits where no handler of Python's runs: the system itself ends the process.
+    before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if any(value is not None for value in given):
-            if any(value is None for value in given):
-                raise UserError(
-                    "--coordinator_address, --num_processes and --process_id go together"
-                )
-            jax.distributed.initialize(*given, **limits)
-        elif _on_cloud_tpu() or _by_srun():
-            jax.distributed.initialize(**limits)
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id,
+            initialization_timeout=_MEETING_SECONDS + 30,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes did not meet: {error}") from error
     finally:
         limit.cancel()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        if not jax.distributed.is_initialized():  # otherwise JAX has taken it, see `preempted`
+            signal.signal(signal.SIGTERM, before[signal.SIGTERM])
 
 
 def _say_that_they_did_not_meet() -> NoReturn:
@@ -241,37 +295,12 @@ def _say_that_they_did_not_meet() -> NoReturn:
 
 def _on_cloud_tpu() -> bool:
     """Whether this is a TPU VM, single or of a pod; JAX then asks it for its peers."""
+    if os.environ.get("TPU_VISIBLE_CHIPS"):  # of a sweep that gives each chip a run of its own
+        return False
     devices = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
     return bool(devices) and importlib.util.find_spec("libtpu") is not None
 
 
 def _by_srun() -> bool:
-    """Whether Slurm has started several of these, and not one script that starts this process."""
-    in_a_step = "SLURM_STEP_NODELIST" in os.environ
-    return in_a_step and int(os.environ.get("SLURM_NTASKS", "1")) > 1
-
-
-def _leave(watchdog: Watchdog, error: Exception) -> NoReturn:
-    cause = error.__cause__ if isinstance(error, UserError) else error
-    # XLA's errors are of these two kinds.
-    if isinstance(cause, ValueError | RuntimeError) and _LOST.search(str(cause)):
-        # The lost one may have said why, which the watchdog hears and then ends this process.
-        time.sleep(3)
-        watchdog.leave(
-            f"another host is gone ({first_line(cause)}); run the same command again on all of "
-            "them",
-            EXIT_HOST_LOST,
-        )
-    if isinstance(error, UserError):
-        tell = not isinstance(error, DisagreementError)
-        watchdog.leave(str(error), EXIT_USER_ERROR, tell=tell)
-    traceback.print_exc()
-    watchdog.leave(f"{type(error).__name__}: {first_line(error)}", EXIT_BUG)
-
-
-def _name(index: int, host: str) -> str:
-    return f"process {index} ({host})"
-
-
-def _short(value: Any) -> str:
-    return value if isinstance(value, str) else reprlib.repr(value)
+    """Whether Slurm has started several of these; not one process of a larger allocation."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1

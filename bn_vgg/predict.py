@@ -1,4 +1,4 @@
-"""Class probabilities for images, by the five-window rule, from a run's best checkpoint.
+"""Class probabilities for images, by five-crop evaluation, from a run's best checkpoint.
 
 python -m bn_vgg.predict --workdir=DIR --images=PATH_OR_GLOB_OR_ZIP --output=out.csv
 """
@@ -8,19 +8,16 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from bn_vgg import cli, trained
+from bn_vgg import api, cli
 from bn_vgg.data import files, images
 from bn_vgg.data.cache import choose_folder
-from bn_vgg.data.windows import five_windows
 from bn_vgg.errors import EXIT_UNREADABLE, UserError
-from bn_vgg.steps import make_predict_step
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
 _IMAGES = flags.DEFINE_string(
@@ -34,18 +31,10 @@ _FORMAT = flags.DEFINE_enum(
 _BATCH = 100
 
 
-class Prediction(NamedTuple):
-    """What was found for one image: probabilities, or why there are none."""
-
-    name: str
-    probabilities: np.ndarray | None
-    error: str = ""
-
-
 def main() -> int:
     """Runs the command."""
     cli.keep_compiled(choose_folder())
-    run = trained.load(_WORKDIR.value)
+    run = api.load(_WORKDIR.value)
     found = files.list_images(_IMAGES.value)
     if _FORMAT.value == "kaggle":
         found = sorted(found, key=lambda file: _kaggle_id(file.name))
@@ -65,10 +54,10 @@ def main() -> int:
         ):
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(_header(run.class_names))
-            bar = tqdm(predict(run, found), total=len(found), unit=" images", disable=None)
-            for prediction in bar:
-                unreadable += prediction.probabilities is None
-                rows.writerow(_row(prediction, run.class_names))
+            predictions = zip(found, predict(run, found), strict=True)
+            for each, result in tqdm(predictions, total=len(found), unit=" images", disable=None):
+                unreadable += isinstance(result, str)
+                rows.writerow(_row(each.name, result, run.class_names))
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from error
     print(f"{output}: {len(found) - unreadable} images, best checkpoint of step {run.step}")
@@ -77,30 +66,22 @@ def main() -> int:
     return EXIT_UNREADABLE if unreadable else 0
 
 
-def predict(run: trained.Trained, found: list[files.ImageFile]) -> Iterator[Prediction]:
-    """Yields a prediction for each file, in order."""
-    step = jax.jit(make_predict_step(run.model))
-    state = jax.device_put(run.state)
-    min_side, crop = run.config["data"]["min_side"], run.config["data"]["crop_size"]
+def predict(run: api.Trained, found: list[files.ImageFile]) -> Iterator[np.ndarray | str]:
+    """Yields the class probabilities of each file, or why it cannot be read."""
 
-    def read(file: files.ImageFile) -> np.ndarray | images.UnreadableImage:
-        image = images.read_scaled(file.decode, min_side)
-        return five_windows(image, crop) if isinstance(image, np.ndarray) else image
+    def read(file: files.ImageFile) -> np.ndarray | str:
+        try:
+            return run.crops(file.decode())
+        except images.UnreadableImage as error:
+            return str(error)
 
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(found), _BATCH):
-            chunk = found[first : first + _BATCH]
-            results = list(pool.map(read, chunk))
-            windows = [result for result in results if isinstance(result, np.ndarray)]
-            if windows:
-                # Always the same shape, so that it is compiled once.
-                padded = np.resize(np.stack(windows), (_BATCH, *windows[0].shape))
-                probabilities = iter(np.asarray(step(state, padded)))
-            for file, result in zip(chunk, results, strict=True):
-                if isinstance(result, np.ndarray):
-                    yield Prediction(file.name, next(probabilities))
-                else:
-                    yield Prediction(file.name, None, str(result))
+            results = list(pool.map(read, found[first : first + _BATCH]))
+            crops = [result for result in results if not isinstance(result, str)]
+            probabilities = iter(run.predict_crops(crops))
+            for result in results:
+                yield result if isinstance(result, str) else next(probabilities)
 
 
 def _header(class_names: list[str]) -> list[str]:
@@ -109,22 +90,20 @@ def _header(class_names: list[str]) -> list[str]:
     return ["file", "label", *(f"p_{name}" for name in class_names)]
 
 
-def _row(prediction: Prediction, class_names: list[str]) -> list[Any]:
+def _row(name: str, result: np.ndarray | str, class_names: list[str]) -> list[Any]:
     kaggle = _FORMAT.value == "kaggle"
-    name = _kaggle_id(prediction.name) if kaggle else prediction.name
-    if prediction.probabilities is None:
-        return [name, f"unreadable: {prediction.error}"] + [""] * (
-            0 if kaggle else len(class_names)
-        )
-    label = int(prediction.probabilities.argmax())
+    shown = _kaggle_id(name) if kaggle else name
+    if isinstance(result, str):
+        return [shown, f"unreadable: {result}"] + [""] * (0 if kaggle else len(class_names))
+    label = int(result.argmax())
     if kaggle:
-        return [name, label]
-    return [name, class_names[label], *(f"{p:.6f}" for p in prediction.probabilities)]
+        return [shown, label]
+    return [shown, class_names[label], *(f"{p:.6f}" for p in result)]
 
 
 def _kaggle_id(name: str) -> int:
     stem = PurePosixPath(name).stem
-    if not stem.isdecimal() or len(stem) > 18:  # int() refuses more than 4,300 digits
+    if not stem.isdecimal() or len(stem) > 18:
         raise UserError(f"--format=kaggle: {name} is not called by its id, as 1.jpg is")
     return int(stem)
 

@@ -1,132 +1,127 @@
-"""The compiled programs of a run: several training or evaluation steps a dispatch."""
+"""The compiled programs of a run. Each takes a chunk: several steps in one call."""
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
+from jax import lax
 
-from bn_vgg.feed import scan_batches
-from bn_vgg.lens import make_compare_step, make_precise_step
-from bn_vgg.metrics import merge_moments
-from bn_vgg.models.vgg import VGG, make_model
+from bn_vgg.data.crops import crops_of
+from bn_vgg.devices import Devices
+from bn_vgg.evaluation import Precise, make_compare_step, make_precise_step
+from bn_vgg.metrics import ComparedMetrics, EvalMetrics, Moments, TrainMetrics, merge_moments
+from bn_vgg.models import make_model
+from bn_vgg.models.layers import layer_channels
+from bn_vgg.models.vgg import VGG
 from bn_vgg.optimizer import rmsprop
-from bn_vgg.parallel import Devices
-from bn_vgg.state import jit_init
-from bn_vgg.steps import make_eval_step, make_train_step
+from bn_vgg.steps import TrainState, init_state, make_eval_step, make_train_step
 
 
 class Programs(NamedTuple):
-    """What a run computes on its devices; `stacked` is `Dispatch.batches`, `pixels` `Feed.pixels`.
+    """What a run computes; `batches` and `pixels` are those of a `Chunk`.
 
     Attributes:
+      devices: that it runs on.
       model: of `config.model`.
       optimizer: of `config.optimizer`.
-      init: `(rng, images_NHWC) -> state`, see `state.init_state`.
-      train_steps: `((state, metrics), rng, stacked, pixels) -> (state, metrics)`.
-      eval_steps: `((metrics, moments), state, stacked, pixels) -> (metrics, moments)`.
-      precise_steps: `(precise, state, stacked, pixels) -> precise`.
-      compare_steps: `(metrics, state, batch_stats, stacked, pixels) -> metrics`.
+      crop_size: side of a crop in pixels.
+      init: `(rng, images_NHWC) -> TrainState`.
+      train_chunk: `((state, metrics), rng, batches, pixels) -> (state, metrics)`.
+      eval_chunk: `((metrics, moments), variables, batches, pixels) -> (metrics, moments)`.
+      precise_chunk: `(precise, state, batches, pixels) -> precise`.
+      compare_chunk: `(metrics, state, batch_stats, batches, pixels) -> metrics`.
+      empty_training, empty_evaluation, empty_precise, empty_comparison: what these start from.
     """
 
+    devices: Devices
     model: VGG
     optimizer: optax.GradientTransformation
-    init: Callable
-    train_steps: Callable
-    eval_steps: Callable
-    precise_steps: Callable
-    compare_steps: Callable
+    crop_size: int
+    init: Callable[[jax.Array, jax.Array], TrainState]
+    train_chunk: Callable
+    eval_chunk: Callable
+    precise_chunk: Callable
+    compare_chunk: Callable
+    empty_training: TrainMetrics
+    empty_evaluation: Any
+    empty_precise: Precise
+    empty_comparison: ComparedMetrics
 
 
-class Session:
-    """What the runs of one process share: its devices, and programs that are compiled once.
-
-    Runs that differ in seed, data or length alone have the same programs.
-
-    Attributes:
-      devices: all of the process's.
-    """
-
-    def __init__(self):
-        self.devices = Devices()
-        self._programs: dict[str, Programs] = {}
-
-    def programs(
-        self,
-        model_settings: Mapping[str, Any],
-        optimizer_settings: Mapping[str, Any],
-        crop_size: int,
-    ) -> Programs:
-        """Returns the programs of `make_programs`, made when they are first asked for."""
-        key = json.dumps([model_settings, optimizer_settings, crop_size], sort_keys=True)
-        if key not in self._programs:
-            self._programs[key] = make_programs(
-                model_settings, optimizer_settings, crop_size, self.devices
-            )
-        return self._programs[key]
-
-
-def make_programs(
-    model_settings: Mapping[str, Any],
-    optimizer_settings: Mapping[str, Any],
-    crop_size: int,
-    devices: Devices,
-) -> Programs:
-    """Makes the programs of a run; they are compiled when they are first called.
-
-    Their first arguments are donated: what was passed is gone afterwards; but not those of
-    `precise_steps`, which begin with the state's own statistics.
+def make_programs(config: Mapping[str, Any], devices: Devices) -> Programs:
+    """Makes the programs of a run. They are compiled when they are first called.
 
     Args:
-      model_settings: `config.model`.
-      optimizer_settings: `config.optimizer`.
-      crop_size: side of the windows in pixels.
+      config: the run's, nested.
       devices: what they run on.
     """
-    axis_name = devices.axis_name
-    model = make_model(**model_settings, axis_name=axis_name)
-    optimizer = rmsprop(**optimizer_settings)
-    fold = partial(scan_batches, crop_size=crop_size)
+    axis_name, crop_size = devices.axis_name, config["data"]["crop_size"]
+    model = make_model(**config["model"], axis_name=axis_name)
+    optimizer = rmsprop(**config["optimizer"])
     train_step = make_train_step(model, optimizer, axis_name)
     eval_step = make_eval_step(model, axis_name)
     precise_step = make_precise_step(model, axis_name)
     compare_step = make_compare_step(model, axis_name)
 
-    def train_steps(state_and_metrics, rng, stacked, pixels):
+    def fold(update: Callable, carry, batches, pixels):
+        """Folds `update(carry, batch)` over the batches of a chunk."""
+
+        def turn(carry, batch):
+            return update(carry, batch | {"crops": crops_of(batch, pixels, crop_size)}), None
+
+        return lax.scan(turn, carry, batches)[0]
+
+    def train_chunk(state_and_metrics, rng, batches, pixels):
         def update(state_and_metrics, batch):
             state, metrics = state_and_metrics
             state, new = train_step(state, batch, rng)
             return state, metrics.merge(new)
 
-        return fold(update, state_and_metrics, stacked, pixels)
+        return fold(update, state_and_metrics, batches, pixels)
 
-    def eval_steps(metrics_and_moments, state, stacked, pixels):
+    def eval_chunk(metrics_and_moments, variables, batches, pixels):
         def update(metrics_and_moments, batch):
             metrics, moments = metrics_and_moments
-            new_metrics, new_moments = eval_step(state, batch)
+            new_metrics, new_moments = eval_step(variables, batch)
             return metrics.merge(new_metrics), merge_moments(moments, new_moments)
 
-        return fold(update, metrics_and_moments, stacked, pixels)
+        return fold(update, metrics_and_moments, batches, pixels)
 
-    def precise_steps(precise, state, stacked, pixels):
-        def update(precise, batch):
-            return precise_step(precise, state, batch)
+    def precise_chunk(precise, state, batches, pixels):
+        return fold(lambda p, batch: precise_step(p, state, batch), precise, batches, pixels)
 
-        return fold(update, precise, stacked, pixels)
-
-    def compare_steps(metrics, state, batch_stats, stacked, pixels):
+    def compare_chunk(metrics, state, batch_stats, batches, pixels):
         def update(metrics, batch):
             return metrics.merge(compare_step(state, batch_stats, batch))
 
-        return fold(update, metrics, stacked, pixels)
+        return fold(update, metrics, batches, pixels)
+
+    # A CPU draws the weights in next to no time, but compiling that takes XLA 3.2 s, and 1.3 s at
+    # this level of optimization. The weights are the same, but for last digits where data matter.
+    options = {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else None
+    init = jax.jit(partial(init_state, model, optimizer), compiler_options=options)
+
+    def no_moments(which: str) -> dict[str, Moments]:
+        channels = layer_channels(model, which, crop_size)
+        return {layer: Moments.empty(count) for layer, count in channels.items()}
 
     return Programs(
+        devices=devices,
         model=model,
         optimizer=optimizer,
-        init=jit_init(model, optimizer),
-        train_steps=devices.compile(train_steps, donated=(0,)),
-        eval_steps=devices.compile(eval_steps, donated=(0,)),
-        precise_steps=devices.compile(precise_steps),
-        compare_steps=devices.compile(compare_steps, donated=(0,)),
-    )
+        crop_size=crop_size,
+        init=init,
+        train_chunk=devices.compile(train_chunk),
+        eval_chunk=devices.compile(eval_chunk),
+        precise_chunk=devices.compile(precise_chunk),
+        compare_chunk=devices.compile(compare_chunk),
+        empty_training=devices.replicate(TrainMetrics.empty()),
+        empty_evaluation=devices.replicate((EvalMetrics.empty(), no_moments("output"))),
+        empty_precise=devices.replicate(
+            Precise(jnp.zeros((), jnp.float32), None, no_moments("before_norm"))
+        ),
+        empty_comparison=devices.replicate(ComparedMetrics.empty()),
+    )  # fmt: skip

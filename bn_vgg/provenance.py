@@ -13,8 +13,26 @@ import sysconfig
 from pathlib import Path
 
 import jax
+from absl import logging
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "bn-vgg")
+
+# Settings of JAX's that change a run's numbers. The environment may set them otherwise.
+JAX_SETTINGS = {
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_enable_x64": False,
+    "jax_default_matmul_precision": None,
+    "jax_numpy_dtype_promotion": "standard",
+}
+
+
+def pin_jax_settings() -> None:
+    """Gives `JAX_SETTINGS` their values, whatever the environment says."""
+    for name, value in JAX_SETTINGS.items():
+        if getattr(jax.config, name) != value:
+            logging.info("%s is set to %s", name, value)
+            jax.config.update(name, value)
 
 
 def hardware() -> dict:
@@ -46,7 +64,7 @@ def commit() -> str | None:
     What `git archive` has exported has the commit in the file COMMIT. None where neither git nor
     that file knows.
     """
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[1]
     exported = root / "COMMIT"
     if exported.exists() and not (known := exported.read_text().strip()).startswith("$Format"):
         return known

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,13 @@ import bn_vgg
 from bn_vgg import locking
 from bn_vgg.errors import UserError
 
-# Of a run's files. Raise it when code of the version before could not go on with a run.
-# 1: no format.json, checkpoints without a digest and at the end of epochs alone. Still read.
-FORMAT = 2
-
+# Of a run's files. Raise it when this code could not go on with a run of the version before.
+FORMAT = 3
 # What may differ from start to start, besides more epochs: it changes nothing but speed.
-ONLY_SPEED = {"data.placement", "eval.batch_size", "checkpoint.every_steps", "debug.nans"}
-ONLY_SPEED |= {"resources.CPU", "resources.GPU", "resources.TPU"}
-
+ONLY_SPEED = {
+    "data.placement", "eval.batch_size", "checkpoint.every_steps", "debug.nans",
+    "resources.CPU", "resources.GPU", "resources.TPU",
+}  # fmt: skip
 # Fields that were added since runs were recorded, and what these ran with.
 ADDED: dict[str, dict[str, Any]] = {
     "model": {"precision": "highest"},
@@ -43,44 +42,7 @@ class Workdir:
 
     def __init__(self, path: str, *, writes: bool = True):
         self.path = epath.Path(path).expanduser()
-        self._writes = writes
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other processes out, on this machine or a shared file system.
-
-        An object store has no locks: nothing is done there, nor by hosts that do not write.
-
-        Raises:
-          UserError: another process is in it; names that one. Or it cannot be written.
-        """
-        if not self._writes or "://" in str(self.path):
-            yield
-            return
-        lock = Path(self.path) / ".lock"
-        with self._writing():
-            self.path.mkdir(parents=True, exist_ok=True)
-            holding = contextlib.ExitStack()
-            holding.enter_context(locking.held(lock))
-        with holding:
-            try:
-                yield
-            finally:
-                self._leave_no_trace(lock)
-
-    def _leave_no_trace(self, lock: Path) -> None:
-        """Removes the folder where no run came to be in it."""
-        with contextlib.suppress(OSError):
-            if {each.name for each in self.path.iterdir()} <= {lock.name, f"{lock.name}.json"}:
-                shutil.rmtree(self.path)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"cannot write the working directory {self.path}: {reason}") from error
+        self._local, self._writes = "://" not in path, writes
 
     @property
     def damaged(self) -> epath.Path:
@@ -92,7 +54,40 @@ class Workdir:
         """Where the checkpoints are; Orbax wants it absolute."""
         folder = self.path / "checkpoints"
         # epath would resolve gs:// as if it were a local folder.
-        return folder if "://" in str(folder) else epath.Path(os.path.abspath(folder))
+        return epath.Path(os.path.abspath(folder)) if self._local else folder
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out, on this machine or a shared file system.
+
+        An object store has no locks: nothing is done there, nor by hosts that do not write.
+
+        Raises:
+          UserError: another process is in it; the message names it. Or it cannot be written.
+        """
+        if not (self._writes and self._local):
+            yield
+            return
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            holding = contextlib.ExitStack()
+            holding.enter_context(locking.held(Path(self.path) / ".lock"))
+        with holding:
+            try:
+                yield
+            finally:
+                # A folder where no run came to be is removed.
+                with contextlib.suppress(OSError):
+                    if {each.name for each in self.path.iterdir()} <= {".lock", ".lock.json"}:
+                        shutil.rmtree(self.path)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write the working directory {self.path}: {reason}") from error
 
     def claim(self, config: dict[str, Any], data: dict[str, Any], norm_digest: str = "") -> None:
         """Takes the folder for a run of `config` on `data`, or goes on with one.
@@ -100,19 +95,26 @@ class Workdir:
         Args:
           config: the run's.
           data: what is kept of its data.
-          norm_digest: of the file of somebody's own normalizer, `provenance.norm_digest`.
+          norm_digest: of the file of a user's normalizer, `provenance.norm_digest`.
 
         Raises:
-          UserError: it holds a run of another configuration, on other data or with another
-            version of that file, or cannot be written.
+          UserError: it holds a run of another configuration, on other data, with another version
+            of that file or of another format, or cannot be written.
         """
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             self.check_format()
-            if (self.path / "config.json").exists():
+            if self.exists("config.json"):
                 _refuse_other(self.path, self.read("config.json"), config)
-            if (self.path / "data.json").exists():
-                _refuse_other_data(self.path, self.read("data.json"), data)
+            if (
+                self.exists("data.json")
+                and self.read("data.json")["fingerprint"] != (data["fingerprint"])
+            ):
+                raise UserError(
+                    f"{self.path} holds a run on other data: the content of {data['source']} has "
+                    "changed since, or, of a folder, the files' times (copy with `cp -p`). Name "
+                    "another --workdir"
+                )
             if self.norm_changed(norm_digest):
                 raise UserError(
                     f"{self.path} holds a run of another version of {config['model']['norm']}: its "
@@ -135,23 +137,29 @@ class Workdir:
     def norm_changed(self, norm_digest: str) -> bool:
         """Whether the run began with another version of the file of its normalizer.
 
-        Of a run that began before that was kept, or a file that is not there, nothing is known.
+        Of a normalizer that was installed, or a file that is not there, nothing is known.
         """
         about = self.read("format.json") if self.exists("format.json") else {}
         before = about.get("norm_digest", "")
         return "" not in (before, norm_digest) and before != norm_digest
 
     def check_format(self) -> None:
-        """Raises a UserError where a later version of the code has written the folder."""
-        if not self.exists("format.json"):
+        """Raises a UserError where another version of the code has written the folder."""
+        if not self.exists("config.json"):
             return
-        about = self.read("format.json")
-        if about["format"] > FORMAT:
+        # Format 1 had no such file.
+        about = self.read("format.json") if self.exists("format.json") else {"format": 1}
+        if about["format"] != FORMAT:
+            written = f", written by bn_vgg {about['bn_vgg']}" if "bn_vgg" in about else ""
             raise UserError(
-                f"{self.path} holds a run of format {about['format']}, written by bn_vgg "
-                f"{about['bn_vgg']}; this is {bn_vgg.__version__}, which reads formats up to "
-                f"{FORMAT}: use that version, or name another --workdir"
+                f"{self.path} holds a run of format {about['format']}{written}; this version, "
+                f"{bn_vgg.__version__}, goes on with runs of format {FORMAT} alone: name another "
+                "--workdir (the metrics of a finished run stay readable)"
             )
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        return (self.path / name).exists()
 
     def read(self, name: str) -> Any:
         """Reads a JSON file.
@@ -159,21 +167,7 @@ class Workdir:
         Raises:
           UserError: it is missing, no JSON or cannot be read.
         """
-        path = self.path / name
-        try:
-            return json.loads(path.read_text())
-        except FileNotFoundError as error:
-            raise UserError(f"{self.path} holds no run: there is no {name} in it") from error
-        except (OSError, ValueError) as error:
-            raise UserError(_cannot_read(path, error)) from error
-
-    def exists(self, name: str) -> bool:
-        """Whether the file is there."""
-        return (self.path / name).exists()
-
-    def write(self, name: str, content: Any) -> None:
-        """Writes a JSON file so that it is there whole or not at all."""
-        self._write_text(name, json.dumps(content, indent=2) + "\n")
+        return self._read(name, json.loads)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Reads the epochs' lines; none where nothing was written yet.
@@ -181,13 +175,24 @@ class Workdir:
         Raises:
           UserError: one of them is no JSON, or the file cannot be read.
         """
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
+        if not self.exists("metrics.jsonl"):
             return []
+        return self._read("metrics.jsonl", lambda text: [*map(json.loads, text.splitlines())])
+
+    def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
+        path = self.path / name
         try:
-            return [json.loads(line) for line in path.read_text().splitlines()]
-        except (OSError, ValueError) as error:
-            raise UserError(_cannot_read(path, error)) from error
+            return parse(path.read_text())
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path} holds no run: there is no {name} in it") from error
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        except ValueError as error:  # no JSON, or no text
+            raise UserError(f"{path} is damaged: {error}") from error
+
+    def write(self, name: str, content: Any) -> None:
+        """Writes a JSON file so that it is there whole or not at all."""
+        self._write_text(name, json.dumps(content, indent=2) + "\n")
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Writes all epochs' lines anew: object stores cannot append."""
@@ -200,17 +205,16 @@ class Workdir:
         try:
             with partial.open("w") as file:
                 file.write(text)
-                if "://" not in str(partial):  # there before it takes the other's name
+                if self._local:  # there before it takes the other's name
                     file.flush()
                     os.fsync(file.fileno())
             partial.replace(self.path / name)
         except OSError as error:
             with contextlib.suppress(OSError):
                 partial.unlink()
-            reason = error.strerror or error
             raise UserError(
-                f"cannot write {self.path / name} ({len(text):,} bytes): {reason}; "
-                "run the same command again when it can be written"
+                f"cannot write {self.path / name} ({len(text):,} bytes): "
+                f"{error.strerror or error}; run the same command again when it can be written"
             ) from error
 
 
@@ -223,19 +227,12 @@ def with_added(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cannot_read(path: epath.Path, error: OSError | ValueError) -> str:
-    if isinstance(error, OSError):
-        return f"cannot read {path}: {error.strerror or error}"
-    return f"{path} is damaged: {error}"  # no JSON, or no text
-
-
 def flatten(
     nested: dict[str, Any], prefix: str = "", fields: Container[str] = ()
 ) -> dict[str, Any]:
     """Turns {'a': {'b': 1}} into {'a.b': 1}; tuples become lists, as in JSON.
 
-    Only what holds something is taken apart: {'a': {}} stays as it is. So does the value of
-    each of `fields`, named in full.
+    An empty dict, and the value of each of `fields`, named in full, stay as they are.
     """
     flat: dict[str, Any] = {}
     for key, value in nested.items():
@@ -262,12 +259,4 @@ def _refuse_other(path, old: dict[str, Any], new: dict[str, Any]) -> None:
         raise UserError(
             f"{path} holds a run of another configuration: {'; '.join(differing)}. "
             "Name another --workdir (only num_epochs may grow)"
-        )
-
-
-def _refuse_other_data(path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    if old["fingerprint"] != new["fingerprint"]:
-        raise UserError(
-            f"{path} holds a run on other data: the content of {new['source']} has changed "
-            "since, or, of a folder, the files' times (copy with `cp -p`). Name another --workdir"
         )

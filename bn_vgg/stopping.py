@@ -1,12 +1,15 @@
 """Being asked to stop: Ctrl-C, the SIGTERM before a preemption, the SIGHUP of a lost terminal."""
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
-from bn_vgg import multihost
 from bn_vgg.errors import Interrupted
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def raise_on_terminate() -> None:
@@ -23,51 +26,55 @@ def raise_on_terminate() -> None:
         signal.signal(signal.SIGHUP, interrupt)
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
 class StopRequest:
-    """Whether a run was asked to stop.
+    """Whether a signal has asked the run to stop.
 
-    Within `listening`, a first signal is only noted, so that the run can stop where it loses
-    nothing. A second one does what it always does.
+    Attributes:
+      signal: that came, if one did.
     """
 
     def __init__(self):
-        self._signal: signal.Signals | None = None
+        self.signal: signal.Signals | None = None
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Notes SIGINT, SIGTERM and SIGHUP; in the main thread alone, as Python has it.
+    def listening(self, first: str | None = "stopping after this chunk of steps") -> Iterator[None]:
+        """Notes the first signal and says `first`; a second one ends the process at once.
 
-        Of several processes Ctrl-C stops one alone and at once; JAX takes SIGTERM.
+        With `first` None the first one ends it already. A thread listens: the main one may be
+        inside XLA for minutes, where no handler of Python's runs. Outside the main thread, where
+        signals cannot be set, nothing is done.
         """
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if not in_main_thread or multihost.has_peers():
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {each: signal.getsignal(each) for each in _SIGNALS}
-        before = {each: x for each, x in before.items() if x is not signal.SIG_IGN}
-
-        def note(number: int, _) -> None:
-            self._signal = signal.Signals(number)
-            restore()
-
-        def restore() -> None:
-            for each, handler in before.items():
-                signal.signal(each, handler)
-
-        for each in before:
-            signal.signal(each, note)
+        handled = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
+        before = {each: signal.getsignal(each) for each in handled}
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        thread = threading.Thread(target=self._listen, args=(read, first), daemon=True)
+        thread.start()
+        for each in handled:  # the byte in the pipe is what counts
+            signal.signal(each, lambda number, frame: None)
+        wakeup = signal.set_wakeup_fd(write)
         try:
             yield
         finally:
-            restore()
+            signal.set_wakeup_fd(wakeup)
+            for each, handler in before.items():
+                signal.signal(each, handler)
+            os.close(write)
+            thread.join()
+            os.close(read)
 
-    def asked(self) -> signal.Signals | None:
-        """The signal that came, if one did.
-
-        With several processes all of them must call this equally often, and all learn of a
-        SIGTERM to any of them in the same call.
-        """
-        return signal.SIGTERM if multihost.preempted() else self._signal
+    def _listen(self, read: int, first: str | None) -> None:
+        while number := os.read(read, 1):
+            asked = signal.Signals(number[0])
+            if asked not in _SIGNALS:
+                continue
+            ends = first is None or self.signal is not None
+            self.signal = asked
+            with contextlib.suppress(OSError):  # the terminal may be what was lost
+                line = "ended at once; the same command goes on from what is kept"
+                print(f"\n{line if ends else first}", file=sys.stderr, flush=True)
+            if ends:
+                os._exit(128 + asked)

@@ -1,123 +1,165 @@
-"""TensorBoard by CLU, whose writers import TensorFlow: imported only where it is asked for."""
+"""What a person is shown of a run: a line for each epoch, and TensorBoard's files by CLU."""
 
 import contextlib
-import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-from clu import metric_writers, periodic_actions
 from etils import epath
-from tensorboard.plugins.hparams import api as hp
-from tensorboard.plugins.hparams import summary_v2
 
+from bn_vgg.checkpoint import Progress
 from bn_vgg.errors import UserError, first_line, free_bytes
-from bn_vgg.hooks import Hooks
 
-# The columns that TensorBoard's table of runs shows unasked. It takes them from whichever
-# run it reads first, so they are the same in all.
-_HPARAM_COLUMNS = ("name", "model.norm", "data.min_side", "model.dropout_rate", "seed")
-_METRIC_COLUMNS = (
+# The columns that TensorBoard's table of runs shows unasked, before the other fields. It takes
+# them from whichever run it reads first, so they are the same in all.
+_COLUMNS = ("name", "model.norm", "data.min_side", "model.dropout_rate", "seed")
+_METRICS = (
     "valid/best_error_rate",
     "test/error_rate",
     "train/error_rate",
     "train/images_per_second",
 )
+# What is observed of layers comes behind the errors.
+_LAYERS = "zz_layers"
 
 
-class Writer:
-    """CLU's default writer, of files in `folder` and of the log, with a readable table of runs.
+def epoch_line(progress: Progress, num_epochs: int, scalars: Mapping[str, float]) -> str:
+    """Says in one line how the run is going and when it will be done."""
+    epochs_left = num_epochs - progress.epoch
+    left = progress.seconds / progress.epoch * epochs_left
+    speed = scalars.get("train/images_per_second")
+    return (
+        f"epoch {progress.epoch:3}/{num_epochs}"
+        f"  train error {scalars['train/error_rate']:.3f}"
+        f"  valid error {progress.valid_error_rate:.3f}"
+        f" (best {progress.best_error_rate:.3f} in epoch {progress.best_epoch})"
+        + (f"  {speed:.0f} images/s" if speed else "")
+        + (f"  {format_seconds(left)} left" if epochs_left else "")
+    )
 
-    Attributes:
-      run: names the run in that table; unique to its folder.
+
+def format_seconds(seconds: float) -> str:
+    """Formats a duration as 45s, 12m30s or 3h05m."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+    return f"{minutes // 60}h{minutes % 60:02}m"
+
+
+def grid(images_NHWC: np.ndarray, columns: int = 8) -> np.ndarray:
+    """Lays the first images out in rows of `columns`: one image (H', W', C)."""
+    rows = min(len(images_NHWC) // columns, columns) or 1
+    columns = min(columns, len(images_NHWC))
+    _, height, width, channels = images_NHWC.shape
+    tiles = images_NHWC[: rows * columns].reshape(rows, columns, height, width, channels)
+    return tiles.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
+
+
+class TensorBoard:
+    """Writes a run's files for TensorBoard; on the first host alone.
+
+    CLU's writers import TensorFlow, which takes seconds: only here.
     """
 
-    def __init__(self, folder: epath.Path, run: str):
-        self.run, self._folder = run, folder
+    def __init__(self, folder: epath.Path, run: str, *, profile: bool = False):
+        """Opens the writer.
+
+        Args:
+          folder: the run's.
+          run: its name in TensorBoard's table of runs, unique to its folder.
+          profile: whether to trace two chunks of steps, from the second one.
+        """
+        import tensorflow as tf
+        from clu import metric_writers, periodic_actions
+
+        self._folder, self._run = folder, run
+        self._errors = (tf.errors.OpError, OSError)
         with self._writing():
             self._writer = metric_writers.create_default_writer(folder, asynchronous=False)
+        self._profile: Callable[[int], Any] | None = None
+        if profile:
+            self._profile = periodic_actions.Profile(
+                logdir=folder, first_profile=2, num_profile_steps=2, profile_duration_ms=None,
+                every_secs=None,
+            )  # fmt: skip
+        self._chunks = itertools.count(1)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (tf.errors.OpError, OSError) as error:
+        except self._errors as error:
+            sizes = ""
+            if "://" not in str(self._folder):
+                with contextlib.suppress(OSError):
+                    files = self._folder.glob("*.tfevents.*")
+                    written = sum(os.path.getsize(path) for path in files)
+                    sizes = f" ({written:,} bytes so far; {free_bytes(self._folder)})"
             raise UserError(
-                f"cannot write TensorBoard's files in {self._folder}{self._sizes()}: "
-                f"{first_line(error)}; run the same command again when they can be written"
+                f"cannot write TensorBoard's files in {self._folder}{sizes}: {first_line(error)}; "
+                "run the same command again when they can be written"
             ) from error
 
-    def _sizes(self) -> str:
-        """What they need is TensorFlow's to know: what they have is the best there is to go by."""
-        if "://" in str(self._folder):
-            return ""
-        try:
-            written = sum(os.path.getsize(path) for path in self._folder.glob("*.tfevents.*"))
-        except OSError:  # the folder is gone, or no longer to be read
-            return ""
-        return f" ({written:,} bytes so far; {free_bytes(self._folder)})"
+    def write_start(self, hparams: Mapping[str, Any], images_NHWC: np.ndarray | None) -> None:
+        """Writes every field of the configuration and, where there are any, training images.
 
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:  # noqa: D102
-        with self._writing():
-            self._writer.write_scalars(step, scalars)
+        CLU's own method for these names a run by a digest, and shows the first few columns of the
+        alphabet.
+        """
+        from tensorboard.plugins.hparams import api as hp
+        from tensorboard.plugins.hparams import summary_v2
 
-    def write_histograms(self, step: int, arrays: Mapping[str, Any]) -> None:  # noqa: D102
+        names = [*_COLUMNS, *sorted(hparams.keys() - set(_COLUMNS))]
+        values = {n: x if isinstance(x, str | int | float) else str(x) for n, x in hparams.items()}
+        columns = summary_v2.hparams_config_pb(
+            hparams=[hp.HParam(name) for name in names], metrics=[hp.Metric(x) for x in _METRICS]
+        )
         with self._writing():
-            self._writer.write_histograms(step, arrays)
-
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:  # noqa: D102
-        with self._writing():
-            self._writer.write_images(step, images)
-
-    def flush(self) -> None:  # noqa: D102
-        with self._writing():
+            for summary in (columns, summary_v2.hparams_pb(values, trial_id=self._run)):
+                (value,) = summary.value
+                nothing = np.zeros(0, np.float32)
+                self._writer.write_summaries(0, {value.tag: nothing}, {value.tag: value.metadata})
+            if images_NHWC is not None:
+                self._writer.write_images(0, {"train/crops": grid(images_NHWC)[None]})
             self._writer.flush()
 
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Writes the configuration, and which of it the table shows.
+    def after_chunk(self) -> None:
+        """Profiles, where that was asked for."""
+        if self._profile is not None:
+            self._profile(next(self._chunks))
 
-        CLU's own method names a run by a digest, and TensorBoard then shows the first few
-        columns of the alphabet.
+    def write_epoch(
+        self,
+        step: int,
+        scalars: Mapping[str, float],
+        observed: Mapping[str, float],
+        channels: Mapping[str, np.ndarray],
+    ) -> None:
+        """Writes and flushes, so that TensorBoard shows an epoch as soon as it is done.
+
+        Args:
+          step: updates done.
+          scalars: `train/…` and `valid/…`.
+          observed: of layers, such as `mean_distance/block3`.
+          channels: likewise, an array (C,) each: histograms of how far running means lag.
         """
-        columns = summary_v2.hparams_config_pb(
-            hparams=[hp.HParam(name) for name in _HPARAM_COLUMNS],
-            metrics=[hp.Metric(tag) for tag in _METRIC_COLUMNS],
-        )
-        for summary in (columns, summary_v2.hparams_pb(dict(hparams), trial_id=self.run)):
-            (value,) = summary.value
-            nothing = np.zeros(0, np.float32)
-            with self._writing():
-                self._writer.write_summaries(0, {value.tag: nothing}, {value.tag: value.metadata})
+        layers = {f"{_LAYERS}/{name}": value for name, value in observed.items()}
+        lags = {
+            f"{_LAYERS}/channels/{name}": array
+            for name, array in channels.items()
+            if name.startswith("mean_distance/")
+        }
+        with self._writing():
+            self._writer.write_scalars(step, {**scalars, **layers})
+            self._writer.write_histograms(step, lags)
+            self._writer.flush()
 
-
-def make_hooks(
-    hooks: Hooks,
-    folder: epath.Path,
-    run: str,
-    *,
-    num_steps: int,
-    profile: bool,
-) -> Hooks:
-    """Returns `hooks` and those of a run that TensorBoard can show, for the first host alone.
-
-    Args:
-      hooks: without a writer.
-      folder: the run's.
-      run: its name in TensorBoard's table.
-      num_steps: of the whole run, for the time left that is logged twice a minute.
-      profile: whether to trace a few steps.
-    """
-    actions: list[Callable[[int], Any]] = [*hooks.actions]
-    actions.append(periodic_actions.ReportProgress(num_train_steps=num_steps, every_secs=30))
-    if profile:
-        tracing = periodic_actions.Profile(
-            logdir=folder, first_profile=2, num_profile_steps=2, profile_duration_ms=None,
-            every_secs=None,
-        )  # fmt: skip
-        # It counts dispatches, of several steps each, from this start.
-        calls = itertools.count(1)
-        actions.append(lambda step: tracing(next(calls)))
-    return dataclasses.replace(hooks, writer=Writer(folder, run), actions=actions)
+    def write_result(self, step: int, rates: Mapping[str, float]) -> None:
+        """Writes `test/error_rate` and the like."""
+        with self._writing():
+            self._writer.write_scalars(
+                step, {name.replace("test_", "test/"): rate for name, rate in rates.items()}
+            )
+            self._writer.flush()

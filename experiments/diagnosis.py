@@ -1,7 +1,7 @@
 """A run's diagnosis: what its metrics say in plain sentences, a table and a picture.
 
 Running averages, precise statistics and each batch's own are compared, layer by layer and by the
-error that each gives on the same images; see `bn_vgg.lens`.
+error that each gives on the same images; see `bn_vgg.evaluation`.
 """
 
 from typing import Any

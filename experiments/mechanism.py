@@ -11,10 +11,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from bn_vgg import cli, trained
+from bn_vgg import api, cli
 from bn_vgg.data import cache as image_cache
-from bn_vgg.data.prepared import prepare
-from bn_vgg.models.vgg import VGG, layer_activations, make_model
+from bn_vgg.data.crops import five_crops
+from bn_vgg.data.splits import split
+from bn_vgg.models import make_model
+from bn_vgg.models.layers import layer_activations
+from bn_vgg.models.vgg import VGG
 from bn_vgg.steps import to_intensities
 
 # Batches with statistics of their own, of the recipe's size: seconds on two cores.
@@ -25,19 +28,16 @@ _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As bn_vgg.main's.")
 
 def main(path: str) -> None:
     """Runs the command: the latest network on centre crops of the first training images."""
-    run = trained.load(path, "latest")
+    run = api.load(path, "latest")
     data = run.config["data"]
     folder = image_cache.choose_folder(_CACHE_DIR.value)
     images = image_cache.open_or_build(data["source"], min_side=data["min_side"], folder=folder)
-    train = prepare(images, run.config).splits.train
+    sizes = {name: data[name] for name in ("valid_examples", "test_examples")}
+    train = split(images.keys, images.splits, **sizes).train
     batch_size = min(BATCH_SIZE, len(train))
     count = min(NUM_BATCHES, len(train) // batch_size) * batch_size
-    size = data["crop_size"]
-    crops = np.empty((count, size, size, 3), np.uint8)
-    for crop, index in zip(crops, train[:count], strict=True):
-        image = images.image(index)
-        top, left = ((side - size) // 2 for side in image.shape[:2])
-        crop[:] = image[top : top + size, left : left + size]
+    # The last of the five is the centre crop.
+    crops = np.stack([five_crops(images.image(i), data["crop_size"])[-1] for i in train[:count]])
     model = make_model(**run.config["model"] | {"dtype": "float32"})
     batches = crops.reshape(-1, batch_size, *crops.shape[1:])
     print("| layer | training | evaluation | ratio |\n| --- | --- | --- | --- |")

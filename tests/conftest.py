@@ -15,7 +15,7 @@ import pytest
 
 from bn_vgg import cli
 from bn_vgg.data import cache as image_cache
-from bn_vgg.data.cartoons import Cartoons
+from bn_vgg.data.cartoons import cartoons
 from tests.tiny_config import get_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ def run_command(cache_folder):
 def cartoon_folder(tmp_path_factory):
     """72 drawings in Kaggle's layout, 36 of each class."""
     folder = tmp_path_factory.mktemp("cartoons")
-    drawings = Cartoons(num_images=72)
+    drawings = cartoons(72)
     for i, record in enumerate(drawings.records):
         name = drawings.class_names[record.label]
         drawings.read(i).save(folder / f"{name}.{i}.png")

@@ -8,7 +8,7 @@ import pytest
 from bn_vgg import lens
 from bn_vgg.lens import Precise, make_compare_step, make_precise_step
 from bn_vgg.metrics import ComparedMetrics, Moments
-from bn_vgg.models.vgg import layer_activations
+from bn_vgg.models.layers import layer_activations
 from tests.test_steps import NORM_KWARGS, build, eval_batch, train_batch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -23,7 +23,7 @@ from bn_vgg.data import cache as image_cache
 from bn_vgg.errors import Interrupted, UserError
 from bn_vgg.finite import Finder, checked
 from bn_vgg.metrics import TrainMetrics
-from bn_vgg.models.vgg import make_model
+from bn_vgg.models import make_model
 from bn_vgg.parallel import Devices
 from bn_vgg.programs import Session
 from bn_vgg.steps import make_train_step

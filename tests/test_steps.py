@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax import export, lax
 
+from bn_vgg.models import DTYPES, make_model
 from bn_vgg.models.norms import NORMALIZERS
-from bn_vgg.models.vgg import DTYPES, make_model
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.state import init_state, jit_init
 from bn_vgg.steps import (

@@ -1,0 +1,196 @@
+"""What a notebook imports: `import bn_vgg`, then `bn_vgg.get_config(...)`.
+
+config = bn_vgg.get_config("meanonly_crop:demo")
+result = bn_vgg.train(config, workdir="runs/first")
+probabilities = bn_vgg.load("runs/first").predict(images)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from bn_vgg import checkpoint, cli, launch, provenance
+from bn_vgg.config import check_config
+from bn_vgg.data.cache import choose_folder
+from bn_vgg.data.crops import five_crops
+from bn_vgg.data.images import scale_shorter_side
+from bn_vgg.errors import UserError
+from bn_vgg.models import make_model as _make_model
+from bn_vgg.models.vgg import VGG
+from bn_vgg.optimizer import rmsprop
+from bn_vgg.run_dir import Workdir, with_added
+from bn_vgg.steps import TrainState, init_state, make_predict_step
+from bn_vgg.steps import make_train_step as _make_train_step
+
+# Images that a network predicts at once.
+_BATCH = 100
+
+
+def get_config(name: str) -> ConfigDict:
+    """Returns the configuration of a cell, `meanonly_crop:demo`, or of a file, `x.py:small`.
+
+    Raises:
+      UserError: there is no such file or variant.
+    """
+    cell, colon, variant = name.partition(":")
+    if not cell.endswith(".py"):
+        import configs
+
+        cell = f"{Path(configs.__file__).parent / cell}.py"
+    return cli.load_config([f"--config={cell}{colon}{variant}"])
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    cache_dir: str | Path | None = None,
+    tensorboard: bool = False,
+) -> dict[str, Any]:
+    """Makes a run, goes on with it, or finds it finished.
+
+    Args:
+      config: of the run.
+      workdir: where it is kept.
+      cache_dir: where decoded images are kept, see `choose_folder`.
+      tensorboard: whether to write its files, which imports TensorFlow.
+
+    Returns:
+      The content of `result.json`.
+
+    Raises:
+      UserError: as the command would.
+    """
+    check_config(config.to_dict())
+    folder = choose_folder(str(cache_dir) if cache_dir else None)
+    return launch.train(
+        config, str(workdir), cache_folder=folder, say=logging.info, tensorboard=tensorboard
+    )
+
+
+def make_model(config: ConfigDict) -> VGG:
+    """Builds the network of a configuration, for one device."""
+    return _make_model(**config.to_dict()["model"])
+
+
+def make_train_step(config: ConfigDict, model: VGG):
+    """Returns the training step of one device, see `steps.make_train_step`."""
+    return _make_train_step(model, rmsprop(**config.to_dict()["optimizer"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A network with the weights of a run.
+
+    Attributes:
+      model: built as the run's configuration says.
+      state: of the checkpoint, NumPy arrays.
+      config: the run's, nested.
+      class_names: one per output.
+      step: updates done by the checkpoint.
+    """
+
+    model: VGG
+    state: TrainState
+    config: dict[str, Any]
+    class_names: list[str]
+    step: int
+
+    def predict(self, images: Sequence[Any]) -> np.ndarray:
+        """Returns class probabilities by five-crop evaluation, (N, classes), float32.
+
+        Args:
+          images: N of them, of any sizes: PIL images, or arrays (H, W, 3) of uint8.
+        """
+        return self.predict_crops([self.crops(image) for image in images])
+
+    def crops(self, image: Any) -> np.ndarray:
+        """Scales an image and cuts its five crops: (5, crop_size, crop_size, 3), uint8."""
+        from PIL import Image
+
+        if not isinstance(image, Image.Image):
+            image = Image.fromarray(np.asarray(image))
+        scaled = scale_shorter_side(image.convert("RGB"), self.config["data"]["min_side"])
+        return five_crops(np.asarray(scaled), self.config["data"]["crop_size"])
+
+    def predict_crops(self, crops: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns class probabilities, (N, classes), of N images' five crops each."""
+        found = [np.zeros((0, len(self.class_names)), np.float32)]
+        for first in range(0, len(crops), _BATCH):
+            some = np.stack(crops[first : first + _BATCH])
+            # Always the same shape, so that it is compiled once.
+            padded = np.resize(some, (_BATCH, *some.shape[1:]))
+            found.append(np.asarray(self._predict(padded))[: len(some)])
+        return np.concatenate(found)
+
+    @functools.cached_property
+    def _predict(self) -> Callable[[np.ndarray], jax.Array]:
+        variables = jax.device_put(self.state.variables)
+        return functools.partial(jax.jit(make_predict_step(self.model)), variables)
+
+
+def load(workdir: str | Path, which: str = "best") -> Trained:
+    """Reads the `best` or the `latest` checkpoint of a run.
+
+    A damaged latest one is passed over with a warning, as by a run that goes on.
+
+    Raises:
+      UserError: there is no run, no checkpoint yet, or it cannot be read; the best one is damaged.
+    """
+    run = Workdir(str(workdir), writes=False)
+    run.check_format()
+    config = with_added(run.read("config.json"))
+    class_names = run.read("data.json")["class_names"]
+    norm = config["model"]["norm"]
+    if run.norm_changed(provenance.norm_digest(norm)):
+        logging.warning("the file of %s has changed since %s was trained with it", norm, workdir)
+    # TensorFloat-32 is a GPU's alone; what was trained with it can be used anywhere.
+    elsewhere = {} if jax.default_backend() == "gpu" else {"precision": "highest"}
+    try:
+        model = _make_model(**config["model"] | elsewhere)
+    except TypeError as error:
+        raise UserError(f"{workdir} is of another version of this code: {error}") from error
+    side = config["data"]["crop_size"]
+    like = jax.eval_shape(
+        lambda: init_state(
+            model, rmsprop(**config["optimizer"]), jax.random.key(0), jnp.zeros((1, side, side, 3))
+        )
+    )
+    progress, state = _newest(run, like)
+    if which == "best":
+        if not progress.best_step:
+            raise UserError(
+                f"{workdir} has no best checkpoint yet: it is chosen after an epoch "
+                f"(python -m bn_vgg.export --which=latest takes step {progress.step})"
+            )
+        lines = run.read_metrics()
+        best = min(lines, key=lambda x: x["valid/error_rate"])["step"] if lines else 0
+        progress, state = checkpoint.read(
+            run.checkpoints, max(best, progress.best_step) if best else progress.best_step, like
+        )
+    return Trained(model, state, config, class_names, progress.step)
+
+
+def _newest(run: Workdir, like: TrainState) -> tuple[checkpoint.Progress, TrainState]:
+    steps = checkpoint.steps(run.checkpoints)
+    if not steps:
+        raise UserError(f"{run.path} has no checkpoint yet: the first comes after an epoch")
+    damaged: list[checkpoint.DamagedError] = []
+    for step in steps:
+        try:
+            found = checkpoint.read(run.checkpoints, step, like)
+        except checkpoint.DamagedError as error:
+            damaged.append(error)
+        else:
+            for why in damaged:
+                logging.warning("%s; step %d is the newest that is intact", why, step)
+            return found
+    raise damaged[0]

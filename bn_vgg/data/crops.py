@@ -1,0 +1,116 @@
+"""Which crop of which image: where crops lie, and how they are cut on the host or the device.
+
+Everything random is a function of (seed, purpose, epoch, position) by NumPy's Philox, whose raw
+output is fixed for good: the same for any number of devices and hosts, and after a restart.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# What a stream of random numbers is for. A new purpose never shifts another's numbers.
+_ORDER, _CROPS = 0, 1
+
+
+def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """Returns a permutation of range(num_examples), int64, for one epoch."""
+    return np.argsort(_random_bits(seed, _ORDER, epoch, num_examples), kind="stable")
+
+
+def random_corners(seed: int, epoch: int, sizes_N2: np.ndarray, crop_size: int) -> np.ndarray:
+    """Draws the top and left of one crop of each image, uniformly over all that fit.
+
+    Args:
+      seed: of the run.
+      epoch: counted from 0.
+      sizes_N2: height and width in pixels of the image at each position of the epoch.
+      crop_size: side of a crop in pixels, at most each height and width.
+
+    Returns:
+      (N, 2), int64.
+    """
+    bits = _random_bits(seed, _CROPS, epoch, sizes_N2.size).reshape(sizes_N2.shape)
+    choices = (sizes_N2 - crop_size + 1).astype(np.uint64)
+    # Multiply and shift: exact, and without a remainder's bias that could matter.
+    return ((bits >> np.uint64(32)) * choices >> np.uint64(32)).astype(np.int64)
+
+
+def five_corners(height, width, crop_size: int) -> np.ndarray:
+    """Returns the top and left of the four corner crops and the central one.
+
+    Args:
+      height: of an image, or of N of them, in pixels.
+      width: likewise.
+      crop_size: side of a crop in pixels.
+
+    Returns:
+      int64, (5, 2) or (N, 5, 2).
+    """
+    bottom, right = np.asarray(height) - crop_size, np.asarray(width) - crop_size
+    zero = np.zeros_like(bottom)
+    tops = (zero, zero, bottom, bottom, bottom // 2)
+    lefts = (zero, right, zero, right, right // 2)
+    return np.stack([np.stack(tops, -1), np.stack(lefts, -1)], -1).astype(np.int64)
+
+
+def five_crops(image_HWC: np.ndarray, crop_size: int) -> np.ndarray:
+    """Returns (5, crop_size, crop_size, C): the four corners and the centre."""
+    height, width, _ = image_HWC.shape
+    return np.stack(
+        [
+            image_HWC[top : top + crop_size, left : left + crop_size]
+            for top, left in five_corners(height, width, crop_size)
+        ]
+    )
+
+
+def places(corners_N2: np.ndarray, starts: np.ndarray, widths: np.ndarray):
+    """Returns each crop's first byte in the flat pixels, and the bytes from row to row."""
+    strides = widths * 3
+    return starts + corners_N2[..., 0] * strides + corners_N2[..., 1] * 3, strides
+
+
+def cut_crops(pixels: np.ndarray, crop_start, row_stride, crop_size: int) -> np.ndarray:
+    """Copies crops (..., K, H, W, 3) out of flat `pixels` on the host.
+
+    Args:
+      pixels: uint8.
+      crop_start: the first byte of each crop, (..., K).
+      row_stride: bytes from row to row of each image, (...).
+      crop_size: side of a crop in pixels.
+    """
+    result = np.empty((*crop_start.shape, crop_size, crop_size, 3), np.uint8)
+    for index in np.ndindex(crop_start.shape):
+        strides = (int(row_stride[index[:-1]]), 3, 1)
+        result[index] = np.lib.stride_tricks.as_strided(
+            pixels[crop_start[index] :], result.shape[-3:], strides, writeable=False
+        )
+    return result
+
+
+def crops_of(batch: Mapping[str, Any], pixels, crop_size: int):
+    """Returns a batch's crops (N, K, H, W, 3), uint8, inside a compiled step.
+
+    Args:
+      batch: one of `Chunk.batches`.
+      pixels: `Chunk.pixels`.
+      crop_size: side of a crop in pixels.
+    """
+    if pixels is None:
+        return batch["crops"]
+    rows_H = jnp.arange(crop_size, dtype=jnp.int32).reshape(1, 1, -1)
+    starts_NKH = batch["crop_start"][:, :, None] + batch["row_stride"][:, None, None] * rows_H
+    numbers = lax.GatherDimensionNumbers(
+        offset_dims=(3,), collapsed_slice_dims=(), start_index_map=(0,)
+    )
+    length = (crop_size * 3,)
+    crops = lax.gather(pixels, starts_NKH[..., None], numbers, length, mode="promise_in_bounds")
+    return crops.reshape(*starts_NKH.shape, crop_size, 3)
+
+
+def _random_bits(seed: int, purpose: int, epoch: int, count: int) -> np.ndarray:
+    key = np.array([seed, purpose << 32 | epoch], np.uint64)
+    return np.random.Philox(key=key).random_raw(count)

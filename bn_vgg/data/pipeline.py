@@ -1,0 +1,331 @@
+"""From cached images to chunks: several batches that one call of a compiled program takes.
+
+Batches are integers, drawn on the host for a whole epoch: which crops of which images. A split's
+images are one flat array of bytes. It is kept on the devices, where the step cuts its crops out of
+it and only integers travel, or on the host, where Grain's threads cut the same crops.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import lax
+
+from bn_vgg.data.cache import ImageCache
+from bn_vgg.data.crops import cut_crops, epoch_order, five_corners, places, random_corners
+from bn_vgg.data.splits import Splits
+from bn_vgg.devices import Devices
+from bn_vgg.errors import UserError
+
+PLACEMENTS = ("auto", "device", "host")
+# Steps of a chunk, at most: enough that starting one costs nothing.
+_MAX_STEPS = 10
+# On a CPU a chunk is short, so that Ctrl-C is soon obeyed: 100 images of 128x128 take seconds.
+_MAX_CPU_PIXELS = 2_000_000
+# Positions in the flat array are int32 on the device.
+_MAX_BYTES = 2**31 - 1
+
+# S batches of N examples, by name: `crop_start` (S, N, K) and `row_stride` (S, N), int64, say where
+# the K crops of each example are in the flat pixels, in bytes; `label` and `position` (S, N),
+# int32; `mask` and `compared` (S, N), float32. With images on the host `crops`
+# (S, N, K, H, W, C), uint8, takes the place of the first two.
+Batches = dict[str, np.ndarray]
+
+
+class Chunk(NamedTuple):
+    """Batches for one call of a compiled program, on the devices.
+
+    Attributes:
+      batches: see `Batches`; with several devices these are the first axis.
+      pixels: the split's images on the devices, flat uint8; None where they are on the host.
+      num_steps: batches of the chunk.
+    """
+
+    batches: dict[str, Any]
+    pixels: Any
+    num_steps: int
+
+    def step(self, index: int, devices: Devices) -> "Chunk":
+        """Returns the chunk of the batch with this index alone."""
+        axis = 0 if devices.axis_name is None else 1
+        one = {
+            key: lax.slice_in_dim(array, index, index + 1, axis=axis)
+            for key, array in self.batches.items()
+        }
+        return Chunk(one, self.pixels, 1)
+
+
+class Split(NamedTuple):
+    """The images of one split.
+
+    Attributes:
+      pixels: uint8, flat, one image after the other; others may lie between them.
+      starts: the first byte of each, int64, (N,).
+      sizes: height and width in pixels, int64, (N, 2).
+      labels: int32, (N,).
+      placed: `pixels` on the devices; None where they stay on the host.
+    """
+
+    pixels: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+    placed: Any = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all images."""
+        return int(self.sizes.prod(axis=1).sum()) * 3
+
+    def on_device(self, devices: Devices) -> "Split":
+        """Copies the images to every device, without what lies between them."""
+        lengths = self.sizes.prod(axis=1) * 3
+        ends = np.cumsum(lengths)
+        packed = np.empty(ends[-1], np.uint8)
+        for first, last, start in zip(ends - lengths, ends, self.starts, strict=True):
+            packed[first:last] = self.pixels[start : start + last - first]
+        placed = devices.replicate(packed)
+        return self._replace(pixels=packed[:0], starts=ends - lengths, placed=placed)
+
+
+class Data:
+    """The images of a run, and the chunks of batches that its steps take.
+
+    Attributes:
+      description: the numbers of images and where they are kept, for a person.
+      steps_per_epoch: training batches of an epoch; a last incomplete one is dropped.
+    """
+
+    def __init__(
+        self, config: Mapping[str, Any], cache: ImageCache, splits: Splits, devices: Devices
+    ):
+        """Places the training and validation images.
+
+        Args:
+          config: the run's, nested.
+          cache: of `config.data.source`.
+          splits: indices into it.
+          devices: to place images on.
+
+        Raises:
+          UserError: too few images for a batch, or `config.data.placement` is `device` and they
+            do not fit there.
+        """
+        self._config, self._devices = config, devices
+        self._seed, self._batch_size = config["seed"], config["batch_size"]
+        self._crop_size = config["data"]["crop_size"]
+        if len(splits.train) < self._batch_size:
+            raise UserError(
+                f"config.batch_size: {len(splits.train)} training images do not fill a batch of "
+                f"{self._batch_size}"
+            )
+        self._on_host = on_host = {
+            name: Split(
+                cache.pixels, cache.starts[indices], cache.sizes[indices], cache.labels[indices]
+            )
+            for name, indices in splits._asdict().items()
+        }
+        # More than a split's examples would be padding alone.
+        most = max(len(split.labels) for split in on_host.values())
+        self._eval_batch_size = devices.round_up(min(config["eval"]["batch_size"], most))
+        self.steps_per_epoch = len(splits.train) // self._batch_size
+        placement = config["data"]["placement"]
+        # The test images join the others at the end.
+        self._place_test = _fits(placement, list(on_host.values()))
+        place = self._place_test or _fits(placement, [on_host["train"], on_host["valid"]])
+        self.train_split, self.valid_split = (
+            on_host[name].on_device(devices) if place else on_host[name]
+            for name in ("train", "valid")
+        )
+        where = "device" if place else "host"
+        self.description = (
+            f"{len(splits.train)} training, {len(splits.valid)} validation, {len(splits.test)} "
+            f"test images on the {where}"
+        )
+
+    @cached_property
+    def test_split(self) -> Split:
+        """The test images, placed when they are first used."""
+        split = self._on_host["test"]
+        return split.on_device(self._devices) if self._place_test else split
+
+    def train(self, epoch: int, *, skip: int = 0) -> Iterator[Chunk]:
+        """Yields the training batches of `epoch`, counted from 0, without the first `skip`."""
+        return self._chunks(self.train_split, self._epoch(epoch, self.train_split), skip=skip)
+
+    def precise(self, epoch: int) -> Iterator[Chunk]:
+        """Yields the first training batches of `epoch`, over which PreciseBN averages."""
+        count = -(-self._config["eval"]["precise_examples"] // self._batch_size)
+        batches = {
+            key: array[:count] for key, array in self._epoch(epoch, self.train_split).items()
+        }
+        return self._chunks(self.train_split, batches)
+
+    def evaluation(self, split: Split) -> Iterator[Chunk]:
+        """Yields every example's five crops, see `eval_batches`."""
+        num_compared = self._config["eval"]["compared_examples"]
+        batches = eval_batches(split, self._eval_batch_size, self._crop_size, num_compared)
+        return self._chunks(split, batches)
+
+    def compared(self) -> Iterator[Chunk]:
+        """Yields the central crops of the first validation images, in batches as in training."""
+        count = self._config["eval"]["compared_examples"]
+        split = self.valid_split
+        first = split._replace(
+            starts=split.starts[:count], sizes=split.sizes[:count], labels=split.labels[:count]
+        )
+        batches = eval_batches(first, self._batch_size, self._crop_size)
+        batches["crop_start"] = batches["crop_start"][:, :, -1:]
+        return self._chunks(split, batches)
+
+    def first_crops(self) -> np.ndarray:
+        """The crops of the first training batch: (N, H, W, C), uint8."""
+        split = self._on_host["train"]
+        batches = self._epoch(0, split)
+        first, stride = batches["crop_start"][0], batches["row_stride"][0]
+        return cut_crops(split.pixels, first, stride, self._crop_size)[:, 0]
+
+    def _epoch(self, epoch: int, split: Split) -> Batches:
+        return train_batches(
+            split, seed=self._seed, epoch=epoch, batch_size=self._batch_size,
+            crop_size=self._crop_size,
+        )  # fmt: skip
+
+    def _chunks(self, split: Split, batches: Batches, skip: int = 0) -> Iterator[Chunk]:
+        num_batches, batch_size, num_crops = batches["crop_start"].shape
+        rows = self._devices.host_rows(batch_size)
+        length = chunk_length(num_batches, batch_size * num_crops * self._crop_size**2)
+        batches = {key: array[skip:, rows] for key, array in batches.items()}
+
+        def on_host(index: int) -> Batches:
+            some = {k: a[index * length : (index + 1) * length] for k, a in batches.items()}
+            where = some["crop_start"], some["row_stride"]
+            if split.placed is not None:
+                names = ("crop_start", "row_stride")
+                return some | {k: a.astype(np.int32) for k, a in zip(names, where, strict=True)}
+            rest = {k: a for k, a in some.items() if k not in ("crop_start", "row_stride")}
+            return rest | {"crops": cut_crops(split.pixels, *where, self._crop_size)}
+
+        def to_devices(some: Batches) -> Chunk:
+            return Chunk(self._devices.shard(some), split.placed, len(some["label"]))
+
+        indices = range(-(-(num_batches - skip) // length))
+        if split.placed is not None:
+            yield from map(to_devices, map(on_host, indices))
+            return
+        # Grain costs a third of a second to import, and is needed only here.
+        import grain
+
+        threads = max(1, min(8, (os.cpu_count() or 1) - 1))
+        reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        dataset = grain.MapDataset.range(len(indices)).map(on_host)
+        there = dataset.to_iter_dataset(reading).map(to_devices)
+        yield from grain.experimental.ThreadPrefetchIterDataset(there, prefetch_buffer_size=1)
+
+
+def chunk_length(num_batches: int, num_pixels: int) -> int:
+    """Returns how many batches make a chunk.
+
+    A divisor of `num_batches` where one is near the limit, because a last chunk of another length
+    is compiled for itself.
+
+    Args:
+      num_batches: of the epoch or the split.
+      num_pixels: of the crops of one batch.
+    """
+    limit = min(_MAX_STEPS, num_batches)
+    if jax.default_backend() == "cpu":
+        limit = max(1, min(limit, _MAX_CPU_PIXELS // num_pixels))
+    divisors = [n for n in range(-(-limit // 2), limit + 1) if num_batches % n == 0]
+    return max(divisors, default=limit)
+
+
+def train_batches(
+    split: Split, *, seed: int, epoch: int, batch_size: int, crop_size: int
+) -> Batches:
+    """Draws one epoch: every example at most once, in full batches, one random crop of each.
+
+    Args:
+      split: the training images.
+      seed: of the run.
+      epoch: counted from 0.
+      batch_size: over all hosts.
+      crop_size: side of a crop in pixels.
+
+    Returns:
+      `crop_start` (K = 1), `row_stride`, `label` and `position`, the example's
+      position in the epoch.
+    """
+    count = len(split.labels)
+    order = epoch_order(seed, epoch, count)
+    corners = random_corners(seed, epoch, split.sizes[order], crop_size)
+    first, stride = places(corners, split.starts[order], split.sizes[order, 1])
+    num_batches = count // batch_size
+    used, shape = num_batches * batch_size, (num_batches, batch_size)
+    return {
+        "crop_start": first[:used].reshape(*shape, 1),
+        "row_stride": stride[:used].reshape(shape),
+        "label": split.labels[order[:used]].reshape(shape),
+        "position": np.arange(used, dtype=np.int32).reshape(shape),
+    }
+
+
+def eval_batches(split: Split, batch_size: int, crop_size: int, num_compared: int = 0) -> Batches:
+    """Lays out every example's five crops, each example once; the last batch is padded.
+
+    Where every image is as large as a crop, the five are one and it comes once.
+
+    Args:
+      split: the images.
+      batch_size: over all hosts.
+      crop_size: side of a crop in pixels.
+      num_compared: how many of the first examples `compared` marks.
+
+    Returns:
+      `crop_start` (the centre last), `row_stride`, `label`, `mask` (0 for padding)
+      and `compared`.
+    """
+    count = len(split.labels)
+    height, width = split.sizes.T
+    corners_N52 = five_corners(height, width, crop_size)
+    if (split.sizes == crop_size).all():
+        corners_N52 = corners_N52[:, -1:]
+    first, stride = places(corners_N52, split.starts[:, None], split.sizes[:, None, 1])
+    num_batches = -(-count // batch_size)
+    chosen = np.resize(np.arange(count), num_batches * batch_size)
+    index, shape = np.arange(len(chosen)), (num_batches, batch_size)
+    return {
+        "crop_start": first[chosen].reshape(*shape, -1),
+        "row_stride": stride[chosen, 0].reshape(shape),
+        "label": split.labels[chosen].reshape(shape),
+        "mask": (index < count).astype(np.float32).reshape(shape),
+        "compared": (index < min(count, num_compared)).astype(np.float32).reshape(shape),
+    }
+
+
+def _fits(placement: str, splits: list[Split]) -> bool:
+    """Decides whether `splits` are placed on the device, all at the same time."""
+    if placement == "host":
+        return False
+    sizes = [split.num_bytes for split in splits]
+    room = _room()
+    fits = sum(sizes) <= room and max(sizes) <= _MAX_BYTES
+    if placement == "device" and not fits:
+        raise UserError(
+            f"config.data.placement: {sum(sizes) / 2**30:.1f} GiB of images do not fit on the "
+            f"device, where {room / 2**30:.1f} GiB are for them, 2 GiB at most for one split; "
+            "set it to host or auto"
+        )
+    return fits
+
+
+def _room() -> int:
+    """Bytes for images on each device: half of an accelerator's memory, a quarter of a CPU's."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
+    if min(limits) > 0:
+        return min(limits) // 2
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory // 4 // jax.local_device_count()

@@ -1,0 +1,103 @@
+"""The devices that share each batch: plain `jit` on one, `pmap` on several."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from bn_vgg.errors import UserError
+from bn_vgg.models.convolution import cpu_compiler_options
+
+AXIS = "batch"
+
+
+class Devices:
+    """All devices of all hosts.
+
+    Attributes:
+      count: devices over all hosts.
+      local: devices of this host.
+      axis_name: what per-device code passes to collectives; None with one device.
+    """
+
+    def __init__(self):
+        self.count, self.local = jax.device_count(), jax.local_device_count()
+        self.axis_name = AXIS if self.count > 1 else None
+        mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
+        self._sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def compile(self, function: Callable) -> Callable:
+        """Compiles per-device code; with several devices they are each argument's first axis.
+
+        Nothing is donated: the state that a chunk of steps began with stays, for when a step turns
+        out not to be finite.
+        """
+        if self.axis_name is None:
+            options = cpu_compiler_options() if jax.default_backend() == "cpu" else None
+            return jax.jit(function, compiler_options=options)
+        return jax.pmap(function, axis_name=self.axis_name)
+
+    def replicate(self, tree):
+        """Puts a copy of each array on every local device."""
+        if self.axis_name is None:
+            return jax.device_put(tree, jax.local_devices()[0])
+        return jax.tree.map(self._replicate, tree)
+
+    def _replicate(self, array):
+        # One by one: a stack of all copies may be too large for the host.
+        copies = [jax.device_put(array[None], device) for device in jax.local_devices()]
+        shape = (self.local, *array.shape)
+        return jax.make_array_from_single_device_arrays(shape, self._sharding, copies)
+
+    def fetch(self, replicated):
+        """Copies one of the equal replicas to the host, as NumPy arrays."""
+        return jax.device_get(self.first(replicated))
+
+    def first(self, replicated):
+        """Returns the replica on the first local device."""
+        if self.axis_name is None:
+            return replicated
+        return jax.tree.map(lambda x: x.addressable_shards[0].data[0], replicated)
+
+    def shard(self, batches: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Splits this host's rows of stacked batches, (S, N, ...), axis 1, over its devices."""
+        if self.axis_name is None:
+            return jax.device_put(batches, jax.local_devices()[0])
+
+        def split(array):
+            steps, rows = array.shape[:2]
+            shares = array.reshape(steps, self.local, rows // self.local, *array.shape[2:])
+            return jax.device_put(shares.swapaxes(0, 1), self._sharding)
+
+        return {key: split(array) for key, array in batches.items()}
+
+    def host_rows(self, batch_size: int) -> slice:
+        """The rows of each global batch that this host feeds."""
+        rows = batch_size // self.count * self.local
+        return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+
+    def round_up(self, batch_size: int) -> int:
+        """The smallest multiple of the number of devices that is at least `batch_size`."""
+        return -(-batch_size // self.count) * self.count
+
+    def check(self, batch_size: int, precision: str) -> None:
+        """Checks that the devices can compute what the configuration asks for.
+
+        Raises:
+          UserError: they cannot share a batch equally, or have no TensorFloat-32.
+        """
+        if batch_size % self.count:
+            below = batch_size // self.count * self.count
+            fitting = [str(size) for size in (below, below + self.count) if size > 0]
+            raise UserError(
+                f"config.batch_size: {self.count} devices cannot share {batch_size} examples "
+                f"equally; sizes that fit: {', '.join(fitting)}"
+            )
+        backend = jax.default_backend()
+        if precision == "tensorfloat32" and backend != "gpu":
+            raise UserError(
+                f"config.model.precision: tensorfloat32 is for NVIDIA GPUs, and this is a "
+                f"{backend.upper()}; set it to highest"
+            )

@@ -1,0 +1,356 @@
+"""The training loop of one run: epochs of chunks, evaluations, checkpoints, the result.
+
+The loop never runs far ahead of the devices: on an accelerator one chunk of steps computes and one
+is queued, on a CPU there is one. An epoch is recorded, and its checkpoint written, while the next
+one trains.
+"""
+
+import collections
+import math
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from clu import parameter_overview
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from bn_vgg import checkpoint, evaluation, finite, multihost, provenance
+from bn_vgg.checkpoint import Checkpointer, Progress, digest_of
+from bn_vgg.data.pipeline import Chunk, Data, Split
+from bn_vgg.errors import Interrupted, UserError
+from bn_vgg.metrics import TrainMetrics
+from bn_vgg.programs import Programs
+from bn_vgg.run_dir import Workdir, flatten
+from bn_vgg.steps import TrainState, to_intensities
+from bn_vgg.stopping import StopRequest
+from bn_vgg.writers import TensorBoard, epoch_line, format_seconds
+
+# What a stream of random numbers is for, folded into the seed's key.
+_INIT, _DROPOUT = 0, 1
+
+
+def init_key(seed: int) -> jax.Array:
+    """Returns the key of the initial weights."""
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), _INIT)
+
+
+def dropout_key(seed: int, epoch: int) -> jax.Array:
+    """Returns the key of the dropout of `epoch`, counted from 0."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    return jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), epoch)
+
+
+class Run:
+    """A run in progress.
+
+    Attributes:
+      step: updates done.
+      state: after these, on the devices.
+      metrics: of the epoch in progress so far, on the devices.
+      progress: as of the last checkpoint, or the end of the last epoch.
+      lines: of `metrics.jsonl`, one for each epoch.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Workdir,
+        data: Data,
+        programs: Programs,
+        checkpointer: Checkpointer,
+        recorder: ThreadPoolExecutor,
+        stop: StopRequest,
+        board: TensorBoard | None,
+        say: Callable[[str], None],
+    ):
+        """Takes what it works with, and restores the newest checkpoint."""
+        self.config, self.workdir, self.data, self.programs = config, workdir, data, programs
+        self.checkpointer, self.recorder, self.stop = checkpointer, recorder, stop
+        self.board, self.say, self.devices = board, say, programs.devices
+        self.progress = Progress()
+        self.lines: list[dict[str, Any]] = []
+        self._started, self._seconds_before = time.monotonic(), 0.0
+        self._in_flight: collections.deque[Callable[[], Any]] = collections.deque()
+        self._recording: Future = Future()
+        self._recording.set_result(None)
+        self._compiling = True
+        self._speed: float | None = None
+        state, metrics = self._restore()
+        self.step = self.progress.step
+        self.state, self.metrics = self.devices.replicate((state, metrics))
+
+    def train_and_evaluate(self) -> dict[str, Any]:
+        """Trains the epochs that are left, and evaluates the best one on the test images."""
+        if self.board is not None:
+            images = self.data.first_crops() if self.step == 0 else None
+            self.board.write_start(flatten(self.config.to_dict()), images)
+        for epoch in range(self.progress.epoch, self.config.num_epochs):
+            self._train_epoch(epoch)
+            self._end_epoch(epoch)
+            multihost.epoch_done()
+        self._recorded()
+        return self._finish()
+
+    def _train_epoch(self, epoch: int) -> None:
+        num_steps, num_epochs = self.data.steps_per_epoch, self.config.num_epochs
+        done = self.step - epoch * num_steps
+        rng = self.devices.replicate(dropout_key(self.config.seed, epoch))
+        started = time.monotonic()
+        # A bar on a terminal, of the first host alone; it vanishes when the epoch is done.
+        bar = tqdm(
+            total=num_steps, initial=done, desc=f"epoch {epoch + 1}/{num_epochs}", unit=" steps",
+            leave=False, disable=None if jax.process_index() == 0 else True,
+        )  # fmt: skip
+        with bar:
+            bar.set_postfix_str("compiling" if self._compiling else "")
+            for chunk in self.data.train(epoch, skip=done):
+                before = self.step, self.state, self.metrics
+                self.state, self.metrics = self.programs.train_chunk(
+                    before[1:], rng, chunk.batches, chunk.pixels
+                )
+                self.step += chunk.num_steps
+                self._launched(partial(self._check_chunk, before, self.metrics, chunk, rng, bar))
+                if self.board is not None:
+                    self.board.after_chunk()
+                self._keep_now_and_then(chunk.num_steps)
+            self._wait_for_chunks()
+        images = (num_steps - done) * self.config.batch_size
+        # None where an earlier start had done all steps of the epoch.
+        self._speed = images / (time.monotonic() - started) if images else None
+
+    def _launched(self, wait: Callable[[], Any]) -> None:
+        """Waits until at most one chunk is queued behind another; on a CPU for the chunk itself."""
+        self._in_flight.append(wait)
+        while len(self._in_flight) > (0 if jax.default_backend() == "cpu" else 1):
+            self._in_flight.popleft()()
+        if self._recording.done():
+            self._recording.result()  # raises what it raised
+        multihost.chunk_done()
+        self._stop_if_asked()
+
+    def _wait_for_chunks(self) -> None:
+        while self._in_flight:
+            self._in_flight.popleft()()
+
+    def _check_chunk(self, before, metrics: TrainMetrics, chunk: Chunk, rng, bar: tqdm) -> None:
+        """Waits for a chunk and shows its loss.
+
+        Raises:
+          UserError: a loss, gradient, statistic or parameter was not a finite number.
+        """
+        means = self._means(metrics)
+        bar.update(chunk.num_steps)
+        bar.set_postfix_str(f"loss={means['loss']:.3f}")
+        if self._compiling:
+            logging.info("the first %d steps are done", chunk.num_steps)
+            self._compiling = False
+        first = int(means["first_non_finite"])
+        if first < 0:
+            return
+        multihost.starting()  # what follows is compiled anew
+        step, *state_and_metrics = before
+        what = finite.explain(
+            self.programs, state_and_metrics, chunk, rng, index=first - step - 1,
+            find_operation=self.config.debug.nans,
+        )  # fmt: skip
+        self._recorded()
+        if step > self.progress.step:
+            self._save(step, *state_and_metrics)
+        kept = f"the checkpoint of step {self.progress.step} is kept in {self.workdir.path}"
+        raise UserError(
+            f"{what} at step {first}, with config.model.norm={self.config.model.norm}; "
+            + (kept if self.progress.step else "there is no checkpoint yet")
+        )
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Evaluates; records the epoch, and writes its checkpoint, while the next one trains."""
+        validated = self._evaluate(self.state.variables, self.data.valid_split)
+        precise = compared = None
+        if self.config.eval.precise_examples and self.programs.model.norm.averages:
+            precise = self._precise(self.state, epoch)
+            compared = self._fold(
+                self.programs.compare_chunk, self.programs.empty_comparison,
+                self.data.compared(), self.state, precise.batch_stats,
+            )  # fmt: skip
+        self._recorded()
+        args = (self.step, self.state, self.metrics, self._speed, validated, precise, compared)
+        self.metrics = self.programs.empty_training
+        if multihost.has_peers():  # they must come to the barriers of a checkpoint together
+            self._record(*args)
+        else:
+            self._recording = self.recorder.submit(self._record, *args)
+
+    def _record(self, step, state, metrics, speed, validated, precise, compared) -> None:
+        config, norm = self.config, self.programs.model.norm
+        trained = self._means(metrics)
+        validated = evaluation.fetch_evaluated(self.devices, validated)
+        if not math.isfinite(validated.loss):
+            layers = [n for n, m in validated.moments.items() if not math.isfinite(m.maximum.max())]
+            where = f" (first in the activations of {layers[0]})" if layers else ""
+            raise UserError(f"the validation loss after step {step} is not a finite number{where}")
+        channels = evaluation.activity(validated.moments, has_relu=not norm.has_activation)
+        scalars = {f"train/{name}": trained[name] for name in ("loss", "error_rate")}
+        scalars["train/gradient_norm"] = trained["gradient_norm"]
+        if speed is not None:
+            scalars["train/images_per_second"] = speed
+        self.progress = progress = self.progress.after_epoch(
+            step=step, valid_error_rate=validated.error_rate, seconds=self._seconds()
+        )
+        scalars |= {"valid/loss": validated.loss, "valid/error_rate": validated.error_rate}
+        scalars["valid/best_error_rate"] = progress.best_error_rate
+        if precise is not None:
+            precise, running = self.devices.fetch((precise, state.batch_stats))
+            distances = evaluation.distances(running, precise, config.model.norm_epsilon)
+            channels = distances | channels
+            errors = self.devices.fetch(compared).compute()
+            scalars["valid/error_rate_running"] = validated.error_rate_running
+            scalars |= {f"valid/{name}": value.item() for name, value in errors.items()}
+        observed = evaluation.summarize(channels)
+        line = {"epoch": progress.epoch, "step": step, **scalars, **observed}
+        self.lines.append(line | {"seconds": progress.seconds})
+        self.workdir.check_there()
+        self.workdir.write_metrics(self.lines)
+        if self.board is not None:
+            shown = progress.epoch in (1, progress.best_epoch, config.num_epochs)
+            self.board.write_epoch(step, scalars, observed, channels if shown else {})
+        self.say(epoch_line(progress, config.num_epochs, scalars))
+        self.checkpointer.save(self.devices.fetch(state), progress)
+
+    def _evaluate(self, variables, split: Split) -> Any:
+        chunks = self.data.evaluation(split)
+        return self._fold(
+            self.programs.eval_chunk, self.programs.empty_evaluation, chunks, variables
+        )
+
+    def _precise(self, state: TrainState, epoch: int) -> evaluation.Precise:
+        empty = self.programs.empty_precise.replace(batch_stats=state.batch_stats)
+        return self._fold(self.programs.precise_chunk, empty, self.data.precise(epoch), state)
+
+    def _fold(self, program: Callable, carry, chunks: Iterable[Chunk], *args) -> Any:
+        for chunk in chunks:
+            carry = program(carry, *args, chunk.batches, chunk.pixels)
+            self._launched(partial(jax.block_until_ready, carry))
+        return carry
+
+    def _finish(self) -> dict[str, Any]:
+        """Evaluates the best epoch on the test images and writes the result."""
+        progress, config, norm = self.progress, self.config, self.programs.model.norm
+        self.checkpointer.wait()
+        best = checkpoint.read(
+            self.workdir.checkpoints, progress.best_step, self.devices.fetch(self.state)
+        )[1]
+        state = self.devices.replicate(best)
+        rates = {"test_error_rate": self._test(state.variables)}
+        if config.eval.precise_examples and norm.averages:
+            precise = self._precise(state, progress.best_epoch - 1)
+            variables = {"params": state.params, "batch_stats": precise.batch_stats}
+            rates["test_error_rate_precise"] = self._test(variables)
+        norm_digest = provenance.norm_digest(config.model.norm)
+        speed = "train/images_per_second"
+        speeds = [line[speed] for line in self.lines if speed in line]
+        result = {
+            "config": config.to_dict(),
+            "num_parameters": int(parameter_overview.count_parameters(best.params)),
+            "best_epoch": progress.best_epoch,
+            "best_valid_error_rate": progress.best_error_rate,
+            **rates,
+            # The median: an epoch after a start includes the compilation. 0 where the only epoch
+            # had been done by an earlier start.
+            "images_per_second": statistics.median(speeds or [0.0]),
+            "wall_seconds": self._seconds(),
+            "hardware": provenance.hardware(),
+            "versions": provenance.versions(),
+            "jax_settings": provenance.JAX_SETTINGS,
+            **({"norm_digest": norm_digest} if norm_digest else {}),
+            "commit": provenance.commit(),
+            "command": provenance.command(),
+        }
+        if self.board is not None:
+            self.board.write_result(progress.step, rates)
+        self.workdir.check_there()
+        self.workdir.write("result.json", result)
+        self.say(
+            f"best epoch {result['best_epoch']}: valid error "
+            f"{result['best_valid_error_rate']:.4f}, test error {result['test_error_rate']:.4f}"
+            f"  ({format_seconds(result['wall_seconds'])}; {self.workdir.path}/result.json)"
+        )
+        return result
+
+    def _test(self, variables) -> float:
+        evaluated = self._evaluate(variables, self.data.test_split)
+        return evaluation.fetch_evaluated(self.devices, evaluated).error_rate
+
+    def _restore(self):
+        """Returns what the run goes on from: the newest checkpoint, or the initial state."""
+        norm, side = self.programs.model.norm, self.config.data.crop_size
+        images = jnp.zeros((1, side, side, 3), jnp.float32)
+        if norm.initializes_from_data:
+            images = to_intensities(jnp.asarray(self.data.first_crops()))
+        state, metrics = (
+            self.programs.init(init_key(self.config.seed), images),
+            TrainMetrics.empty(),
+        )
+        parameter_overview.log_parameter_overview(state.variables)
+        found = self.checkpointer.restore(state)
+        if found is not None:
+            self.progress, state, damages = found
+            self._seconds_before = self.progress.seconds
+            # A line may have been written for an epoch whose checkpoint was not.
+            lines = self.workdir.read_metrics()
+            self.lines = [line for line in lines if line["epoch"] <= self.progress.epoch]
+            for damage in damages:
+                self.say(f"{damage}; it is kept in {self.workdir.damaged}")
+            if self.progress.within_epoch is not None:
+                metrics = metrics.with_leaves(self.progress.within_epoch)
+            self.say(f"resuming after epoch {self.progress.epoch} (step {self.progress.step})")
+        begins = digest_of(self.progress, jax.device_get(state))
+        multihost.agree({"step": self.progress.step, "state at the start": begins})
+        return state, metrics
+
+    def _keep_now_and_then(self, num_steps: int) -> None:
+        """Writes a checkpoint where the last `num_steps` passed a multiple of `every_steps`."""
+        every = self.config.checkpoint.every_steps
+        ends_epoch = self.step % self.data.steps_per_epoch == 0
+        if every and self.step // every > (self.step - num_steps) // every and not ends_epoch:
+            self._wait_for_chunks()
+            self._recorded()
+            self._save(self.step, self.state, self.metrics)
+
+    def _stop_if_asked(self) -> None:
+        asked = signal.SIGTERM if multihost.preempted() else self.stop.signal
+        if asked is None:
+            return
+        self._wait_for_chunks()
+        self._recorded()
+        if self.step > self.progress.step:
+            self._save(self.step, self.state, self.metrics)
+        self.checkpointer.wait()
+        raise Interrupted(asked, f"stopped by {asked.name} and kept after step {self.step}")
+
+    def _save(self, step: int, state, metrics: TrainMetrics) -> None:
+        """Begins to write a checkpoint within an epoch; all its numbers are finite."""
+        leaves = [leaf.item() for leaf in jax.tree.leaves(self.devices.fetch(metrics))]
+        self.progress = self.progress.in_epoch(step=step, metrics=leaves, seconds=self._seconds())
+        logging.info("keeping step %d, within an epoch", step)
+        self.workdir.check_there()
+        self.checkpointer.save(self.devices.fetch(state), self.progress)
+
+    def _recorded(self) -> None:
+        """Waits until the last epoch is recorded."""
+        self._recording.result()
+
+    def _means(self, metrics: TrainMetrics) -> dict[str, float]:
+        computed = self.devices.fetch(metrics).compute()
+        return {name: value.item() for name, value in computed.items()}
+
+    def _seconds(self) -> float:
+        """Spent on the run so far, by this process and those before it."""
+        return self._seconds_before + time.monotonic() - self._started
