@@ -18,10 +18,11 @@ from bn_vgg.loop import dropout_key, init_key
 from bn_vgg.models.layers import layer_activations
 from bn_vgg.programs import make_programs
 from bn_vgg.steps import to_intensities
+from experiments.stats import TAKEN_OFF
 
 CELLS = {"none": "baseline_crop", "mean_only": "meanonly_crop", "full": "full_crop"}
-# A run has taken off if its mean training error over the last steps is below this.
-TAKEN_OFF, _LAST = 0.47, 20
+# A run has taken off if its mean training error over this many last steps is below `TAKEN_OFF`.
+_LAST = 20
 # The hidden layer is looked at after this many steps; the figure shows means over as many.
 CHUNK = 10
 
