@@ -10,8 +10,7 @@ from bn_vgg.models import make_model
 from bn_vgg.models.layers import layer_activations
 from bn_vgg.models.norms import make_norm_factory
 from bn_vgg.optimizer import rmsprop
-from bn_vgg.state import jit_init
-from bn_vgg.steps import make_train_step
+from bn_vgg.steps import init_state, make_train_step
 from configs import default
 from tests.test_steps import train_batch
 
@@ -233,7 +232,7 @@ def test_a_statistic_that_changes_its_shape_is_said_by_name():
         network("own_norms:OtherStatistic"),
         rmsprop(**default.get_config().optimizer),
     )
-    state = jit_init(model, optimizer)(jax.random.key(0), jnp.ones((1, 16, 16, 3)))
+    state = init_state(model, optimizer, jax.random.key(0), jnp.ones((1, 16, 16, 3)))
     match = r"after a training step batch_stats/block0/norm/mean is float32\(4,\) and must be "
     with pytest.raises(UserError, match=match):
         jax.jit(make_train_step(model, optimizer))(state, train_batch(), jax.random.key(0))

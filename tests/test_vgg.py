@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from clu import parameter_overview
 
+from bn_vgg.devices import Devices
 from bn_vgg.models import make_model
 from bn_vgg.models.layers import (
     Conv,
@@ -21,7 +22,8 @@ from bn_vgg.models.layers import (
 from bn_vgg.models.norms import NORMALIZERS, NormFactory
 from bn_vgg.models.vgg import Block
 from bn_vgg.optimizer import rmsprop
-from bn_vgg.state import init_state, jit_init
+from bn_vgg.programs import make_programs
+from bn_vgg.steps import init_state
 from configs import default
 
 
@@ -74,12 +76,13 @@ def test_initialization_is_glorot_uniform_with_zero_biases():
 
 
 def test_what_is_compiled_quickly_draws_the_same_weights():
-    given = model(), rmsprop(**default.get_config().optimizer)
-    with_these = jax.random.key(0), jnp.zeros((1, 48, 48, 3))
-    as_usual = jax.jit(partial(init_state, *given))(*with_these)
-    quickly = jit_init(*given)(*with_these)
+    config = default.get_config("demo").to_dict()
+    given = jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    programs = make_programs(config, Devices())
+    as_usual = jax.jit(partial(init_state, programs.model, programs.optimizer))(*given)
     # Another draw would be nowhere near; which digit is last depends on the processor.
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), quickly, as_usual)
+    same = partial(np.testing.assert_allclose, rtol=1e-6)
+    jax.tree.map(same, programs.init(*given), as_usual)
 
 
 class ByDefinition(Block):
@@ -169,7 +172,8 @@ def test_layers_of_another_network_are_called_by_their_paths():
 def test_initializing_from_data_gives_each_channel_mean_0_and_variance_1():
     network = model(norm="weight_norm", features=(4, 4, 6, 6))
     images = jax.random.uniform(jax.random.key(1), (8, 20, 20, 3))
-    state = jit_init(network, rmsprop(**default.get_config().optimizer))(jax.random.key(0), images)
+    optimizer = rmsprop(**default.get_config().optimizer)
+    state = jax.jit(partial(init_state, network, optimizer))(jax.random.key(0), images)
     _, captured = network.apply(
         state.variables, images, train=True, mutable=["intermediates"],
         capture_intermediates=lambda module, _: module.name == "norm",
