@@ -108,7 +108,7 @@ def _drive(
     for each, error in driver.failed:
         print(f"failed: {each.name}: {error}", file=sys.stderr)
     cli.show(f"\n{status.cell_table(runs, state.read_states(out, runs))}\n")
-    cli.show(f"python -m experiments.report {out}")
+    cli.show(f"python -m experiments.report --runs={out}")
     return 1 if driver.failed else None
 
 

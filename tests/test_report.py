@@ -85,7 +85,7 @@ class TestCommand:
         for name in re.findall(r'src="(.*?)"', html):
             assert (runs / "report" / name).exists()
         assert "<b>foreign" not in html
-        assert "<b>foreign|*one*</code>: its configuration has no name" in unescape(html)
+        assert "<b>foreign|*one*</code>: it has no finished epoch yet" in unescape(html)
         assert "<code>full_crop</code>" in html
 
     def test_nothing_but_broken_runs_is_a_page_that_lists_them(self, runs, tmp_path):

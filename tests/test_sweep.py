@@ -63,7 +63,7 @@ def test_killed_interrupted_crashed_and_started_again(sweep, tmp_path, cartoon_f
     assert max(map(len, out.splitlines())) <= max(100, len(f"python -m … {tmp_path}") + 40)
     assert "2 runs: 2 done" in out
     assert "cell       seeds  epochs  best valid error  test error" in out
-    assert out.splitlines()[-1] == f"python -m experiments.report {tmp_path / 'out'}"
+    assert out.splitlines()[-1] == f"python -m experiments.report --runs={tmp_path / 'out'}"
 
     command = json.loads((folder / "result.json").read_text())["command"]
     arguments = command.replace(str(folder), str(tmp_path / "alone")).split()
