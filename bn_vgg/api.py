@@ -78,6 +78,7 @@ def train(
 
 def make_model(config: ConfigDict) -> VGG:
     """Builds the network of a configuration, for one device."""
+    check_config(config.to_dict())
     return _make_model(**config.to_dict()["model"])
 
 

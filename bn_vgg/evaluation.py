@@ -6,6 +6,7 @@ means over some batches of training images, without dropout, at the present weig
 weight `momentum` has them: batch k is averaged in with momentum 1 - 1/k.
 """
 
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 import flax
@@ -132,12 +133,14 @@ def distances(batch_stats, precise: Precise, epsilon: float) -> dict[str, np.nda
     return found
 
 
-def activity(moments: dict[str, Moments], *, has_relu: bool) -> dict[str, np.ndarray]:
+def activity(
+    moments: dict[str, Moments], *, without_relu: Container[str] = ()
+) -> dict[str, np.ndarray]:
     """Describes each layer's output, channel by channel.
 
     Args:
       moments: by layer, NumPy arrays.
-      has_relu: whether the blocks have ReLUs; the hidden layer always has.
+      without_relu: layers whose normalizer has an activation of its own.
 
     Returns:
       `activation_mean/LAYER` and `activation_deviation/LAYER`, (C,), and, where there are
@@ -147,7 +150,7 @@ def activity(moments: dict[str, Moments], *, has_relu: bool) -> dict[str, np.nda
     for layer, of_layer in moments.items():
         found[f"activation_mean/{layer}"] = of_layer.mean
         found[f"activation_deviation/{layer}"] = np.sqrt(of_layer.variance)
-        if has_relu or layer == "hidden":
+        if layer not in without_relu:
             found[f"never_active/{layer}"] = (of_layer.maximum <= 0).astype(np.float32)
     return found
 

@@ -196,7 +196,8 @@ class Run:
             layers = [n for n, m in validated.moments.items() if not math.isfinite(m.maximum.max())]
             where = f" (first in the activations of {layers[0]})" if layers else ""
             raise UserError(f"the validation loss after step {step} is not a finite number{where}")
-        channels = evaluation.activity(validated.moments, has_relu=not norm.has_activation)
+        without_relu = self.programs.empty_precise.before_norm if norm.has_activation else ()
+        channels = evaluation.activity(validated.moments, without_relu=without_relu)
         scalars = {f"train/{name}": trained[name] for name in ("loss", "error_rate")}
         scalars["train/gradient_norm"] = trained["gradient_norm"]
         if speed is not None:
