@@ -147,8 +147,8 @@ def test_a_dead_relu_is_one_that_no_image_wakes():
         "block0": of_channels([0, 1], [0, 1], maximum=np.array([0.0, 2.0])),
         "hidden": of_channels([0], [0], maximum=0.0),
     }
-    found = evaluation.activity(moments, has_relu=True)
+    found = evaluation.activity(moments)
     np.testing.assert_array_equal(found["never_active/block0"], [1, 0])
     np.testing.assert_array_equal(found["activation_deviation/block0"], [0, 1])
-    without = evaluation.activity(moments, has_relu=False)
+    without = evaluation.activity(moments, without_relu={"block0"})
     assert set(found) - set(without) == {"never_active/block0"}
