@@ -23,8 +23,8 @@ from bn_vgg.data.cache import choose_folder
 from bn_vgg.data.crops import five_crops
 from bn_vgg.data.images import scale_shorter_side
 from bn_vgg.errors import UserError
+from bn_vgg.models import make_model as _make_model
 from bn_vgg.models.vgg import VGG
-from bn_vgg.models.vgg import make_model as _make_model
 from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import Workdir, with_added
 from bn_vgg.steps import TrainState, init_state, make_predict_step
@@ -78,6 +78,7 @@ def train(
 
 def make_model(config: ConfigDict) -> VGG:
     """Builds the network of a configuration, for one device."""
+    check_config(config.to_dict())
     return _make_model(**config.to_dict()["model"])
 
 

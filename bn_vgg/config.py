@@ -9,9 +9,11 @@ import jax.numpy as jnp
 
 from bn_vgg.data.pipeline import PLACEMENTS
 from bn_vgg.errors import UserError
+from bn_vgg.models import DTYPES, PRECISIONS, make_model
 from bn_vgg.models.batch_norm import AVERAGES
-from bn_vgg.models.norms import NORMALIZERS, NormFactory
-from bn_vgg.models.vgg import DTYPES, PADDINGS, PASSES, PRECISIONS, count_values, make_model
+from bn_vgg.models.layers import PADDINGS
+from bn_vgg.models.norms import NORMALIZERS, PASSES, NormFactory
+from bn_vgg.models.vgg import count_values
 from bn_vgg.optimizer import SCHEDULES, make_optimizer
 from bn_vgg.run_dir import flatten
 

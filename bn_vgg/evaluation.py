@@ -6,6 +6,7 @@ means over some batches of training images, without dropout, at the present weig
 weight `momentum` has them: batch k is averaged in with momentum 1 - 1/k.
 """
 
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 import flax
@@ -15,7 +16,8 @@ import numpy as np
 
 from bn_vgg.devices import Devices
 from bn_vgg.metrics import ComparedMetrics, Moments, merge_moments
-from bn_vgg.models.vgg import VGG, layer_activations
+from bn_vgg.models.layers import layer_activations, layer_statistics
+from bn_vgg.models.vgg import VGG
 from bn_vgg.steps import TrainState, errors, to_intensities
 
 
@@ -96,18 +98,6 @@ def make_compare_step(model: VGG, axis_name: str | None = None):
     return compare_step
 
 
-def empty_moments(model: VGG, variables, crop_size: int, which: str) -> dict[str, Moments]:
-    """Returns moments of no example for each layer that has `which`, see `layer_activations`."""
-    image = jax.ShapeDtypeStruct((1, crop_size, crop_size, 3), jnp.float32)
-
-    def activations(variables, images):
-        _, updated = model.apply(variables, images, train=False, mutable=["intermediates"])
-        return layer_activations(updated, which)
-
-    layers = jax.eval_shape(activations, variables, image)
-    return {layer: Moments.empty(x.shape[-1]) for layer, x in layers.items()}
-
-
 def fetch_evaluated(devices: Devices, carry: Any) -> Evaluated:
     """Waits for the result of `Programs.eval_chunk`, folded over a split."""
     metrics, moments = devices.fetch(carry)
@@ -129,28 +119,28 @@ def distances(batch_stats, precise: Precise, epsilon: float) -> dict[str, np.nda
       there are such.
     """
     found = {}
+    running, averaged = layer_statistics(batch_stats), layer_statistics(precise.batch_stats)
     for layer, moments in precise.before_norm.items():
-        running = batch_stats.get(layer, {}).get("norm", {})
-        # A user's normalizer may call something else so.
-        of_channels = {
-            name for name, x in running.items() if np.shape(x) == np.shape(moments.variance)
-        }
-        if "mean" in of_channels:
-            of_layer = precise.batch_stats[layer]["norm"]
+        now, exact = running.get(layer, {}), averaged.get(layer, {})
+        # A user's normalizer may call something else `mean`.
+        shape = np.shape(moments.variance)
+        if "mean" in now and now["mean"].shape == shape:
             deviation = np.sqrt(moments.variance + epsilon)
-            found[f"mean_distance/{layer}"] = (running["mean"] - of_layer["mean"]) / deviation
-            if "var" in of_channels:
-                ratio = (running["var"] + epsilon) / (of_layer["var"] + epsilon)
+            found[f"mean_distance/{layer}"] = (now["mean"] - exact["mean"]) / deviation
+            if "var" in now and now["var"].shape == shape:
+                ratio = (now["var"] + epsilon) / (exact["var"] + epsilon)
                 found[f"std_ratio/{layer}"] = np.sqrt(ratio)
     return found
 
 
-def activity(moments: dict[str, Moments], *, has_relu: bool) -> dict[str, np.ndarray]:
+def activity(
+    moments: dict[str, Moments], *, without_relu: Container[str] = ()
+) -> dict[str, np.ndarray]:
     """Describes each layer's output, channel by channel.
 
     Args:
       moments: by layer, NumPy arrays.
-      has_relu: whether the blocks have ReLUs; the hidden layer always has.
+      without_relu: layers whose normalizer has an activation of its own.
 
     Returns:
       `activation_mean/LAYER` and `activation_deviation/LAYER`, (C,), and, where there are
@@ -160,7 +150,7 @@ def activity(moments: dict[str, Moments], *, has_relu: bool) -> dict[str, np.nda
     for layer, of_layer in moments.items():
         found[f"activation_mean/{layer}"] = of_layer.mean
         found[f"activation_deviation/{layer}"] = np.sqrt(of_layer.variance)
-        if has_relu or layer == "hidden":
+        if layer not in without_relu:
             found[f"never_active/{layer}"] = (of_layer.maximum <= 0).astype(np.float32)
     return found
 

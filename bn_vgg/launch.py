@@ -21,7 +21,7 @@ from bn_vgg import checkpoint, cli, multihost, provenance
 from bn_vgg.checkpoint import Checkpointer
 from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.pipeline import Data
-from bn_vgg.data.splits import split
+from bn_vgg.data.splits import class_counts, split
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
 from bn_vgg.loop import Run
@@ -125,7 +125,8 @@ def load_data(
     if classes != len(cache.class_names):
         raise UserError(
             f"config.model.num_classes is {classes}, but {source} has {len(cache.class_names)} "
-            "classes; set --config.model.num_classes"
+            f"classes ({class_counts(cache.labels, cache.class_names)}): if these are what you "
+            f"mean, set --config.model.num_classes={len(cache.class_names)}"
         )
     splits = split(
         cache.keys, cache.splits,
@@ -137,7 +138,9 @@ def load_data(
         "class_names": cache.class_names,
         "examples": {name: len(indices) for name, indices in splits._asdict().items()},
     }
-    return Data(config.to_dict(), cache, splits, devices), metadata
+    data = Data(config.to_dict(), cache, splits, devices)
+    data.description += f": {class_counts(cache.labels, cache.class_names)}"
+    return data, metadata
 
 
 def _code(norm_digest: str) -> dict[str, Any]:

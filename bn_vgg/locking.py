@@ -1,6 +1,7 @@
-"""One process at a time: in a run's folder, and where a cache is built."""
+"""Locks: one process at a time in a run's folder, and where a cache is built."""
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -12,20 +13,23 @@ from filelock import FileLock, Timeout
 
 from bn_vgg.errors import UserError
 
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
 
 @contextlib.contextmanager
 def held(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Holds the lock at `path`; the system lets go of a dead process's.
+    """Holds the lock at `path`; the system releases a dead process's.
 
     Args:
       path: of the lock. Beside it lies who holds it, as JSON.
-      wait: called with who holds it, before waiting for it; None: not to wait.
+      wait: called with who holds it, before waiting for it; None: do not wait.
 
     Raises:
-      UserError: another process holds it, and `wait` is None.
+      UserError: another process holds it, and `wait` is None; or its file system has no locks.
       OSError: the folder cannot be written.
     """
-    lock, about = FileLock(path), path.with_suffix(".json")
+    # A lock that is a file's existence would outlive a killed process.
+    lock, about = FileLock(path, fallback_to_soft=False), path.with_suffix(".json")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -33,6 +37,13 @@ def held(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[N
             raise UserError(f"{path.parent} is in use by {_owner(about)}") from error
         wait(_owner(about))
         lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise UserError(
+            f"the file system of {path.parent} has no locks ({error.strerror}), which keep a "
+            "second process out: use a folder on a local disk, or on one mounted with locks"
+        ) from error
     try:
         owner = {"host": socket.gethostname(), "process": os.getpid(), "since": _now()}
         about.write_text(json.dumps(owner) + "\n")

@@ -167,7 +167,7 @@ class Run:
             self._save(step, *state_and_metrics)
         kept = f"the checkpoint of step {self.progress.step} is kept in {self.workdir.path}"
         raise UserError(
-            f"{what} at step {first}, with config.model.norm={self.config.model.norm}; "
+            f"at step {first}, with config.model.norm={self.config.model.norm}, {what}; "
             + (kept if self.progress.step else "there is no checkpoint yet")
         )
 
@@ -197,7 +197,8 @@ class Run:
             layers = [n for n, m in validated.moments.items() if not math.isfinite(m.maximum.max())]
             where = f" (first in the activations of {layers[0]})" if layers else ""
             raise UserError(f"the validation loss after step {step} is not a finite number{where}")
-        channels = evaluation.activity(validated.moments, has_relu=not norm.has_activation)
+        without_relu = self.programs.empty_precise.before_norm if norm.has_activation else ()
+        channels = evaluation.activity(validated.moments, without_relu=without_relu)
         scalars = {f"train/{name}": trained[name] for name in ("loss", "error_rate")}
         scalars["train/gradient_norm"] = trained["gradient_norm"]
         rate = make_schedule(config.to_dict(), self.data.steps_per_epoch)

@@ -11,9 +11,11 @@ from jax import lax
 
 from bn_vgg.data.crops import crops_of
 from bn_vgg.devices import Devices
-from bn_vgg.evaluation import Precise, empty_moments, make_compare_step, make_precise_step
-from bn_vgg.metrics import ComparedMetrics, EvalMetrics, TrainMetrics, merge_moments
-from bn_vgg.models.vgg import VGG, make_model
+from bn_vgg.evaluation import Precise, make_compare_step, make_precise_step
+from bn_vgg.metrics import ComparedMetrics, EvalMetrics, Moments, TrainMetrics, merge_moments
+from bn_vgg.models import make_model
+from bn_vgg.models.layers import layer_channels
+from bn_vgg.models.vgg import VGG
 from bn_vgg.optimizer import make_optimizer
 from bn_vgg.steps import TrainState, init_state, make_eval_step, make_train_step
 
@@ -101,28 +103,26 @@ def make_programs(config: Mapping[str, Any], devices: Devices, steps_per_epoch: 
     # A CPU draws the weights in next to no time, but compiling that takes XLA 3.2 s, and 1.3 s at
     # this level of optimization. The weights are the same, but for last digits where data matter.
     options = {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else None
-    init = partial(init_state, model, optimizer)
-    image = jax.ShapeDtypeStruct((1, crop_size, crop_size, 3), jnp.float32)
-    variables = jax.eval_shape(init, jax.random.key(0), image).variables
+    init = jax.jit(partial(init_state, model, optimizer), compiler_options=options)
+
+    def no_moments(which: str) -> dict[str, Moments]:
+        channels = layer_channels(model, which, crop_size)
+        return {layer: Moments.empty(count) for layer, count in channels.items()}
+
     return Programs(
         devices=devices,
         model=model,
         optimizer=optimizer,
         crop_size=crop_size,
-        init=jax.jit(init, compiler_options=options),
+        init=init,
         train_chunk=devices.compile(train_chunk),
         eval_chunk=devices.compile(eval_chunk),
         precise_chunk=devices.compile(precise_chunk),
         compare_chunk=devices.compile(compare_chunk),
         empty_training=devices.replicate(TrainMetrics.empty()),
-        empty_evaluation=devices.replicate(
-            (EvalMetrics.empty(), empty_moments(model, variables, crop_size, "output"))
-        ),
+        empty_evaluation=devices.replicate((EvalMetrics.empty(), no_moments("output"))),
         empty_precise=devices.replicate(
-            Precise(
-                jnp.zeros((), jnp.float32), None,
-                empty_moments(model, variables, crop_size, "before_norm"),
-            )
+            Precise(jnp.zeros((), jnp.float32), None, no_moments("before_norm"))
         ),
         empty_comparison=devices.replicate(ComparedMetrics.empty()),
     )  # fmt: skip

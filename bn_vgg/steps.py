@@ -16,7 +16,8 @@ import optax
 from jax import lax
 
 from bn_vgg.metrics import EvalMetrics, Moments, TrainMetrics
-from bn_vgg.models.vgg import VGG, layer_activations
+from bn_vgg.models.layers import layer_activations
+from bn_vgg.models.vgg import VGG
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -91,10 +92,10 @@ def make_train_step(
     example's position in the epoch. `rng` is the epoch's dropout key; what an example draws depends
     on it and on the example's position alone.
 
-    With `model.stats_pass` `clean` the running statistics come from a second pass over the batch,
-    with the same weights but no dropout. Without dropout there is no second pass.
+    With `model.norm.stats_pass` `clean` the running statistics come from a second pass over the
+    batch, with the same weights but no dropout. Without dropout there is no second pass.
     """
-    passes_twice = model.stats_pass == "clean" and model.dropout_rate > 0
+    passes_twice = model.norm.stats_pass == "clean" and model.dropout_rate > 0
     loss_of = make_loss(model)
 
     def train_step(state: TrainState, batch, rng):

@@ -7,24 +7,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bn_vgg.feed import with_windows
-from bn_vgg.parallel import Devices
-from bn_vgg.run_data import RunData
-from bn_vgg.state import init_state
 from jax import lax
 from ml_collections import ConfigDict
 
-from bn_vgg import train
-from bn_vgg.data import batches
+from bn_vgg.data.crops import crops_of
+from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
-from bn_vgg.launch import prepare_data
-from bn_vgg.models.vgg import layer_activations, make_model
-from bn_vgg.optimizer import rmsprop
-from bn_vgg.steps import make_train_step, to_intensities
-from experiments.reporting.tables import TAKEN_OFF
+from bn_vgg.launch import load_data
+from bn_vgg.loop import dropout_key, init_key
+from bn_vgg.models.layers import layer_activations
+from bn_vgg.programs import make_programs
+from bn_vgg.steps import to_intensities
+from experiments.stats import TAKEN_OFF
 
 CELLS = {"none": "baseline_crop", "mean_only": "meanonly_crop", "full": "full_crop"}
-# A run has taken off if its mean training error over so many last steps is below `TAKEN_OFF`.
+# A run has taken off if its mean training error over this many last steps is below `TAKEN_OFF`.
 _LAST = 20
 # The hidden layer is looked at after this many steps; the figure shows means over as many.
 CHUNK = 10
@@ -40,30 +37,14 @@ def make_runner(config: ConfigDict, cache_folder: Path, steps: int) -> Callable[
     ten updates.
     """
     devices = Devices()
-    model = make_model(**config.model, axis_name=devices.axis_name)
-    optimizer = rmsprop(**config.optimizer)
-    crop_size = config.data.crop_size
-    data = RunData(
-        prepare_data(config, cache_folder), devices, seed=0, batch_size=config.batch_size,
-        eval_batch_size=config.eval.batch_size, crop_size=crop_size,
-        placement=config.data.placement,
-    )  # fmt: skip
-    if data.steps_per_epoch < steps:
-        raise UserError(f"--steps={steps}: an epoch has {data.steps_per_epoch} steps")
-    train_step = make_train_step(model, optimizer, devices.axis_name)
+    programs = make_programs(config.to_dict(), devices, steps)
+    model = programs.model
 
-    def take_steps(state, rng, stacked, pixels):
-        def step(state, batch):
-            state, metrics = train_step(state, with_windows(batch, pixels, crop_size), rng)
-            computed = metrics.compute()
-            return state, (computed["loss"], computed["error_rate"])
-
-        return lax.scan(step, state, stacked)
-
-    def dead_units(state, stacked, pixels):
-        batch = with_windows(jax.tree.map(lambda x: x[0], stacked), pixels, crop_size)
+    def dead_units(state, batches, pixels):
+        batch = jax.tree.map(lambda x: x[0], batches)
+        crops = crops_of(batch, pixels, programs.crop_size)
         _, updated = model.clone(dropout_rate=0.0).apply(
-            state.variables, to_intensities(batch["windows_NWHWC"][:, 0]), train=True,
+            state.variables, to_intensities(crops[:, 0]), train=True,
             mutable=["batch_stats", "intermediates"],
         )  # fmt: skip
         highest = layer_activations(updated, "output")["hidden"].max(axis=0)
@@ -71,30 +52,35 @@ def make_runner(config: ConfigDict, cache_folder: Path, steps: int) -> Callable[
             highest = lax.pmax(highest, devices.axis_name)
         return jnp.mean(highest <= 0)
 
-    take_steps = devices.compile(take_steps, donated=(0,))
     dead_units = devices.compile(dead_units)
-    init = jax.jit(
-        lambda key: init_state(model, optimizer, key, jnp.zeros((1, crop_size, crop_size, 3)))
-    )
+    side = config.data.crop_size
 
     def run(seed: int) -> Record:
-        key = jax.random.key(seed)
-        state = devices.replicate(init(train.init_key(key)))
-        rng = devices.replicate(train.dropout_key(key, epoch=0))
-        epoch = batches.train_batches(
-            data.train.images, seed=seed, epoch=0, batch_size=config.batch_size,
-            crop_size=crop_size,
-        )  # fmt: skip
-        first = {name: array[:steps] for name, array in epoch.items()}
-        losses, error_rates, dead = [], [], 0.0
-        for number, chunk in enumerate(data.train.dispatches(first)):
-            if number == 1:
-                dead = devices.fetch(dead_units(state, chunk.batches, data.train.pixels)).item()
-            state, outputs = take_steps(state, rng, chunk.batches, data.train.pixels)
-            loss, error_rate = devices.fetch(outputs)
-            losses += loss.tolist()
-            error_rates += error_rate.tolist()
-        return {"seed": seed, "loss": losses, "error_rate": error_rates, "dead_units": dead}
+        config.seed = seed
+        data, _ = load_data(config, cache_folder, devices)
+        if data.steps_per_epoch < steps:
+            raise UserError(f"--steps={steps}: an epoch has {data.steps_per_epoch} steps")
+        state = devices.replicate(programs.init(init_key(seed), jnp.zeros((1, side, side, 3))))
+        rng = devices.replicate(dropout_key(seed, epoch=0))
+        losses: list[float] = []
+        error_rates: list[float] = []
+        dead = 0.0
+        for chunk in data.train(epoch=0):
+            for i in range(chunk.num_steps):
+                one = chunk.step(i, devices)
+                if len(losses) == CHUNK:
+                    dead = devices.fetch(dead_units(state, one.batches, one.pixels)).item()
+                state, metrics = programs.train_chunk(
+                    (state, programs.empty_training), rng, one.batches, one.pixels
+                )
+                means = devices.fetch(metrics).compute()
+                losses.append(means["loss"].item())
+                error_rates.append(means["error_rate"].item())
+                if len(losses) == steps:
+                    return {
+                        "seed": seed, "loss": losses, "error_rate": error_rates, "dead_units": dead
+                    }  # fmt: skip
+        raise AssertionError("an epoch has enough steps")
 
     return run
 

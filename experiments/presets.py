@@ -12,16 +12,16 @@ generator of flat overrides:
                 "model.norm_kwargs": {"ghost_size": ghost_size},
             }
 
-`config` names a cell of configs/, or a file of your own by its path; `name` is what the run is
-called, else the cell's name and what is overridden. Where a `seed` is among the overrides, the
-run is made with that one and no other.
+`config` is a cell of configs/, or a file of your own by its path. Optional: `name` of the run
+(default: the cell's name and what is overridden); `seed`, instead of those of `--seeds`;
+`stage`: all runs of stage 0 come before those of stage 1.
 """
 
 from typing import Any
 
 Overrides = dict[str, Any]
 
-# Of the configurations, by the windows' size, the published one first.
+# Sizes of the configurations, the published one first.
 VARIANTS = ("full", "small", "demo")
 
 CELLS = tuple(
@@ -29,38 +29,55 @@ CELLS = tuple(
     for norm in ("baseline", "meanonly", "full")
     for rest in ("", "_crop", "_crop_dropout")
 )
+# The batch-normalized runs of the post's two figures, and the control beside them. What decides
+# most comes first: a sweep that is cut short has it.
+_FIVE_WAY = (
+    "meanonly_crop", "full_crop", "meanonly_crop_dropout", "full_crop_dropout", "meanonly",
+    "baseline",
+)  # fmt: skip
 # Every normalizer that comes with the code and is no cell of the grid.
 _OTHER_NORMS = (
     "weight_norm", "weight_norm_mean_only", "group", "layer", "instance", "filter_response",
     "ghost", "batch_renorm",
 )  # fmt: skip
 
+
+def _cells(*cells: str, **overrides: Any) -> list[Overrides]:
+    return [{"config": cell, **overrides} for cell in cells]
+
+
 PRESETS: dict[str, list[Overrides]] = {
-    # The batch-normalized runs of the post's two figures, and the control beside them. What
-    # decides most comes first: a sweep that is cut short has it.
-    "five_way": [
-        {"config": "meanonly_crop"},
-        {"config": "full_crop"},
-        {"config": "meanonly_crop_dropout"},
-        {"config": "full_crop_dropout"},
-        {"config": "meanonly"},
-        {"config": "baseline"},
+    "five_way": _cells(*_FIVE_WAY),
+    "figure1": _cells("baseline", "meanonly"),
+    "figure2": _cells("full_crop", "full_crop_dropout", "meanonly_crop", "meanonly_crop_dropout"),
+    "grid": _cells(*CELLS),
+    # The grid for a limited time (--budget_minutes): the post's main claim with every seed, then
+    # the rest of the five-way ablation, then the other cells.
+    "priority": [
+        *_cells("meanonly_crop", "full_crop"),
+        *_cells(*_FIVE_WAY[2:], stage=1),
+        *_cells(*(cell for cell in CELLS if cell not in _FIVE_WAY), stage=2),
     ],
-    "figure1": [{"config": "baseline"}, {"config": "meanonly"}],
-    "figure2": [
-        {"config": "full_crop"},
-        {"config": "full_crop_dropout"},
-        {"config": "meanonly_crop"},
-        {"config": "meanonly_crop_dropout"},
-    ],
-    "grid": [{"config": cell} for cell in CELLS],
     "norms": [
-        {"config": "baseline_crop"},
-        {"config": "meanonly_crop"},
-        {"config": "full_crop"},
+        *_cells("baseline_crop", "meanonly_crop", "full_crop"),
         *(
             {"config": "baseline_crop", "name": f"{norm}_crop", "model.norm": norm}
             for norm in _OTHER_NORMS
         ),
+    ],
+    # Is batch norm worse in the first epochs because of noisy batches or lagging averages?
+    "early": [
+        {"config": "meanonly", "num_epochs": 5},
+        {"config": "meanonly", "num_epochs": 5, "model.norm_decay": 0.9},
+        {"config": "meanonly", "num_epochs": 5, "batch_size": 400},
+        {"config": "baseline", "num_epochs": 5},
+    ],
+    # Are spikes of the validation error in the weights or in the averages?
+    "spikes": _cells("meanonly_crop", "full_crop", num_epochs=12),
+    # Which batch norm breaks down with dropout, and does it depend on the statistics' pass?
+    "dropout": [
+        {"config": cell, "num_epochs": 10, **stats_pass}
+        for stats_pass in ({}, {"model.stats_pass": "dropout"})
+        for cell in ("meanonly_crop_dropout", "full_crop_dropout")
     ],
 }

@@ -3,10 +3,10 @@
 python -m tests.compiled COMPILERS h100 train '{"norm": "full", "dtype": "bfloat16"}'
 python -m tests.compiled COMPILERS v5e:2x2 evaluate '{}'
 
-COMPILERS is a folder with the wheels `jax-cuda12-pjrt` and `libtpu`, see .ci/run; the GPU's
-also needs ptxas on the PATH. The program has the published size and batch, and images on the
-device; the last argument changes fields of `config.model`. Prints a line of JSON. Nothing runs or
-is tuned: which calls a convolution becomes is as on the device, how fast they are is not known.
+COMPILERS is a folder with the wheels `jax-cuda12-pjrt` and `libtpu`, see .ci/run; the GPU's also
+needs ptxas on the PATH. The program has the published size and batch; the last argument changes
+fields of `config.model`. Prints a line of JSON. Nothing runs: convolutions become the same calls
+as on the device, but their speed is not known.
 """
 
 import json
@@ -24,32 +24,32 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from bn_vgg.feed import batches_per_dispatch
-from bn_vgg.metrics import TrainMetrics
-from bn_vgg.parallel import AXIS, Devices
+from bn_vgg.devices import AXIS, Devices
 from bn_vgg.programs import make_programs
-from bn_vgg.steps import empty_evaluation
 from configs import meanonly_crop
 
 _GPU_PLUGIN = "jax_plugins/xla_cuda12/xla_cuda_plugin.so"
-# 20,000 photographs for training, 150x150.
-_EPOCH, _PIXELS = 20_000, 20_000 * 150 * 150 * 3
+# 20,000 photographs for training, 150x150, and the steps of a chunk.
+_PIXELS, _STEPS = 20_000 * 150 * 150 * 3, 10
 
 
 class Elsewhere(Devices):
-    """Devices of another machine: programs are compiled for them, and nothing is placed there."""
+    """Devices of another machine, to compile for."""
 
     def __init__(self, devices):
         self.devices, self.count = devices, len(devices)
         self.axis_name = AXIS if self.count > 1 else None
 
-    def compile(self, step, *, donated=()):
+    def compile(self, function):
         if self.axis_name is None:
-            return jax.jit(step, donate_argnums=donated)
-        return jax.pmap(step, AXIS, devices=self.devices, donate_argnums=donated)
+            return jax.jit(function)
+        return jax.pmap(function, AXIS, devices=self.devices)
+
+    def replicate(self, tree):
+        return tree
 
     def shapes(self, tree):
-        """What programs are lowered with, for arrays of one device."""
+        """Returns what programs are lowered with, for arrays of one device."""
         if self.axis_name is None:
             sharding = SingleDeviceSharding(self.devices[0])
             return jax.tree.map(
@@ -77,43 +77,38 @@ def find_devices(compilers: Path, name: str):
 
 
 def compile_program(devices, program: str, changes: dict):
-    """Compiles a chunk of `train` or `evaluate`. Returns it and a device's examples of a batch."""
+    """Compiles a chunk of `train` or `evaluate`; returns it and a device's examples of a batch."""
     config = meanonly_crop.get_config()
     config.model.update(changes)
     elsewhere, side = Elsewhere(devices), config.data.crop_size
-    own, steps = config.batch_size // elsewhere.count, batches_per_dispatch(_EPOCH)
-    settings = config.model, config.optimizer, side
-    programs = make_programs(*settings, elsewhere)
+    own = config.batch_size // elsewhere.count
+    programs = make_programs(config.to_dict(), elsewhere)
     # Initialization needs no other devices, and has no mapped axis.
-    init = make_programs(*settings, Elsewhere(devices[:1])).init
+    init = make_programs(config.to_dict(), Elsewhere(devices[:1])).init
     key, image = jax.random.key(0), jnp.zeros((1, side, side, 3))
     state = jax.eval_shape(init, key, image)
 
     def of(dtype, *shape):
-        return jax.ShapeDtypeStruct((steps, own, *shape), dtype)
+        return jax.ShapeDtypeStruct((_STEPS, own, *shape), dtype)
 
     crops = 1 if program == "train" else 5
-    stacked = {
-        "first_SNW": of(np.int32, crops), "stride_SN": of(np.int32), "labels_SN": of(np.int32)
+    batches = {
+        "crop_start": of(np.int32, crops), "row_stride": of(np.int32), "label": of(np.int32)
     }  # fmt: skip
     pixels = jax.ShapeDtypeStruct((_PIXELS,), np.uint8)
     if program == "train":
-        stacked["positions_SN"] = of(np.int32)
-        arguments = (state, jax.eval_shape(TrainMetrics.empty)), jax.eval_shape(lambda: key)
-        function = programs.train_steps
+        batches["position"] = of(np.int32)
+        arguments = (state, programs.empty_training), jax.eval_shape(lambda: key)
+        function = programs.train_chunk
     else:
-        stacked |= {"mask_SN": of(np.float32), "compared_SN": of(np.float32)}
-        arguments = jax.eval_shape(lambda: empty_evaluation(programs.model)), state
-        function = programs.eval_steps
-    return function.lower(*elsewhere.shapes((*arguments, stacked, pixels))).compile(), own
+        batches |= {"mask": of(np.float32), "compared": of(np.float32)}
+        arguments = programs.empty_evaluation, state.variables
+        function = programs.eval_chunk
+    return function.lower(*elsewhere.shapes((*arguments, batches, pixels))).compile(), own
 
 
 def convolutions(text: str) -> dict[str, list[list[int]]]:
-    """Finds cuDNN's calls in a compiled program.
-
-    Returns:
-      For each function the channels of its calls: of both operands, and of the result.
-    """
+    """Finds cuDNN's calls: by function, the channels of both operands and of the result."""
     shapes = dict(re.findall(r"%?([\w.-]+) = \(?(\w+\[[\d,]*\])", text))
     found: dict[str, list[list[int]]] = {}
     pattern = (
@@ -131,7 +126,6 @@ def convolutions(text: str) -> dict[str, list[list[int]]]:
 
 
 def describe(compiled, examples: int) -> dict:
-    """Describes a compiled program by its calls of cuDNN, its memory and what it moves."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()  # a GPU's is None
     return {
         "convolutions": convolutions(compiled.as_text()),

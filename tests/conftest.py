@@ -11,11 +11,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 from bn_vgg import cli
-from bn_vgg.data import cache as image_cache
-from bn_vgg.data.cartoons import Cartoons
+from bn_vgg.data.cache import open_or_build
+from bn_vgg.data.cartoons import cartoons
+from bn_vgg.data.pipeline import Data
 from tests.tiny_config import get_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -38,11 +41,10 @@ def compilation_cache(cache_folder):
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """For tests of what a program computes or becomes of, and not of its last digits or speed.
+    """Compiles in a third of the time to slower programs, here and in processes that are started.
 
-    XLA takes some two thirds of the time, which is most of what these take, to compile to slower
-    programs; their processes inherit it. What compares whole runs on several devices, or paths of
-    the network, goes without.
+    Most of these tests is compiling. Those of last digits, on several devices or by another path
+    through the network, go without.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
@@ -74,10 +76,22 @@ def run_command(cache_folder):
 def cartoon_folder(tmp_path_factory):
     """72 drawings in Kaggle's layout, 36 of each class."""
     folder = tmp_path_factory.mktemp("cartoons")
-    drawings = Cartoons(num_images=72)
+    drawings = cartoons(72)
     for i, record in enumerate(drawings.records):
         name = drawings.class_names[record.label]
         drawings.read(i).save(folder / f"{name}.{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def noise_folder(tmp_path_factory):
+    """72 images of noise as large as they are used, in Kaggle's layout."""
+    folder = tmp_path_factory.mktemp("noise")
+    rng = np.random.default_rng(0)
+    for i in range(72):
+        shape = (18, 20, 3) if i % 4 < 2 else (22, 18, 3)
+        pixels = rng.integers(0, 256, shape, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{('cat', 'dog')[i % 2]}.{i}.png")
     return folder
 
 
@@ -100,8 +114,27 @@ def open_cache(cache_folder):
     """Opens the decoded images of a configuration."""
 
     def open_it(config):
-        return image_cache.open_or_build(
+        return open_or_build(
             config.data.source, min_side=config.data.min_side, folder=cache_folder, quiet=True
         )
 
     return open_it
+
+
+@pytest.fixture
+def before_step(monkeypatch):
+    """Returns `before_step(at, action)`: runs in this process call `action` after `at` steps.
+
+    That is before the chunk that takes the next step.
+    """
+    train, actions = Data.train, {}
+
+    def acting(self, epoch, *, skip=0):
+        step = epoch * self.steps_per_epoch + skip
+        for chunk in train(self, epoch, skip=skip):
+            actions.get(step, lambda: None)()
+            yield chunk
+            step += chunk.num_steps
+
+    monkeypatch.setattr(Data, "train", acting)
+    return actions.__setitem__

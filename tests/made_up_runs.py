@@ -1,106 +1,84 @@
-"""Runs that were never made, for the report: a cell's configuration and errors of any course."""
+"""Runs that were never made, for the report: as tables, and as folders that hold them."""
 
+import importlib
 import json
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from bn_vgg.run_dir import flatten
-from experiments.diagnosing.diagnosis import Run, Sizes
-from experiments.reporting.cells import CELLS, place
-from experiments.reporting.found import Found
-from experiments.sweeping import state
-from experiments.sweeping.plan import PlannedRun
+import pandas as pd
+
+from experiments.spikes import BATCH, PRECISE, RUNNING
 
 HARDWARE = {"platform": "cpu", "device": "a processor", "num_devices": 1, "num_hosts": 1,
             "cpu_cores": 2}  # fmt: skip
+LAYERS = [f"block{i}" for i in range(8)]
 
 
-def falling(first: float, last: float, epochs: int) -> list[float]:
+def falling(first, last, epochs):
     """An error that falls from one value towards another, most of it early."""
     return [last + (first - last) * math.exp(-5 * epoch / epochs) for epoch in range(epochs)]
 
 
-def config_of(cell: str, variant: str = "full", **changes: Any) -> dict[str, Any]:
-    """A cell's configuration, nested; `seed=1`, `model__norm_decay=0.9` change fields of it."""
-    config = CELLS[cell].get_config(variant)
+def lines_of(valid, train=None, precise=None, running=None):
+    """Lines of metrics.jsonl; by running averages the compared images' error is `valid`."""
+    lines = [
+        {"epoch": epoch, "step": 200 * epoch, "train/error_rate": trained, "valid/error_rate": rate,
+         "valid/best_error_rate": min(valid[:epoch])}
+        for epoch, (trained, rate) in enumerate(zip(train or valid, valid, strict=True), start=1)
+    ]  # fmt: skip
+    for line, of_running, of_precise in zip(lines, running or valid, precise or (), strict=False):
+        line |= {RUNNING: of_running, PRECISE: of_precise, BATCH: of_precise}
+    return lines
+
+
+def layered(lines):
+    """Adds what is measured of the layers; block1 has dead feature maps."""
+    for line in lines:
+        for i, layer in enumerate(LAYERS):
+            line[f"mean_distance/{layer}"] = 0.1 * (i + 1) / line["epoch"]
+            line[f"std_ratio/{layer}"] = 1 + i / 10
+            line[f"never_active/{layer}"] = 0.1 if i == 1 else 0.0
+    return lines
+
+
+def tables(cells, finished=True):
+    """Runs and epochs of one section, as `read_runs` returns them, of what claims look at.
+
+    Args:
+      cells: by cell, the lines of each seed from 0.
+      finished: whether the runs are.
+    """
+    runs, epochs = [], []
+    for cell, courses in cells.items():
+        for seed, lines in enumerate(courses):
+            folder = f"{cell}/seed{seed}"
+            where = {"cell": cell, "seed": seed, "folder": folder}
+            sizes = {"valid_examples": 2500, "compared_examples": 1000}
+            runs.append({**where, **sizes, "epochs": len(lines), "finished": finished})
+            epochs += [line | where for line in lines]
+    return pd.DataFrame(runs), pd.DataFrame(epochs)
+
+
+def config_of(cell, variant="small", **changes):
+    """A cell's configuration, nested; `model__norm_decay=0.9` changes a field of it."""
+    config = importlib.import_module(f"configs.{cell}").get_config(variant)
     for field, value in changes.items():
         config.update_from_flattened_dict({field.replace("__", "."): value})
     return config.to_dict()
 
 
-def lines_of(
-    valid: Sequence[float],
-    train: Sequence[float] | None = None,
-    precise: Sequence[float] | None = None,
-) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; by running averages the compared images' error is `valid`."""
-    train = valid if train is None else train
-    best = [min(valid[: epoch + 1]) for epoch in range(len(valid))]
-    lines = [
-        {"epoch": epoch, "step": 200 * epoch, "train/error_rate": trained,
-         "valid/error_rate": rate, "valid/best_error_rate": lowest}
-        for epoch, (trained, rate, lowest) in enumerate(zip(train, valid, best, strict=True), 1)
-    ]  # fmt: skip
-    for line, rate in zip(lines, precise or (), strict=False):
-        line["valid/error_rate_running"] = line["valid/error_rate"]
-        line["valid/error_rate_precise"] = rate
-    return lines
-
-
-def result_of(config: dict[str, Any], lines: list[dict[str, Any]], **changes: Any):
-    """A result.json; the test error is a point above the best validation error."""
-    best = min(line["valid/error_rate"] for line in lines)
-    return {
-        "config": config, "best_valid_error_rate": best, "test_error_rate": best + 0.01,
-        "images_per_second": 500.0, "wall_seconds": 600.0, "hardware": HARDWARE,
-        "versions": {"jax": "0.10"}, "commit": "c0ffee" + "0" * 34, "command": "python …",
-    } | changes  # fmt: skip
-
-
-def write_plan(root: Path, preset: str, folders: Sequence[str], epochs: int) -> None:
-    """Writes the sweep.json of a `:small` sweep with these runs, of some configuration."""
-    runs = [folder.rsplit("/seed", 1) for folder in folders]
-    planned = [PlannedRun(name, int(seed), "", {}, num_epochs=epochs) for name, seed in runs]
-    state.claim(str(root / "planned"), preset, "small", {}, planned)
-    (root / "planned" / state.PLAN).rename(root / state.PLAN)
-    (root / "planned").rmdir()
-
-
-def found(
-    cell: str, valid: Sequence[float], *, seed: int = 0, planned: int | None = None,
-    train: Sequence[float] | None = None, precise: Sequence[float] | None = None,
-    **changes: Any,
-) -> Found:  # fmt: skip
-    """A run as it is found; finished, unless more epochs were planned than there are."""
-    planned = len(valid) if planned is None else planned
-    config = config_of(cell, seed=seed, num_epochs=planned, **changes)
-    lines = lines_of(valid, train, precise)
-    flat = flatten(config)
-    result = result_of(config, lines) if len(valid) == planned else None
-    return Found(
-        f"{cell}/seed{seed}", Run(lines, flat, Sizes(2500, 1000)), place(flat), None, result
-    )
-
-
-def seeds(cell: str, courses: Sequence[Sequence[float]], **more: Any) -> dict[int, Found]:
-    """Runs of a cell, one for each course of validation errors, by seed from 0."""
-    return {seed: found(cell, valid, seed=seed, **more) for seed, valid in enumerate(courses)}
-
-
-def write_run(
-    folder: Path, config: dict[str, Any], lines: list[dict[str, Any]], *,
-    finished: bool = True, fingerprint: str | None = None, **result: Any,
-) -> Path:  # fmt: skip
+def write_run(folder, config, lines, *, finished=True, fingerprint=None):
     """Writes what the command writes for a run. Returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if fingerprint:
-        data = {"source": config["data"]["source"], "fingerprint": fingerprint,
-                "examples": {"train": 20000, "valid": 2500, "test": 2500}}  # fmt: skip
+        data = {"fingerprint": fingerprint, "examples": {"valid": 500}}
         (folder / "data.json").write_text(json.dumps(data))
     if finished:
-        (folder / "result.json").write_text(json.dumps(result_of(config, lines, **result)))
+        best = min(line["valid/error_rate"] for line in lines)
+        written = {
+            "config": config, "test_error_rate": best + 0.01, "images_per_second": 500.0,
+            "wall_seconds": 600.0, "hardware": HARDWARE, "commit": "c0ffee" + "0" * 34,
+        }  # fmt: skip
+        (folder / "result.json").write_text(json.dumps(written))
     return folder

@@ -1,6 +1,8 @@
 """The cache: built once, whole or not at all, never mixed up, readable without its source."""
 
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -11,31 +13,42 @@ from bn_vgg.data import cache as image_cache
 from bn_vgg.data import sources
 from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.images import UnreadableImage
-from bn_vgg.data.source import Record
+from bn_vgg.data.source import Record, Source
 from bn_vgg.errors import NotThereError, UserError
-
-
-class FakeSource:
-    """Images of one grey value each; index 3 can be made unreadable."""
-
-    def __init__(self, count=10, fingerprint="f", unreadable=()):
-        self.description, self.fingerprint = "fake", fingerprint
-        self.class_names = ("cat", "dog")
-        self.records = [Record(f"cat/{i}", i % 2, ("", "test")[i % 2]) for i in range(count)]
-        self.unreadable, self.reads = unreadable, 0
-
-    def read(self, index):
-        self.reads += 1
-        if index in self.unreadable:
-            raise UnreadableImage("broken")
-        return Image.new("RGB", (20 + index, 40), (index,) * 3)
 
 
 @pytest.fixture
 def fake(monkeypatch):
-    def use(source):
+    """Puts a source of images of one grey value each in place; returns the list of its reads."""
+
+    def use(count=10, fingerprint="f", unreadable=(), error=None):
+        reads = []
+
+        def read(index):
+            reads.append(index)
+            if index in unreadable:
+                raise UnreadableImage("broken")
+            if error and index == 7:
+                raise error
+            return Image.new("RGB", (20 + index, 40), (index,) * 3)
+
+        records = [Record(f"cat/{i}", i % 2, ("", "test")[i % 2]) for i in range(count)]
+        source = Source("fake", fingerprint, ("cat", "dog"), records, read)
         monkeypatch.setattr(sources, "open_source", lambda spec: source)
-        return source
+        return reads
+
+    return use
+
+
+@pytest.fixture
+def refuse(monkeypatch):
+    """From then on no source can be opened."""
+
+    def use(error):
+        def open_source(spec):
+            raise error
+
+        monkeypatch.setattr(sources, "open_source", open_source)
 
     return use
 
@@ -45,9 +58,10 @@ def build(folder, spec="./fake", min_side=8):
 
 
 def test_images_labels_keys_and_splits(fake, tmp_path):
-    fake(FakeSource())
+    reads = fake()
     cache = build(tmp_path)
-    assert len(cache) == 10
+    assert len(cache) == len(build(tmp_path)) == 10
+    assert sorted(reads) == list(range(10))  # the second time nothing was read
     for i in range(10):
         image = cache.image(i)
         assert image.shape == (round(40 * 8 / (20 + i)), 8, 3)
@@ -58,19 +72,28 @@ def test_images_labels_keys_and_splits(fake, tmp_path):
     assert cache.class_names == ["cat", "dog"]
 
 
-def test_a_second_opening_reads_no_image(fake, tmp_path):
-    source = fake(FakeSource())
-    first = build(tmp_path)
-    assert source.reads == 10
-    second = build(tmp_path)
-    assert source.reads == 10
-    np.testing.assert_array_equal(first.pixels, second.pixels)
+def test_the_bytes_are_those_of_recorded_runs(tmp_path):
+    """Of caches that were made before; the pixels are Pillow's, and so are not compared."""
+    cache = open_or_build("cartoons:300", min_side=36, folder=tmp_path, quiet=True)
+    (folder,) = tmp_path.glob("images-*")
+    assert folder.name == f"images-36px-{cache.fingerprint}"
+    assert cache.fingerprint == "e7f18c3750e5a45cf3e5acc5"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "about.json",
+        "images.bin",
+        "index.npz",
+    ]
+    assert cache.starts[1] == cache.sizes[0].prod() * 3
+    with np.load(folder / "index.npz") as index:
+        assert {name: array.dtype.kind for name, array in index.items()} == {
+            "sizes": "i", "labels": "i", "keys": "U", "splits": "U",
+        }  # fmt: skip
 
 
 def test_content_and_settings_never_mix(fake, tmp_path):
-    fake(FakeSource())
+    fake()
     caches = [build(tmp_path), build(tmp_path, min_side=9)]
-    fake(FakeSource(fingerprint="g", count=11))
+    fake(fingerprint="g", count=11)
     caches.append(build(tmp_path))
     assert len({cache.fingerprint for cache in caches}) == 3
     assert [cache.sizes.min() for cache in caches] == [8, 9, 8]
@@ -78,134 +101,163 @@ def test_content_and_settings_never_mix(fake, tmp_path):
 
 
 def test_an_interrupted_build_leaves_nothing_to_use(fake, tmp_path):
-    source = fake(FakeSource())
-    read = source.read
-
-    def die(index):
-        if index == 7:
-            raise KeyboardInterrupt
-        return read(index)
-
-    source.read = die
+    fake(error=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path)
     assert [path.name for path in tmp_path.glob("[!.]*")] == []
-    source.read = read
+    fake()
     assert len(build(tmp_path)) == 10
 
 
 def test_a_few_unreadable_images_are_left_out_and_listed(fake, tmp_path):
-    fake(FakeSource(count=40, unreadable={3, 30}))
+    fake(count=40, unreadable={3, 30})
     cache = build(tmp_path)
-    assert len(cache) == 38
-    assert "cat/3" not in cache.keys
+    assert cache.keys == [f"cat/{i}" for i in range(40) if i not in (3, 30)]
     assert cache.labels.tolist() == [i % 2 for i in range(40) if i not in (3, 30)]
-    (folder,) = tmp_path.glob("images-*")
-    about = json.loads((folder / "about.json").read_text())
-    assert about["unreadable"] == {"cat/3": "broken", "cat/30": "broken"}
+    assert cache.about["unreadable"] == {"cat/3": "broken", "cat/30": "broken"}
 
-
-def test_many_unreadable_images_are_an_error(fake, tmp_path):
-    fake(FakeSource(count=40, unreadable={3, 4, 5}))
+    fake(count=40, fingerprint="g", unreadable={3, 4, 5})
     with pytest.raises(UserError, match=r"3 of 40 images cannot be read, .* cat/3: broken"):
         build(tmp_path)
-    assert list(tmp_path.glob("images-*")) == []
+    assert len(list(tmp_path.glob("images-*"))) == 1
 
 
-def test_a_source_that_is_gone_is_replaced_by_its_cache_and_no_other(fake, tmp_path, monkeypatch):
-    fake(FakeSource())
+def test_a_source_that_is_gone_is_replaced_by_its_cache_and_no_other(fake, refuse, tmp_path):
+    fake()
     build(tmp_path)
-
-    def gone(spec):
-        raise NotThereError(f"{spec} is gone")
-
-    monkeypatch.setattr(sources, "open_source", gone)
+    refuse(NotThereError("it is gone"))
     assert len(build(tmp_path)) == 10
-    with pytest.raises(UserError, match="is gone"):
-        build(tmp_path, min_side=9)
-    with pytest.raises(UserError, match="is gone"):
-        build(tmp_path, spec="./other")
-
-
-def test_who_may_only_read_a_shared_cache_uses_it(fake, tmp_path, monkeypatch):
-    fake(FakeSource())
-    build(tmp_path)
-    shutil.rmtree(tmp_path / "sources")
-
-    def refused(path, text):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(image_cache, "_write_text", refused)
-    assert len(build(tmp_path).labels) == 10
-
-
-def test_an_empty_note_of_what_a_source_held_names_no_cache(fake, tmp_path, monkeypatch):
-    """As a machine leaves one that dies while it is written."""
-    fake(FakeSource())
-    build(tmp_path)
-    (note,) = (tmp_path / "sources").iterdir()
-    note.write_text("")
-    monkeypatch.setattr(sources, "kind", lambda spec: "tfds")
-    assert len(build(tmp_path).labels) == 10
-    assert note.read_text()
-
-
-def test_a_source_that_is_there_but_wrong_is_an_error(fake, tmp_path, monkeypatch):
-    fake(FakeSource())
-    build(tmp_path)
-
-    def wrong(spec):
-        raise UserError("one class only")
-
-    monkeypatch.setattr(sources, "open_source", wrong)
+    for other in ({"min_side": 9}, {"spec": "./other"}):
+        with pytest.raises(UserError, match="it is gone"):
+            build(tmp_path, **other)
+    refuse(UserError("one class only"))
     with pytest.raises(UserError, match="one class only"):
         build(tmp_path)
 
 
-def test_a_tfds_cache_is_opened_without_tfds(fake, tmp_path, monkeypatch):
-    fake(FakeSource())
+def test_a_tfds_cache_is_opened_without_tfds(fake, refuse, tmp_path):
+    fake()
     build(tmp_path, spec="cats_vs_dogs")
-
-    def imported(spec):
-        raise AssertionError("TFDS was asked")
-
-    monkeypatch.setattr(sources, "open_source", imported)
+    (note,) = (tmp_path / "sources").iterdir()
+    note.write_text("")  # as a machine leaves it that dies while it is written
+    build(tmp_path, spec="cats_vs_dogs")
+    refuse(AssertionError("TFDS was asked"))
     assert len(build(tmp_path, spec="cats_vs_dogs")) == 10
 
 
-def test_a_cut_off_file_is_noticed(fake, tmp_path):
-    fake(FakeSource())
+@pytest.mark.parametrize("damage", ["cut", "gone", "pickled", "about"])
+def test_damage_is_noticed(fake, tmp_path, damage):
+    fake()
     build(tmp_path)
     (folder,) = tmp_path.glob("images-*")
-    pixels = (folder / "images.bin").read_bytes()
-    (folder / "images.bin").write_bytes(pixels[:-1])
-    with pytest.raises(UserError, match="delete that folder"):
+    if damage == "cut":
+        os.truncate(folder / "images.bin", (folder / "images.bin").stat().st_size - 1)
+    elif damage == "gone":
+        (folder / "index.npz").unlink()
+    elif damage == "pickled":
+        with np.load(folder / "index.npz") as index:
+            np.savez(folder / "index.npz", **(dict(index) | {"keys": np.array([{}] * 10)}))
+    else:
+        (folder / "about.json").write_text(json.dumps({"class_names": []})[:-3])
+    with pytest.raises(UserError, match=rf"{folder} is damaged \(.*\); delete that folder"):
         build(tmp_path)
     shutil.rmtree(folder)
     assert len(build(tmp_path)) == 10
+
+
+def raises(number, path=None):
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number), path)
+
+    return fail
+
+
+def test_a_cache_that_cannot_be_mapped_is_read(fake, tmp_path, monkeypatch, capsys):
+    fake()
+    expected = np.array(build(tmp_path).pixels)
+    monkeypatch.setattr(np, "memmap", raises(errno.ENODEV))
+    np.testing.assert_array_equal(build(tmp_path).pixels, expected)
+    assert "images.bin cannot be mapped and is read into memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EACCES, "this user may not read .*/images.bin: its owner can .* chmod -R a.rX /"),
+        (errno.EIO, r"cannot read .*images-8px.*: \[Errno 5\] Input/output error"),
+    ],
+)
+def test_a_system_error_is_not_called_damage(fake, tmp_path, monkeypatch, number, message):
+    fake()
+    build(tmp_path)
+    (folder,) = tmp_path.glob("images-*")
+    monkeypatch.setattr(np, "memmap", raises(number, str(folder / "images.bin")))
+    with pytest.raises(UserError, match=message) as raised:
+        build(tmp_path)
+    assert "damaged" not in str(raised.value)
+
+
+def test_others_may_read_what_is_built_under_a_strict_umask(fake, tmp_path):
+    fake()
+    tmp_path.chmod(0o755)
+    before = os.umask(0o077)
+    try:
+        build(tmp_path / "shared" / "cache")
+    finally:
+        os.umask(before)
+    paths = list((tmp_path / "shared").rglob("[!.]*"))
+    modes = {path.stat().st_mode & 0o777 for path in paths if path.is_file()}
+    assert modes == {0o644}
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "shared", *paths) if p.is_dir()} == {
+        0o755
+    }
+    assert len(paths) == 7
+
+
+def test_who_may_only_read_a_shared_cache_uses_it(fake, tmp_path, monkeypatch):
+    fake()
+    build(tmp_path)
+    shutil.rmtree(tmp_path / "sources")
+    monkeypatch.setattr(image_cache, "_write_text", raises(errno.EACCES))
+    assert len(build(tmp_path)) == 10
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_folder_that_cannot_be_written_says_so(fake, tmp_path, monkeypatch, number):
+    fake()
+    monkeypatch.setattr(os, "fsync", raises(number))
+    message = rf"cannot write the image cache in {tmp_path}, of at least 1,920 bytes: "
+    with pytest.raises(UserError, match=message + os.strerror(number)):
+        build(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("spec", "kind"),
     [
         ("cartoons", "cartoons"), ("cartoons:25000", "cartoons"), ("cats_vs_dogs", "tfds"),
-        ("cifar10:3.*.*", "tfds"),
-        ("imagenet_resized/32x32", "tfds"), ("./cats_vs_dogs", "files"), ("/a/b", "files"),
-        ("~/x", "files"), ("a/*.zip", "files"), ("a.zip,b.zip", "files"),
+        ("cifar10:3.*.*", "tfds"), ("imagenet_resized/32x32", "tfds"), ("./cats_vs_dogs", "files"),
+        ("/a/b", "files"), ("~/x", "files"), ("a/*.zip", "files"), ("a.zip,b.zip", "files"),
     ],
 )  # fmt: skip
 def test_what_a_spec_names(spec, kind):
     assert sources.kind(spec) == kind
 
 
-@pytest.mark.parametrize("spec", ["", "data/train.zip", "a b"])
-def test_a_spec_that_names_nothing_says_what_there_is(spec):
+def test_without_a_home_folder_another_one_is_asked_for(monkeypatch):
+    for name in ("BN_VGG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(image_cache.Path, "home", no_home)
+    with pytest.raises(UserError, match=r"no home folder .* --cache_dir or BN_VGG_CACHE"):
+        image_cache.choose_folder()
+
+
+@pytest.mark.parametrize("spec", ["", "data/train.zip", "a b", "data/PetImags"])
+def test_a_spec_that_names_nothing_says_what_there_is(spec, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"a TFDS name .* a path or glob .* or cartoons"):
         sources.kind(spec)
-
-
-def test_cartoons_come_in_any_number():
-    assert len(sources.open_source("cartoons").records) == 4000
-    assert len(sources.open_source("cartoons:6").records) == 6
-    with pytest.raises(UserError, match="give at least 2"):
-        sources.open_source("cartoons:1")

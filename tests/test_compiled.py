@@ -1,7 +1,4 @@
-"""What XLA makes of a run's programs for a GPU and for TPUs, on a machine without them.
-
-Nothing runs: that needs the devices. See tests/compiled.py.
-"""
+"""What XLA makes of a run's programs for a GPU and for TPUs; see tests/compiled.py."""
 
 import json
 import os
@@ -27,7 +24,6 @@ pytestmark = [
 
 
 def described(device, program, **model):
-    """What `tests.compiled` says of a program, from a process of its own."""
     if device == "h100":
         assert shutil.which("ptxas"), "ptxas, of CUDA or nvidia-cuda-nvcc, must be on the PATH"
     done = subprocess.run(
@@ -58,9 +54,6 @@ def test_four_tpu_chips_can_share_a_run(program):
 
 
 def test_a_tpu_moves_little():
-    """68 MB an image before the kernel gradient and the pooling were put as they are for TPUs.
-
-    XLA's estimate; 14 to 25 MB have to be moved if only one layer fits the chip's own memory.
-    """
+    """By XLA's estimate; with XLA's own gradients of kernels and pooling it was 68 MB an image."""
     found = described("v5e:1x1", "train", norm="mean_only", dtype="bfloat16")
     assert found["mb_moved_per_example"] < 53

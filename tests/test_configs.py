@@ -148,7 +148,7 @@ def test_overrides_reach_the_config():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_traces_a_step(cell):
-    from bn_vgg.models.vgg import make_model
+    from bn_vgg.models import make_model
     from bn_vgg.optimizer import rmsprop
     from bn_vgg.state import init_state
     from bn_vgg.steps import make_train_step

@@ -1,8 +1,8 @@
-"""Hosts that die, hang, fail or disagree: real processes, on one machine."""
+"""Hosts that work together, die, hang or disagree: real processes, on one machine."""
 
+import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,27 +13,18 @@ import jax
 import pytest
 
 from bn_vgg import multihost
-from bn_vgg.errors import EXIT_HOST_LOST, EXIT_TERMINATED, EXIT_USER_ERROR, UserError
+from bn_vgg.errors import EXIT_HOST_LOST, EXIT_USER_ERROR, UserError
 from tests.conftest import ROOT
 from tests.runs import assert_equal_runs, num_lines
+from tests.test_devices import ARGUMENTS, assert_same_run
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-# 48 images in batches of 6, for two or three devices; few programs, quickly compiled.
-NUM_EPOCHS = 16
-ARGUMENTS = (
-    f"--config={ROOT}/tests/tiny_config.py", f"--config.num_epochs={NUM_EPOCHS}",
-    "--config.batch_size=6", "--config.eval.precise_examples=0", "--config.model.norm=none",
-    "--notensorboard",
-)  # fmt: skip
-# Longer than a busy machine takes for anything between two steps that does not compile.
-TIMEOUT = 20
-SHORT = f"--host_timeout_seconds={TIMEOUT}"
-# For so long at most a process that is gone is waited for where XLA does not notice.
-SILENT = 90
-# What else may pass until all have ended: farewells, and a busy machine.
-GRACE = 60
 MAIN = ("-m", "bn_vgg.main")
+NUM_EPOCHS = 16
+# Longer than a busy machine takes for anything between two chunks that does not compile.
+TIMEOUT = 20
+# Within this time at most all processes end when one is lost: JAX misses its sign of life after a
+# minute.
+LOST = 90
 
 
 def free_address():
@@ -43,34 +34,23 @@ def free_address():
 
 
 class Hosts:
-    """Processes that run one command, each with its own output, folder and environment."""
+    """Two processes that run one command, each with its own output."""
 
     def __init__(self, folder, cache_folder):
-        self.folder, self.cache_folder = folder, cache_folder
-        self.processes = []
+        self.folder, self.cache_folder, self.processes = folder, cache_folder, []
 
-    def start(self, *arguments, count=2, own=None):
-        """Starts them; `own` gives some of them what differs, by their number."""
-        address = free_address()
-        self.processes = []
-        for i in range(count):
-            its = {"python": MAIN, "arguments": (), "cwd": ROOT, "code": ROOT}
-            its |= (own or {}).get(i, {})
+    def start(self, *arguments, own=((), ()), python=MAIN, **environment):
+        """Starts them; `own` are the arguments in which they differ."""
+        meet = (f"--coordinator_address={free_address()}", "--num_processes=2")
+        cache = {"BN_VGG_CACHE": str(self.cache_folder)}
+        for i in range(2):
+            command = [*python, *arguments, *own[i], *meet, f"--process_id={i}"]
             with self.output(i).open("w") as output:
                 process = subprocess.Popen(
-                    [
-                        sys.executable, *its["python"], *map(str, arguments), *its["arguments"],
-                        f"--coordinator_address={address}", f"--num_processes={count}",
-                        f"--process_id={i}",
-                    ],
-                    cwd=its["cwd"],
-                    env=os.environ
-                    | {"BN_VGG_CACHE": str(self.cache_folder)}
-                    | {"PYTHONPATH": str(its["code"])},
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
+                    [sys.executable, *map(str, command)], cwd=ROOT,
+                    env=os.environ | cache | environment, stdout=output, stderr=subprocess.STDOUT,
                 )  # fmt: skip
-            self.processes.append(process)
+            self.processes[i:] = [process]
 
     def output(self, i):
         return self.folder / f"output{i}.txt"
@@ -78,10 +58,17 @@ class Hosts:
     def said(self, i):
         return self.output(i).read_text()
 
+    def errors(self):
+        """The one line `error: …` of each."""
+        found = [re.findall("^error: (.*)$", self.said(i), re.MULTILINE) for i in range(2)]
+        assert [len(errors) for errors in found] == [1, 1], [self.said(i) for i in range(2)]
+        assert "Traceback" not in self.said(0) + self.said(1)
+        return [errors[0] for errors in found]
+
     def wait_until(self, happened):
         """Waits for an event; none of the processes may end before it."""
         while not happened():
-            assert [process.poll() for process in self.processes] == [None] * len(self.processes)
+            assert [process.poll() for process in self.processes] == [None, None], self.said(0)
             time.sleep(0.02)
 
     def end(self, *survivors):
@@ -104,215 +91,141 @@ def hosts(tmp_path, cache_folder):
 
 
 @pytest.mark.slow
-def test_after_hosts_were_lost_the_same_command_makes_the_same_run(hosts, cartoon_folder, tmp_path):
-    source = f"--config.data.source={cartoon_folder}"
-    hosts.start(*ARGUMENTS, source, f"--workdir={tmp_path / 'undisturbed'}")
+def test_two_hosts_equal_one_also_when_some_are_lost(hosts, run_command, noise_folder, tmp_path):
+    one, two, disturbed = tmp_path / "one", tmp_path / "two", tmp_path / "disturbed"
+    command = (*ARGUMENTS, f"--config.data.source={noise_folder}")
+    run_command("main", *command, "--config.num_epochs=3", f"--workdir={one}")
+    # Behind a proxy, which knows no way to a machine of the same network; two devices each.
+    hosts.start(
+        *command, "--config.num_epochs=3", f"--workdir={two}", http_proxy="http://127.0.0.1:9",
+        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+    )  # fmt: skip
+    assert hosts.end(0, 1)[0] == [0, 0], hosts.said(0)
+    assert "epoch   3/3" in hosts.said(0)
+    assert "epoch" not in hosts.said(1)  # only the first speaks
+    hardware = json.loads((two / "result.json").read_text())["hardware"]
+    assert (hardware["num_devices"], hardware["num_hosts"]) == (4, 2)
+    assert_same_run(one, two, 3)
+
+    command = (*command, f"--config.num_epochs={NUM_EPOCHS}")
+    hosts.start(*command, f"--workdir={tmp_path / 'undisturbed'}")
     assert hosts.end(0, 1)[0] == [0, 0], hosts.said(0)
 
-    workdir = tmp_path / "disturbed"
-    command = (*ARGUMENTS, source, f"--workdir={workdir}")
-    # One that is killed: the connection to it ends, or the first waits in a barrier of Orbax's.
+    # One that is killed.
+    command = (*command, f"--workdir={disturbed}")
     hosts.start(*command)
-    hosts.wait_until(lambda: num_lines(workdir) >= 2)
+    hosts.wait_until(lambda: num_lines(disturbed) >= 2)
     hosts.processes[1].kill()
     statuses, seconds = hosts.end(0)
     assert statuses == [EXIT_HOST_LOST], hosts.said(0)
     assert "error: another host is gone (" in hosts.said(0)
-    assert "Traceback" not in hosts.said(0)
-    assert seconds < SILENT + GRACE
+    assert seconds < LOST
 
-    # One that is told to end: all keep the same step, within an epoch or at its end.
-    done = num_lines(workdir)
+    # One that is told to end: both keep the same step.
+    done = num_lines(disturbed)
     hosts.start(*command)
-    hosts.wait_until(lambda: num_lines(workdir) > done)
+    hosts.wait_until(lambda: num_lines(disturbed) > done)
     hosts.processes[1].terminate()
-    assert hosts.end(0, 1)[0] == [EXIT_TERMINATED] * 2, hosts.said(0)
-    said = [re.search(r"kept after step (\d+); run the same", hosts.said(i)) for i in range(2)]
-    assert said[0][1] == said[1][1]
+    assert hosts.end(0, 1)[0] == [128 + signal.SIGTERM] * 2, hosts.said(0)
+    first, second = hosts.errors()
+    assert re.match(r"stopped by SIGTERM and kept after step \d+; run the same", first)
+    assert first == second
 
-    # The first, that stops: nothing happens.
-    done = num_lines(workdir)
-    assert done < NUM_EPOCHS
-    hosts.start(*command, SHORT)
-    hosts.wait_until(lambda: num_lines(workdir) >= done + 2)
-    assert "resuming after epoch" in hosts.said(0)
+    # The first, that hangs.
+    done = num_lines(disturbed)
+    hosts.start(*command, f"--host_timeout_seconds={TIMEOUT}")
+    hosts.wait_until(lambda: num_lines(disturbed) >= done + 2)
     hosts.processes[0].send_signal(signal.SIGSTOP)
     statuses, seconds = hosts.end(1)
     assert statuses == [EXIT_HOST_LOST], hosts.said(1)
     assert f"error: nothing has happened for {TIMEOUT} seconds" in hosts.said(1)
-    assert seconds < TIMEOUT + GRACE
+    assert hosts.said(1).count("error:") == 1
+    assert seconds < LOST
     hosts.kill()
 
-    assert num_lines(workdir) < NUM_EPOCHS
+    assert num_lines(disturbed) < NUM_EPOCHS
     hosts.start(*command)
     assert hosts.end(0, 1)[0] == [0, 0], hosts.said(0)
-    assert_equal_runs(workdir, tmp_path / "undisturbed")
-
-
-# A process that is alive, and answers, but does nothing after some steps.
-STUCK = """
-import runpy, time
-from bn_vgg import multihost
-step_done, calls = multihost.step_done, []
-def done_or_hang():
-    step_done()
-    calls.append(None)
-    if len(calls) >= 20:
-        print("stuck", flush=True)
-        time.sleep(10000)
-multihost.step_done = done_or_hang
-runpy.run_module("bn_vgg.main", run_name="__main__")
-"""
+    assert "resuming after epoch" in hosts.said(0)
+    assert_equal_runs(disturbed, tmp_path / "undisturbed")
 
 
 @pytest.mark.slow
-def test_of_three_one_hangs_and_then_the_first_is_killed(hosts, cartoon_folder, tmp_path):
-    workdir = tmp_path / "run"
-    command = (*ARGUMENTS, f"--config.data.source={cartoon_folder}", f"--workdir={workdir}")
-    hosts.start(*command, SHORT, count=3, own={2: {"python": ("-c", STUCK)}})
-    hosts.wait_until(lambda: "stuck" in hosts.said(2))
-    statuses, seconds = hosts.end(0, 1, 2)
-    assert statuses == [EXIT_HOST_LOST] * 3
-    for i in range(3):
-        assert f"nothing has happened for {TIMEOUT} seconds" in hosts.said(i)
-        assert hosts.said(i).count("error:") == 1
-    assert seconds < TIMEOUT + GRACE
-
-    done = num_lines(workdir)
-    hosts.start(*command, count=3)
-    hosts.wait_until(lambda: num_lines(workdir) >= done + 2)
+def test_the_death_of_the_first_ends_the_other(hosts, noise_folder, tmp_path):
+    """It keeps the list of the processes: without it, JAX aborts the others at once."""
+    hosts.start(
+        *ARGUMENTS, f"--config.data.source={noise_folder}", "--config.num_epochs=1000",
+        f"--workdir={tmp_path / 'run'}",
+    )  # fmt: skip
+    hosts.wait_until(lambda: num_lines(tmp_path / "run") >= 1)
     hosts.processes[0].kill()
-    statuses, seconds = hosts.end(1, 2)
-    # The first keeps the list of the processes: without it, XLA aborts the others at once.
-    assert set(statuses) <= {EXIT_HOST_LOST, -signal.SIGABRT}, statuses
-    assert seconds < GRACE
+    statuses, seconds = hosts.end(1)
+    assert statuses[0] in (EXIT_HOST_LOST, -signal.SIGABRT), hosts.said(1)
+    assert seconds < LOST
 
 
 @pytest.mark.slow
-def test_hosts_that_disagree_refuse_to_start(hosts, cartoon_folder, tmp_path):
-    other_code = tmp_path / "code"
-    shutil.copytree(ROOT / "bn_vgg", other_code / "bn_vgg")
-    (other_code / "configs").symlink_to(ROOT / "configs")
-    (other_code / "bn_vgg" / "__init__.py").write_text('__version__ = "0.0.7"\n')
-    workdir = tmp_path / "run"
-    command = (*ARGUMENTS, "--config.data.source=./pictures", f"--workdir={workdir}")
-    other = {"arguments": ("--config.seed=1",), "cwd": other_code, "code": other_code}
-    hosts.start(*command, own={1: other})
+def test_hosts_that_disagree_refuse_to_start(hosts, noise_folder, tmp_path):
+    command = (*ARGUMENTS, f"--config.data.source={noise_folder}")
+    shared, host = f"--workdir={tmp_path / 'run'}", socket.gethostname()
+    hosts.start(*command, shared, own=((), ("--config.seed=1",)))
     assert hosts.end(0, 1)[0] == [EXIT_USER_ERROR] * 2, hosts.said(0)
-    for i in range(2):
-        (line,) = [line for line in hosts.said(i).splitlines() if line.startswith("error: ")]
-        host = socket.gethostname()
-        assert line.startswith(f"error: process 1 ({host}) differs from process 0 ({host}): code.")
-        assert "; code.version is 0.0.7, not " in line
-        assert "; config.seed is 1, not 0" in line
+    differs = f"process 1 ({host}) differs from process 0 ({host}): "
+    assert hosts.errors() == [f"{differs}config.seed is 1, not 0"] * 2
 
-    # The same name, but an image less.
-    for name in "ab":
-        shutil.copytree(cartoon_folder, tmp_path / name / "pictures")
-    min((tmp_path / "b" / "pictures").iterdir()).unlink()
-    hosts.start(*command, own={i: {"cwd": tmp_path / name} for i, name in enumerate("ab")})
-    assert hosts.end(0, 1)[0] == [EXIT_USER_ERROR] * 2, hosts.said(0)
-    for i in range(2):
-        assert "data.examples.train is 47, not 48; data.fingerprint is " in hosts.said(i)
-
-    # One that fails by itself says why everywhere, and nobody waits for it.
-    (tmp_path / "a" / "pictures").rename(tmp_path / "a" / "drawings")
-    command = (*command, "--config.data.source=./drawings")
-    own = {i: {"cwd": tmp_path / name} for i, name in enumerate("aab")}
-    # Not where the others may have made a cache of them already.
-    own[2]["arguments"] = (f"--cache_dir={tmp_path / 'cache'}",)
-    hosts.start(*command, count=3, own=own)
-    statuses, seconds = hosts.end(0, 1, 2)
-    assert statuses == [EXIT_USER_ERROR] * 3, hosts.said(0)
-    assert "error: './drawings' does not exist in " in hosts.said(2)
-    for i in range(2):
-        assert f"error: process 2 ({host}): './drawings' does not exist in " in hosts.said(i)
-    assert seconds < GRACE
-    # Nothing of a run: the first one may have held its lock when it was ended.
-    assert {path.name for path in workdir.glob("*")} <= {".lock", ".lock.json"}
+    # What the first one has written is not there for the other.
+    own = ((shared,), (f"--workdir={tmp_path / 'elsewhere'}",))
+    code = "from bn_vgg import cli, main, multihost\nmultihost._VISIBLE_SECONDS = 2\n"
+    hosts.start(*command, own=own, python=("-c", f"{code}cli.run(main.main)"))
+    statuses, seconds = hosts.end(0, 1)
+    assert statuses[1] == EXIT_USER_ERROR, hosts.said(1)
+    assert statuses[0] != 0
+    assert "config.json, which the first process wrote, is not there; name a --work" in hosts.said(
+        1
+    )
+    assert seconds < LOST
 
 
-# The first waits for what the third, which dies, would say: no connection tells of it.
-KILLED = """
-import os, signal, sys, time
-from bn_vgg import multihost, watchdog
-watchdog._SILENT_LOOKS = 2
-given = dict(argument.lstrip("-").split("=") for argument in sys.argv[1:])
-index = int(given["process_id"])
-with multihost.joined(given["coordinator_address"], int(given["num_processes"]), index):
-    multihost.agree({})
-    if index == 1:
-        # As one that has ended its part does; then it is not missed.
-        multihost._watchdog.stop()
-        time.sleep(25)
-        print("not missed", flush=True)
-    elif index == 2:
-        time.sleep(25)
-        os.kill(os.getpid(), signal.SIGKILL)
-    multihost.agree({"for": "ever"})
-"""
-
-
-@pytest.mark.slow
-def test_one_that_is_killed_while_another_waits_for_its_word_is_missed(hosts):
-    hosts.start(count=3, own={i: {"python": ("-c", KILLED)} for i in range(3)})
-    statuses, seconds = hosts.end(0)
-    assert statuses == [EXIT_HOST_LOST], hosts.said(0)
-    assert "error: another host is gone (process 2 gives no sign of life)" in hosts.said(0)
-    assert "not missed" in hosts.said(1)
-    assert seconds < SILENT + GRACE
-
-
-# Calls as often as the others, but not at the same times.
-PREEMPTED = """
-import sys, time
+def meet(address, index, seconds=300, **environment):
+    code = f"""
 from bn_vgg import multihost
-given = dict(argument.lstrip("-").split("=") for argument in sys.argv[1:])
-index = int(given["process_id"])
-with multihost.joined(given["coordinator_address"], int(given["num_processes"]), index):
-    print("joined", flush=True)
-    calls = 0
-    while not multihost.preempted():
-        calls += 1
-        time.sleep(0.02 + 0.02 * index)
-    print("preempted after", calls, flush=True)
+multihost._MEETING_SECONDS = {seconds}
+print("meeting", flush=True)
+with multihost.joined({address!r}, 2, {index}):
+    pass
 """
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
-def test_a_sigterm_to_one_process_is_heard_by_all_in_the_same_call(hosts):
-    own = {i: {"python": ("-c", PREEMPTED)} for i in range(2)}
-    hosts.start(own=own)
-    hosts.wait_until(lambda: all("joined" in hosts.said(i) for i in range(2)))
-    hosts.processes[1].terminate()
-    assert hosts.end(0, 1)[0] == [0, 0]
-    calls = [hosts.said(i).split("preempted after ")[1].split()[0] for i in range(2)]
-    assert calls[0] == calls[1]
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_that_meets_nobody_says_so_and_ctrl_c_ends_it_at_once(index):
+    alone = meet(free_address(), index, seconds=1)
+    _, errors = alone.communicate(timeout=60)
+    assert alone.returncode == EXIT_HOST_LOST, errors
+    assert "error: the processes did not meet in 1 seconds" in errors
+
+    alone = meet(free_address(), index)
+    assert alone.stdout.readline() == "meeting\n"
+    time.sleep(2)
+    alone.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    alone.communicate(timeout=60)
+    assert alone.returncode == -signal.SIGINT
+    assert time.monotonic() - began < 3
 
 
 def test_a_process_alone_has_nobody_to_agree_with(tmp_path):
     with multihost.joined():
         multihost.agree({"seed": 1})
         multihost.check_shared(tmp_path / "missing")
-        multihost.start()
-        multihost.step_done()
+        multihost.starting()
+        multihost.chunk_done()
         multihost.epoch_done()
         assert not multihost.preempted()
-
-
-@pytest.mark.parametrize("index", [0, 1])
-def test_a_process_that_meets_nobody_says_so(index):
-    address = free_address()
-    code = f"""
-from bn_vgg import multihost
-multihost._MEETING_SECONDS = 1
-with multihost.joined({address!r}, 2, {index}):
-    pass
-"""
-    alone = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert alone.returncode == EXIT_HOST_LOST, alone.stderr
-    assert "error: the processes did not meet in 1 seconds" in alone.stderr
+        assert not multihost.has_peers()
 
 
 def test_a_part_of_the_arguments_is_refused():
@@ -330,38 +243,21 @@ def test_differences_name_processes_facts_and_both_values():
     )
 
 
-class FakeWatchdog(dict):
-    """Of one process, and with what it has put."""
-
-    index, count = 0, 1
-    put = dict.__setitem__
-    get = dict.__getitem__
-
-
-def test_a_folder_that_a_host_does_not_see_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(multihost, "_watchdog", FakeWatchdog())
-    monkeypatch.setattr(multihost, "_VISIBLE_SECONDS", 0)
-    (tmp_path / "there").touch()
-    multihost.check_shared(tmp_path / "there")
-    with pytest.raises(UserError, match="missing, which the first process wrote, is not there"):
-        multihost.check_shared(tmp_path / "missing")
-
-
 @pytest.mark.parametrize(
     ("slurm", "meets"),
     [
-        ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n[1-4]"}, True),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, True),
         ({"SLURM_NTASKS": "4"}, False),  # sbatch's own script
-        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, False),  # one step of a larger job
     ],
 )
-def test_processes_of_srun_meet_and_sbatchs_script_is_one(slurm, meets, monkeypatch):
+def test_tasks_of_one_srun_meet_and_no_others(slurm, meets, monkeypatch):
     asked = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **limits: asked.append(limits))
     monkeypatch.setattr(multihost, "_on_cloud_tpu", lambda: False)
-    for name in ("SLURM_NTASKS", "SLURM_STEP_NODELIST"):
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
-    multihost._initialize(None, None, None, 10)
+    multihost._initialize(None, None, None)
     assert bool(asked) == meets

@@ -5,8 +5,20 @@ import pytest
 from bn_vgg import cli
 from bn_vgg.errors import UserError
 from bn_vgg.models.norms import NORMALIZERS
-from experiments.presets import PRESETS, VARIANTS
-from experiments.sweeping.plan import find_preset, parse_seeds, parse_settings, plan
+from experiments.plan import (
+    default_name,
+    find_preset,
+    parse_seeds,
+    parse_settings,
+    parse_shard,
+    plan,
+)
+from experiments.presets import CELLS, PRESETS, VARIANTS
+
+FIVE_WAY = {
+    "meanonly", "meanonly_crop", "full_crop", "meanonly_crop_dropout", "full_crop_dropout",
+    "baseline",
+}  # fmt: skip
 
 
 def planned(preset, variant="small", seeds=(0,), **settings):
@@ -30,16 +42,22 @@ class TestPresets:
     @pytest.mark.parametrize("preset", PRESETS)
     def test_all_can_be_planned(self, preset, variant):
         runs = planned(preset, variant, seeds=(0, 1))
-        assert len(runs) == 2 * len(PRESETS[preset])
-        assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+        assert len({run.folder for run in runs}) == 2 * len(PRESETS[preset])
         suffix = "" if variant == "full" else f"-{variant}"
         assert all(run.name.endswith(suffix) for run in runs)
 
     def test_five_way_is_the_seeds_runs_and_the_control(self):
-        assert {entry["config"] for entry in PRESETS["five_way"]} == {
-            "meanonly", "meanonly_crop", "full_crop", "meanonly_crop_dropout",
-            "full_crop_dropout", "baseline",
-        }  # fmt: skip
+        assert {entry["config"] for entry in PRESETS["five_way"]} == FIVE_WAY
+
+    def test_by_priority_what_matters_most_comes_first(self):
+        runs = planned("priority", "full", (0, 1, 2))
+        assert len(runs) == 3 * len(CELLS)
+        assert [(run.name, run.seed) for run in runs[:6]] == [
+            (name, seed) for seed in range(3) for name in ("meanonly_crop", "full_crop")
+        ]
+        assert {run.name for run in runs[:18]} == FIVE_WAY
+        assert [run.seed for run in runs[6:18]] == [0] * 4 + [1] * 4 + [2] * 4
+        assert FIVE_WAY.isdisjoint(run.name for run in runs[18:])
 
     def test_norms_trains_every_normalizer_that_ships_with_cropping(self):
         configs = [cli.load_config(run.config_arguments) for run in planned("norms")]
@@ -47,21 +65,34 @@ class TestPresets:
         assert len(configs) == len(NORMALIZERS)
         assert all(config.data.min_side == 56 for config in configs)
 
+    def test_those_of_questions_compare_what_they_ask_for(self):
+        configs = [cli.load_config(run.config_arguments) for run in planned("early")]
+        assert [(config.model.norm, config.model.norm_decay, config.batch_size, config.num_epochs)
+                for config in configs] == [
+            ("mean_only", 0.995, 100, 5), ("mean_only", 0.9, 100, 5),
+            ("mean_only", 0.995, 400, 5), ("none", 0.995, 100, 5),
+        ]  # fmt: skip
+        assert [run.name for run in planned("dropout")[2:]] == [
+            "meanonly_crop_dropout-stats_pass=dropout-small",
+            "full_crop_dropout-stats_pass=dropout-small",
+        ]
+        assert {run.num_epochs for run in planned("spikes", num_epochs="30")} == {30}
+
     def test_an_unknown_one_lists_the_known(self):
         with pytest.raises(UserError, match="no preset 'five'; there are: five_way, figure1"):
             find_preset("five")
 
     def test_a_file_of_the_users(self, own_preset):
         path = own_preset(
-            'yield {"config": "full", "model.norm_decay": 0.9, "resources.GPU": 0.5}\n'
+            'yield {"config": "full", "stage": 1, "model.norm_decay": 0.9, "resources.GPU": 0.5}\n'
             '    yield {"config": "baseline", "seed": 7, "name": "mine",'
             ' "model.norm": "ghost", "model.norm_kwargs": {"ghost_size": 10}}'
         )
-        first, second = planned(path)
-        assert first.folder == "full-norm_decay=0.9-GPU=0.5-small/seed0"
-        assert first.resources == {"CPU": 1.0, "GPU": 0.5}
-        assert second.folder == "mine-small/seed7"
-        config = cli.load_config(second.config_arguments)
+        mine, full = planned(path)
+        assert full.folder == "full-norm_decay=0.9-GPU=0.5-small/seed0"
+        assert full.resources == {"CPU": 1.0, "GPU": 0.5}
+        assert mine.folder == "mine-small/seed7"
+        config = cli.load_config(mine.config_arguments)
         assert config.model.norm_kwargs.to_dict() == {"ghost_size": 10}
         assert config.name == "mine-small"
 
@@ -98,6 +129,12 @@ class TestRuns:
         config = cli.load_config(run.config_arguments)
         assert (config.seed, config.num_epochs, run.num_epochs) == (3, 4, 4)
 
+    def test_what_is_set_in_all_runs_changes_no_cells_name(self):
+        runs = planned("five_way", batch_size="50", **{"data.source": "photos.zip"})
+        configs = [cli.load_config(run.config_arguments) for run in runs]
+        assert {config.name for config in configs} == {f"{name}-small" for name in FIVE_WAY}
+        assert {config.batch_size for config in configs} == {50}
+
     @pytest.mark.parametrize(
         ("field", "value", "message"),
         [
@@ -111,7 +148,7 @@ class TestRuns:
             planned("figure1", **{field: value})
 
     def test_a_setting_may_not_undo_what_the_preset_compares(self):
-        with pytest.raises(UserError, match=r"--set=model.norm: the preset sets it itself"):
+        with pytest.raises(UserError, match=r"--set=model.norm: the preset's runs differ in it"):
             planned("norms", **{"model.norm": "none"})
 
     def test_two_runs_never_share_a_folder(self, own_preset):
@@ -122,6 +159,11 @@ class TestRuns:
     def test_an_unknown_cell_lists_the_known(self, own_preset):
         with pytest.raises(UserError, match="no cell 'half'; there are: baseline, baseline_crop"):
             planned(own_preset('yield {"config": "half"}'))
+
+    def test_long_names_are_cut_and_stay_different(self):
+        names = {default_name("full", {"a.field": "x" * 300 + end}) for end in ("1", "2")}
+        assert len(names) == 2
+        assert all(len(name) == 80 and name.startswith("full-field=xxx") for name in names)
 
 
 class TestFlags:
@@ -143,3 +185,9 @@ class TestFlags:
     def test_settings_that_are_none(self, text):
         with pytest.raises(UserError, match=f"--set={text}"):
             parse_settings([text])
+
+    def test_shards(self):
+        assert parse_shard("1/3") == (1, 3)
+        for text in ("3/3", "1", "0/0"):
+            with pytest.raises(UserError, match=f"--shard={text}"):
+                parse_shard(text)

@@ -89,7 +89,9 @@ def test_the_example_of_a_normalizer_runs_as_printed(tmp_path, cache_folder):
 def test_the_python_example_runs_as_printed(tmp_path, cache_folder):
     (code,) = re.findall(r"```python\n(import bn_vgg\n.*?)```", README, re.DOTALL)
     images = "import numpy as np\nimages = [np.zeros((40, 50, 3), np.uint8)] * 2\n"
-    check = "\nassert probabilities.shape == (2, 2), probabilities\nassert result['best_epoch'] == 1"
+    check = (
+        "\nassert probabilities.shape == (2, 2), probabilities\nassert result['best_epoch'] == 1"
+    )
     done = subprocess.run(
         [sys.executable, "-c", images + code + check], cwd=tmp_path, capture_output=True, text=True,
         env=os.environ | {"BN_VGG_CACHE": str(cache_folder), "PYTHONPATH": str(ROOT)}, timeout=600,

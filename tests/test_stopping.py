@@ -6,96 +6,77 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
-from bn_vgg import feed
+from bn_vgg import evaluation
 from bn_vgg.checkpoint import steps
+from bn_vgg.data import pipeline
 from bn_vgg.errors import Interrupted
-from bn_vgg.evaluation import Evaluator
 from bn_vgg.run_dir import Workdir
-from bn_vgg.stopping import StopRequest
 from tests.conftest import ROOT
-from tests.runs import KilledError, assert_equal_runs, run, start_run, wait_for_checkpoint
+from tests.runs import assert_equal_runs, run, start_run, wait_for_epochs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-# Of an epoch of the tiny configuration, 2 at once.
+# Of an epoch of the tiny configuration, two in each chunk.
 STEPS = 6
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @pytest.fixture
 def config(tiny_config, monkeypatch):
-    monkeypatch.setattr(feed, "_BATCHES_PER_DISPATCH", 2)
+    monkeypatch.setattr(pipeline, "_MAX_STEPS", 2)
     tiny_config.model.dropout_rate = 0.3
     return tiny_config
 
 
-def send(number, at):
-    """An action that sends this process a signal after so many steps."""
-
-    def action(step):
-        if step == at:
-            os.kill(os.getpid(), number)
-
-    return action
+def send(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.2)  # a thread of the run's listens
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["mean_only", "full", "none"])
-def test_a_run_goes_on_within_the_epoch_bit_for_bit(norm, config, open_cache, tmp_path):
+def test_a_run_goes_on_within_the_epoch_bit_for_bit(
+    norm, config, cache_folder, tmp_path, before_step, capsys
+):
     config.model.norm = norm
-    cache = open_cache(config)
-    run(config, cache, tmp_path / "whole")
-    path = tmp_path / "stopped"
-    for number, at in [(signal.SIGTERM, 2), (signal.SIGINT, 4), (signal.SIGHUP, STEPS + 4)]:
-        with pytest.raises(Interrupted, match=f"kept after step {at};") as caught:
-            run(config, cache, path, actions=[send(number, at)])
+    run(config, tmp_path / "whole", cache_folder)
+    path, said = tmp_path / "stopped", []
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+    for number, at in zip(SIGNALS, (0, 2, STEPS + 2), strict=True):
+        before_step(at, partial(send, number))
+        with pytest.raises(Interrupted, match=f"kept after step {at + 2};") as caught:
+            run(config, path, cache_folder)
         assert caught.value.status == 128 + number
-        assert steps(Workdir(str(path)).checkpoints)[0] == at
-    said, seen = [], []
-    run(config, cache, path, say=said.append, actions=[seen.append])
+        assert "stopping after this chunk of steps" in capsys.readouterr().err
+        assert steps(Workdir(str(path)).checkpoints)[0] == at + 2
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+    run(config, path, cache_folder, said.append)
     assert f"resuming after epoch 1 (step {STEPS + 4})" in said
-    assert seen == [2 * STEPS]
     assert_equal_runs(path, tmp_path / "whole")
 
 
-def test_the_usual_handlers_are_back_afterwards(config, open_cache, tmp_path):
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    with pytest.raises(Interrupted):
-        run(config, open_cache(config), tmp_path, actions=[send(signal.SIGTERM, 2)])
-    assert [signal.getsignal(number) for number in numbers] == before
-
-
-def test_a_second_signal_does_what_it_always_does():
-    stop = StopRequest()
-    with stop.listening():
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.asked() == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.mark.parametrize("what", ["evaluate", "observe"])
-def test_stopped_while_it_evaluates(what, config, open_cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize("what", ["evaluate", "precise_statistics", "compare"])
+def test_stopped_while_it_evaluates(what, config, cache_folder, tmp_path, monkeypatch, before_step):
     """The epoch's steps are not taken again; its checkpoint takes the place of this one."""
-    cache = open_cache(config)
-    run(config, cache, tmp_path / "whole")
-    with monkeypatch.context() as patched:
-        evaluate = getattr(Evaluator, what)
+    run(config, tmp_path / "whole", cache_folder)
+    evaluates = getattr(evaluation, what)
 
-        def interrupted(*args):
-            os.kill(os.getpid(), signal.SIGTERM)
-            return evaluate(*args)
+    def interrupted(*args):
+        send(signal.SIGTERM)
+        return evaluates(*args)
 
-        patched.setattr(Evaluator, what, interrupted)
-        with pytest.raises(Interrupted, match=f"kept after step {STEPS};"):
-            run(config, cache, tmp_path / "stopped")
+    monkeypatch.setattr(evaluation, what, interrupted)
+    with pytest.raises(Interrupted, match=f"kept after step {STEPS};"):
+        run(config, tmp_path / "stopped", cache_folder)
     assert not (tmp_path / "stopped/metrics.jsonl").exists()
-    seen = []
-    run(config, cache, tmp_path / "stopped", actions=[seen.append])
-    assert seen == [STEPS + 2, STEPS + 4, 2 * STEPS]
+    monkeypatch.setattr(evaluation, what, evaluates)
+    for at in range(0, STEPS, 2):
+        before_step(at, partial(pytest.fail, "a step was taken twice"))
+    run(config, tmp_path / "stopped", cache_folder)
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
     # Of the epoch that had no step left there is no speed to tell.
     stopped = Workdir(str(tmp_path / "stopped"))
@@ -103,42 +84,22 @@ def test_stopped_while_it_evaluates(what, config, open_cache, tmp_path, monkeypa
     assert speeds == [None, stopped.read("result.json")["images_per_second"]]
 
 
-def test_stopped_after_its_last_epoch(config, open_cache, tmp_path, monkeypatch):
+def test_stopped_after_its_last_epoch(config, cache_folder, tmp_path, monkeypatch):
     """While it evaluates the test split: there is nothing to keep that is not kept."""
-    cache = open_cache(config)
-    run(config, cache, tmp_path / "whole")
-    with monkeypatch.context() as patched:
-        evaluate = Evaluator.evaluate
+    run(config, tmp_path / "whole", cache_folder)
+    evaluates, calls = evaluation.evaluate, []
 
-        def interrupted(self, state, split):
-            if len(split.images.labels) == config.data.test_examples:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return evaluate(self, state, split)
+    def interrupted(*args):
+        calls.append(None)
+        if len(calls) == 3:
+            send(signal.SIGTERM)
+        return evaluates(*args)
 
-        patched.setattr(Evaluator, "evaluate", interrupted)
-        with pytest.raises(Interrupted):
-            run(config, cache, tmp_path / "stopped")
-    run(config, cache, tmp_path / "stopped")
+    monkeypatch.setattr(evaluation, "evaluate", interrupted)
+    with pytest.raises(Interrupted, match=f"kept after step {2 * STEPS};"):
+        run(config, tmp_path / "stopped", cache_folder)
+    run(config, tmp_path / "stopped", cache_folder)
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
-
-
-def test_checkpoints_within_epochs(config, open_cache, tmp_path):
-    """Of every third step, rounded up to a dispatch's end; a kill costs the steps since."""
-    cache = open_cache(config)
-    run(config, cache, tmp_path / "whole")
-    config.checkpoint.every_steps = 3
-
-    def kill(step):
-        if step == STEPS + 6:
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        run(config, cache, tmp_path / "killed", actions=[kill])
-    # The latest two, and, of a single epoch that has an error, another in the second best's place.
-    assert steps(Workdir(str(tmp_path / "killed")).checkpoints) == [STEPS + 4, STEPS, 4]
-    config.checkpoint.every_steps = 0
-    run(config, cache, tmp_path / "killed")
-    assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.fixture
@@ -146,40 +107,61 @@ def start(cartoon_folder, cache_folder, tmp_path):
     """Starts the command for a long run; none outlives the test."""
     started = []
 
-    def start():
-        arguments = (tmp_path / "run", cartoon_folder, cache_folder, "--notensorboard")
+    def start(*more):
+        arguments = (tmp_path / "run", cartoon_folder, cache_folder, "--notensorboard", *more)
         started.append(start_run(*arguments, epochs=1000))
         return started[-1]
 
     yield start
     for process in started:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_the_commands_statuses(number, start, tmp_path):
-    process = start()
-    wait_for_checkpoint(tmp_path / "run", process)
-    process.send_signal(number)
+def test_what_the_command_says_and_its_statuses(start, tmp_path):
+    """In the middle of training, one after the other; each start goes on with the last one's."""
+    folder, done, resumed = tmp_path / "run", 2, "tiny seed 0"
+    for number in SIGNALS:
+        process = start()
+        wait_for_epochs(folder, process, done)
+        process.send_signal(number)
+        out, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        first, error = errors.split("\n", 2)[1:]
+        assert first == "stopping after this chunk of steps"
+        pattern = (
+            rf"error: stopped by {number.name} and kept after step (\d+); run the same command"
+        )
+        step = int(re.match(pattern, error)[1])
+        assert steps(Workdir(str(folder)).checkpoints)[0] == step
+        assert resumed in out
+        resumed, done = f"(step {step})", step // STEPS + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [0, 25])
+def test_a_second_ctrl_c_ends_it_at_once(wait, start, tmp_path):
+    """While it compiles, and in the middle of a chunk: each would take many seconds more."""
+    size = ("--config.data.min_side=96", "--config.data.crop_size=96", "--config.batch_size=48")
+    channels = "--config.model.features=(64,64,64,64,64,64)"
+    process = start(*size, channels, "--config.model.norm=full")
+    for line in process.stdout:
+        if "training" in line:  # the data are there; now it compiles
+            break
+    time.sleep(wait)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "\n"
+    assert process.stderr.readline() == "stopping after this chunk of steps\n"
+    time.sleep(0.5)
+    assert process.poll() is None
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    (error,) = errors.splitlines()
-    pattern = rf"error: stopped by {number.name} and kept after step (\d+); run the same command"
-    step = int(re.match(pattern, error)[1])
-    assert steps(Workdir(str(tmp_path / "run")).checkpoints)[0] == step
-    again = start()
-    while f"(step {step})" not in (tmp_path / "run" / "log.txt").read_text():
-        assert again.poll() is None
-        time.sleep(0.05)
-
-
-def test_a_hangup_that_nohup_ignores_stays_ignored():
-    code = "import os, signal; from bn_vgg import stopping; stopping.raise_on_terminate()\n"
-    code += "with stopping.StopRequest().listening(): os.kill(os.getpid(), signal.SIGHUP)"
-    nohup = subprocess.run(["nohup", sys.executable, "-c", code], cwd=ROOT, capture_output=True)
-    assert nohup.returncode == 0, nohup.stderr
+    assert time.monotonic() - began < 4
+    assert process.returncode == 128 + signal.SIGINT
+    assert errors == "\nended at once; the same command goes on from what is kept\n"
 
 
 def test_stopped_before_it_trains(start, tmp_path):
@@ -189,5 +171,12 @@ def test_stopped_before_it_trains(start, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143
+    assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in errors
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    code = "import os, signal; from bn_vgg import stopping; stopping.raise_on_terminate()\n"
+    code += "with stopping.StopRequest().listening(): os.kill(os.getpid(), signal.SIGHUP)"
+    nohup = subprocess.run(["nohup", sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert nohup.returncode == 0, nohup.stderr

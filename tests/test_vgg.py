@@ -10,11 +10,20 @@ import numpy as np
 import pytest
 from clu import parameter_overview
 
-from bn_vgg.errors import UserError
-from bn_vgg.models.norms import NORMALIZERS
-from bn_vgg.models.vgg import Block, Conv, Dropout, make_model
+from bn_vgg.devices import Devices
+from bn_vgg.models import make_model
+from bn_vgg.models.layers import (
+    Conv,
+    Dropout,
+    layer_activations,
+    layer_channels,
+    layer_statistics,
+)
+from bn_vgg.models.norms import NORMALIZERS, NormFactory
+from bn_vgg.models.vgg import Block
 from bn_vgg.optimizer import rmsprop
-from bn_vgg.state import init_state, jit_init
+from bn_vgg.programs import make_programs
+from bn_vgg.steps import init_state
 from configs import default
 
 
@@ -35,31 +44,22 @@ def test_parameter_counts_at_128(norm, expected):
     assert parameter_overview.count_parameters(variables["params"]) == expected
 
 
-def test_spatial_sizes_follow_the_recipe():
-    """130, 132 -> 66; 68, 70 -> 35; 37, 39 -> 19; 21, 23 -> 11: 6,050 features.
-
-    A block's result is pooled already.
-    """
-    network = model()
-    _, intermediates = jax.eval_shape(
-        lambda: network.apply(
-            init(network, 128),
-            jnp.zeros((1, 128, 128, 3)),
-            train=False,
-            capture_intermediates=True,
-            mutable=["intermediates"],
+def test_sizes_follow_the_recipe():
+    """130, 132 -> 66; 68, 70 -> 35; 37, 39 -> 19; 21, 23 -> 11: 6,050 features."""
+    shapes = jax.eval_shape(
+        lambda: model().init_with_output(
+            jax.random.key(0), jnp.zeros((1, 128, 128, 3)), train=False, mutable=True
         )
-    )
-    captured = intermediates["intermediates"]
-    sides = [captured[f"block{i}"]["__call__"][0].shape[1:3] for i in range(8)]
+    )[1]
+    outputs = layer_activations(shapes, "output")
+    sides = [outputs[f"block{i}"].shape[1:3] for i in range(8)]
     assert sides == [(s, s) for s in (130, 66, 68, 35, 37, 19, 21, 11)]
-    hidden = jax.eval_shape(lambda: init(network, 128))["params"]["hidden"]["kernel"]
-    assert hidden.shape == (6050, 500)
-
-
-def test_same_padding_keeps_sizes():
-    variables = jax.eval_shape(lambda: init(model(padding="same"), 128))
-    assert variables["params"]["hidden"]["kernel"].shape == (8 * 8 * 50, 500)
+    assert shapes["params"]["hidden"]["kernel"].shape == (6050, 500)
+    same = jax.eval_shape(lambda: init(model(padding="same"), 128))["params"]
+    assert same["hidden"]["kernel"].shape == (8 * 8 * 50, 500)
+    channels = layer_channels(model(), "output", 128)
+    assert channels == {layer: x.shape[-1] for layer, x in outputs.items()}
+    assert list(channels) == [*(f"block{i}" for i in range(8)), "hidden"]
 
 
 def test_initialization_is_glorot_uniform_with_zero_biases():
@@ -76,12 +76,13 @@ def test_initialization_is_glorot_uniform_with_zero_biases():
 
 
 def test_what_is_compiled_quickly_draws_the_same_weights():
-    given = model(), rmsprop(**default.get_config().optimizer)
-    with_these = jax.random.key(0), jnp.zeros((1, 48, 48, 3))
-    as_usual = jax.jit(partial(init_state, *given))(*with_these)
-    quickly = jit_init(*given)(*with_these)
+    config = default.get_config("demo").to_dict()
+    given = jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    programs = make_programs(config, Devices())
+    as_usual = jax.jit(partial(init_state, programs.model, programs.optimizer))(*given)
     # Another draw would be nowhere near; which digit is last depends on the processor.
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), quickly, as_usual)
+    same = partial(np.testing.assert_allclose, rtol=1e-6)
+    jax.tree.map(same, programs.init(*given), as_usual)
 
 
 class ByDefinition(Block):
@@ -124,22 +125,63 @@ def test_relu_may_come_last(pool, rate):
 @pytest.mark.parametrize("norm", NORMALIZERS)
 def test_bfloat16_computes_in_it_and_keeps_float32(norm):
     network = model(norm=norm, dtype="bfloat16")
-    variables = jax.eval_shape(lambda: init(network, 32))
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
-    logits, captured = jax.eval_shape(
-        lambda variables: network.apply(
-            variables,
-            jnp.ones((2, 32, 32, 3)),
-            train=False,
-            capture_intermediates=True,
-            mutable=["intermediates"],
-        ),
-        variables,
+    logits, shapes = jax.eval_shape(
+        lambda: network.init_with_output(
+            jax.random.key(0), jnp.ones((2, 32, 32, 3)), train=False, mutable=True
+        )
     )
-    assert logits.dtype == jnp.float32
-    blocks = [value for name, value in captured["intermediates"].items() if "block" in name]
-    assert len(blocks) == 8
-    assert all(block["__call__"][0].dtype == jnp.bfloat16 for block in blocks)
+    reported = shapes.pop("intermediates")
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((logits, shapes)))
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(reported))
+    assert len(layer_activations({"intermediates": reported}, "before_norm")) == 8
+
+
+def test_layers_of_another_network_are_called_by_their_paths():
+    """Two normalizers in a module, and one at the top."""
+
+    class Two(nn.Module):
+        norm: NormFactory
+
+        @nn.compact
+        def __call__(self, x):
+            for name in ("first", "norm"):
+                conv = Conv(4, "same", False, jnp.float32, None, name=f"conv_{name}")
+                x = self.norm.after(conv, x, train=True, name=name)
+            return x
+
+    class Network(nn.Module):
+        norm: NormFactory
+
+        @nn.compact
+        def __call__(self, x):
+            x = Two(self.norm, name="two")(x)
+            return self.norm.normalize(self.norm.make("last"), x.mean((1, 2)), train=True)
+
+    network = Network(model(norm="full").norm)
+    _, collections = network.init_with_output(
+        jax.random.key(0), jnp.ones((5, 6, 6, 3)), mutable=True
+    )
+    layers = {"two.first", "two", "last"}
+    assert set(layer_activations(collections, "before_norm")) == layers
+    statistics = layer_statistics(collections["batch_stats"])
+    assert {layer: set(of) for layer, of in statistics.items()} == {
+        layer: {"mean", "var"} for layer in layers
+    }
+
+
+def test_initializing_from_data_gives_each_channel_mean_0_and_variance_1():
+    network = model(norm="weight_norm", features=(4, 4, 6, 6))
+    images = jax.random.uniform(jax.random.key(1), (8, 20, 20, 3))
+    optimizer = rmsprop(**default.get_config().optimizer)
+    state = jax.jit(partial(init_state, network, optimizer))(jax.random.key(0), images)
+    _, captured = network.apply(
+        state.variables, images, train=True, mutable=["intermediates"],
+        capture_intermediates=lambda module, _: module.name == "norm",
+    )  # fmt: skip
+    for i in range(4):
+        (y,) = captured["intermediates"][f"block{i}"]["norm"]["__call__"]
+        np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-4)
+        np.testing.assert_allclose(y.std((0, 1, 2)), 1, rtol=1e-3)
 
 
 @pytest.mark.parametrize("norm", ["mean_only", "weight_norm_mean_only"])
@@ -240,12 +282,3 @@ class TestDropout:
         )
         # A mask is the only thing in the network that is drawn with these bits.
         assert jaxpr.count("random_bits") == 9
-
-
-@pytest.mark.parametrize(
-    ("field", "known"),
-    [("padding", "full, same"), ("dtype", "float32"), ("stats_pass", "dropout, clean")],
-)
-def test_unknown_choices_list_the_known_ones(field, known):
-    with pytest.raises(UserError, match=f"config.model.{field}: no 'x'; there are: {known}"):
-        model(**{field: "x"})

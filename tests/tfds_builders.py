@@ -102,17 +102,6 @@ class TinyTexts(_Tiny):
     SUPERVISED = ("text", "label")
 
 
-class TinyDepths(_Tiny):
-    """Its images are floating-point numbers in the disguise of RGBA."""
-
-    FEATURES = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 1), dtype=np.float32),
-            "label": tfds.features.ClassLabel(names=["a", "b"]),
-        }
-    )
-
-
 class TinyUnlabelled(_Tiny):
     FEATURES = TinyBroken.FEATURES
 

@@ -1,17 +1,15 @@
-"""Image files in zip archives and folders on this machine.
-
-Nothing is extracted: members of an archive are read into memory one at a time.
-"""
+"""Lists and reads image files in folders and zip archives. Nothing is extracted to disk."""
 
 import glob
 import itertools
 import os
 import re
-import stat
 import threading
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 from PIL import Image
 
@@ -19,70 +17,55 @@ from bn_vgg.data import images
 from bn_vgg.data.images import UnreadableImage
 from bn_vgg.errors import NotThereError, UserError, one_line
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
-# Of one image file. It bounds what a hostile archive can make a read allocate.
+# Of one image file: bounds what a hostile archive can make a read allocate.
 MAX_BYTES = 256 * 2**20
-# Files of more bytes are read one at a time: an archive may be full of the largest.
-_LARGE = 16 * 2**20
-
-_ENDINGS = ", ".join(EXTENSIONS)
-# What breaks a line or steers a terminal.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-class ImageFile(NamedTuple):
+@dataclass(frozen=True)
+class ImageFile:
     """An image file in a folder or in a zip archive.
 
     Attributes:
-      name: path within the folder or archive that was given, with forward slashes; see
-        `list_images` for what happens when two of those hold equal ones.
+      name: path within the folder or archive that was given, with forward slashes.
       parent: name of the folder that holds the file, empty at an archive's root.
       size: in bytes, uncompressed.
       stamp: changes with the content: an archive's CRC-32, a folder's modification time in ns.
-      container: what holds the file; its `path` is absolute, without symbolic links.
-      inner: the container's own name for it.
+      container: path of the folder or archive that was given, without symbolic links.
+      path: unique: what is named or linked twice has the same.
+      read: returns the file's bytes.
     """
 
     name: str
     parent: str
     size: int
     stamp: int
-    container: "_Folder | _Archive"
-    inner: str
+    container: str
+    path: str
+    read: Callable[[], bytes]
 
     def decode(self) -> Image.Image:
-        """Reads and decodes the file, from any thread; large ones wait for each other.
+        """Reads and decodes the file, from any thread.
 
         Raises:
-          UnreadableImage: as for `read_bytes` and `images.decode`.
+          UnreadableImage: it is gone, damaged, encrypted, no image or larger than MAX_BYTES.
         """
-        with images.large_image_lock(self.size > _LARGE):
-            return images.decode(self.read_bytes())
-
-    def read_bytes(self) -> bytes:
-        """Reads the file, from any thread.
-
-        Raises:
-          UnreadableImage: the file is gone, damaged, encrypted or larger than MAX_BYTES.
-        """
-        _check_size(self.size)
+        if self.size > MAX_BYTES:
+            raise UnreadableImage(f"{self.size:,} bytes: more than {MAX_BYTES:,}")
         try:
-            return self.container.read(self.inner)
-        except UnreadableImage:
-            raise
+            data = self.read()
         except Exception as error:  # a damaged archive makes zipfile raise a dozen types
             raise UnreadableImage(one_line(error)) from error
+        return images.decode(data)
 
 
 def list_images(spec: str) -> list[ImageFile]:
     """Lists the images that a path, a pattern or several of them with commas between name.
 
-    Each path is a folder, a zip archive or an image file; `~` and the patterns of `glob` (`**`
-    too) are expanded, and a comma that belongs to an existing path is part of it. A pattern
-    passes over files that are neither archives nor images by their extensions. Folders are
-    searched to the bottom; links to folders, hidden files and archives inside are not followed.
-    What is named twice is listed once.
+    Each path is a folder, a zip archive or an image file; `~` and the patterns of `glob` are
+    expanded. Folders are searched to the bottom, through links too, each real folder once; hidden
+    files and archives inside are passed over. What is named twice is listed once.
 
     The order is that of the names, numbers by their value. Where two folders or archives hold
     equal names, every name starts with the folder's or archive's own, and with as many folders
@@ -93,179 +76,139 @@ def list_images(spec: str) -> list[ImageFile]:
     """
     found: dict[str, ImageFile] = {}
     for path in _expand(spec):
-        for file in _list_input(path):
-            found.setdefault(f"{file.container.path}{os.sep}{file.inner}", file)
+        # Of two members of an archive with one name the later counts, as when extracting.
+        for file in {file.path: file for file in _list_path(path)}.values():
+            found.setdefault(file.path, file)
     files = list(found.values())
     if len({file.name for file in files}) < len(files):
-        prefixes = _distinct_ends({file.container.path for file in files})
-        files = [f._replace(name=f"{prefixes[f.container.path]}/{f.name}") for f in files]
+        prefixes = _distinct_ends({file.container for file in files})
+        files = [replace(f, name=f"{prefixes[f.container]}/{f.name}") for f in files]
     return sorted(files, key=lambda file: natural_key(file.name))
 
 
-class _Folder:
-    def __init__(self, path: str):
-        self.path = os.path.realpath(path)
-
-    def files(self) -> Iterator[ImageFile]:
-        pending = [""]
-        while pending:
-            above = pending.pop()
-            with os.scandir(os.path.join(self.path, above)) as entries:
-                for entry in entries:
-                    inner = os.path.join(above, entry.name)
-                    if _is_hidden(entry.name):
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(inner)
-                    elif _is_image(entry.name) and entry.is_file():
-                        yield self.file(inner, entry.stat())
-
-    def file(self, inner: str, status: os.stat_result) -> ImageFile:
-        parent = os.path.basename(os.path.dirname(os.path.join(self.path, inner)))
-        name = _printable(inner.replace(os.sep, "/"))
-        return ImageFile(name, _printable(parent), status.st_size, status.st_mtime_ns, self, inner)
-
-    def zips(self) -> list[str]:
-        return [name for name in os.listdir(self.path) if _is_zip(name)]
-
-    def read(self, inner: str) -> bytes:
-        with open(os.path.join(self.path, inner), "rb") as file:
-            _check_size(os.fstat(file.fileno()).st_size)  # it may have grown since it was listed
-            return file.read()
-
-
-class _Archive:
-    def __init__(self, path: str):
-        self.path = os.path.realpath(path)
-        self._zip = zipfile.ZipFile(self.path)
-        # ZipFile counts its open members without a lock of its own.
-        self._lock = threading.Lock()
-
-    def files(self) -> Iterator[ImageFile]:
-        members = {}  # of two members with one name the later counts, as when extracting
-        for info in self._zip.infolist():
-            # Some programs write backslashes, and some a leading "./".
-            parts = [p for p in info.filename.replace("\\", "/").split("/") if p not in ("", ".")]
-            wanted = parts and _is_image(parts[-1]) and not info.is_dir()
-            if wanted and not any(map(_is_hidden, parts)):
-                members["/".join(parts)] = (parts, info)
-        for name, (parts, info) in members.items():
-            parent = parts[-2] if len(parts) > 1 else ""
-            yield ImageFile(
-                _printable(name), _printable(parent), info.file_size, info.CRC, self, info.filename
-            )
-
-    def zips(self) -> list[str]:
-        return [info.filename for info in self._zip.infolist() if _is_zip(info.filename)]
-
-    def read(self, inner: str) -> bytes:
-        info = self._zip.getinfo(inner)
-        # zipfile bounds what one step unpacks for these two methods alone.
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UnreadableImage("compressed with neither of the methods stored and deflated")
-        with self._lock, self._zip.open(info) as member:
-            # With a bound zipfile unpacks no more than it; without, up to 2 GiB at once.
-            return member.read(info.file_size + 1)
-
-
-def _check_size(size: int) -> None:
-    if size > MAX_BYTES:
-        raise UnreadableImage(f"{size:,} bytes: more than {MAX_BYTES:,}")
+def natural_key(text: str) -> tuple[list, str]:
+    """Returns a sort key by which 2 comes before 10; the text itself decides ties."""
+    parts: list = re.split("([0-9]+)", text.casefold())
+    # By the number of digits, then by the digits: int() refuses more than 4,300 of them.
+    parts[1::2] = [(len(digits), digits) for digits in (p.lstrip("0") for p in parts[1::2])]
+    return parts, text
 
 
 def _expand(spec: str) -> list[str]:
-    paths: list[str] = []
-    parts = spec.split(",")
-    while parts:
-        for count in range(len(parts), 0, -1):  # the longest first: paths may hold commas
-            path = os.path.expanduser(",".join(parts[:count]).strip())
-            if path and os.path.exists(path):
-                paths.append(path)
-                break
-        else:
-            count, path = 1, os.path.expanduser(parts[0].strip())
-            if re.search(r"[*?[]", path):
-                paths += _matches(path)
-            elif path:
-                paths.append(path)  # `_list_input` says what is wrong with it
-        parts = parts[count:]
+    whole = os.path.expanduser(spec.strip())  # it may hold commas and brackets
+    if os.path.exists(whole):
+        return [whole]
+    if matches := _matches(whole):
+        return matches
+    paths = []
+    for part in filter(None, map(str.strip, spec.split(","))):
+        path = os.path.expanduser(part)
+        if os.path.exists(path) or not glob.has_magic(path):
+            paths.append(path)
+            continue
+        matches = _matches(path)
+        if not matches:
+            raise NotThereError(f"{path!r} matches no folder, zip archive or image; {_here()}")
+        paths += matches
     if not paths:
         raise UserError("no images given: name a zip archive, a folder or a pattern such as *.zip")
     return paths
 
 
 def _matches(pattern: str) -> list[str]:
-    paths = sorted(_glob(pattern))
-    useful = [p for p in paths if os.path.isdir(p) or _is_zip(p) or _is_image(p)]
-    if not useful:
-        what = "no folder, zip archive or image" if paths else "nothing"
-        raise NotThereError(f"{pattern!r} matches {what}{_where(pattern)}")
-    return useful
+    found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
+    return [path for path in found if os.path.isdir(path) or _is_zip(path) or _is_image(path)]
 
 
-def _glob(pattern: str) -> set[str]:
-    """Like `glob.glob`, but `**` follows no links: they may lead back up, without end."""
-    parts = pattern.split(os.sep)
-    if "**" not in parts:
-        return set(glob.glob(pattern))
-    at = parts.index("**")
-    tail = list(itertools.dropwhile(lambda part: part == "**", parts[at:]))
-    found: set[str] = set()
-    for top in glob.glob(os.sep.join([*parts[:at], ""])) if at else [os.curdir]:
-        for folder, folders, names in os.walk(top):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            if tail:
-                found |= _glob(os.path.join(glob.escape(folder), *tail))
-            else:
-                found.add(folder)
-                found |= {os.path.join(folder, x) for x in names if not x.startswith(".")}
-    return found
-
-
-def _list_input(path: str) -> list[ImageFile]:
+def _list_path(path: str) -> list[ImageFile]:
     try:
-        status = os.stat(path)
-        if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path!r} is neither a file nor a folder: give one of these")
-        if stat.S_ISREG(status.st_mode) and _is_image(path):
-            folder = _Folder(os.path.dirname(path))
-            return [folder.file(os.path.basename(path), status)]
-        container: _Folder | _Archive
-        container = _Folder(path) if stat.S_ISDIR(status.st_mode) else _open_archive(path)
-        files = list(container.files())
+        if os.path.isdir(path):
+            files = list(_in_folder(os.path.realpath(path)))
+        elif _is_image(path):
+            files = [_on_disk(os.path.realpath(os.path.dirname(path)), os.path.basename(path))]
+        else:
+            files = list(_in_archive(os.path.realpath(path)))
     except PermissionError as error:
         where = error.filename or path
-        raise UserError(f"no permission to read {where!r}: chmod it, or use a copy") from error
+        raise UserError(f"this user may not read {where!r}: chmod it, or use a copy") from error
     except (FileNotFoundError, NotADirectoryError) as error:
-        where = error.filename or path
-        raise NotThereError(f"{where!r} does not exist{_where(path)}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path!r}: {one_line(error)}") from error
+        where = error.filename if os.path.isdir(path) else path
+        raise NotThereError(f"{where!r} does not exist, or links to nothing; {_here()}") from error
+    except Exception as error:  # zipfile raises a dozen types on a damaged directory
+        kind = "a complete zip archive" if _is_zip(path) else "a folder, zip archive or image"
+        raise UserError(
+            f"{path!r} is not {kind} ({one_line(error)}): copy or download it again"
+        ) from error
     if not files:
-        raise UserError(_why_empty(path, container))
+        raise UserError(
+            f"{path!r} holds no images: their names end in {', '.join(EXTENSIONS)}; zip archives "
+            "inside are not opened: name them themselves, or unzip the outer one once"
+        )
     return files
 
 
-def _open_archive(path: str) -> _Archive:
-    try:
-        return _Archive(path)
-    except PermissionError:
-        raise
-    except Exception as error:  # zipfile raises a dozen types on a damaged directory
-        kind = "a complete zip archive" if _is_zip(path) else "a folder, zip archive or image"
-        advice = "copy or download it again" if _is_zip(path) else f"images end in {_ENDINGS}"
-        raise UserError(f"{path!r} is not {kind} ({one_line(error)}): {advice}") from error
+def _in_folder(top: str) -> Iterator[ImageFile]:
+    pending, seen = [top], set()  # linked folders come after the others
+    while pending:
+        for folder, folders, names in os.walk(pending.pop(0), onerror=_raise):
+            real = os.path.realpath(folder)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = [name for name in folders if not _is_hidden(name)]
+            paths = [os.path.join(folder, name) for name in folders]
+            pending += sorted(filter(os.path.islink, paths))  # `walk` passes over these
+            for name in names:
+                path = os.path.join(folder, name)
+                if _is_hidden(name):
+                    continue
+                if os.path.islink(path):
+                    os.stat(path)  # one that leads nowhere may be a class: that is an error
+                if _is_image(name) and os.path.isfile(path):
+                    yield _on_disk(top, os.path.relpath(path, top), os.path.join(real, name))
 
 
-def _why_empty(path: str, container: "_Folder | _Archive") -> str:
-    zips = container.zips()
-    if not zips:
-        return f"{path!r} holds no images: their names end in {_ENDINGS}"
-    if isinstance(container, _Folder):
-        advice = f"give {os.path.join(path, '*.zip')!r}, or one of them"
-    else:
-        advice = "unzip it once, and give one of those"
-    return f"{path!r} holds no images but zip archives ({_some(zips)}): {advice}"
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _on_disk(top: str, inner: str, path: str = "") -> ImageFile:
+    inside = os.path.join(top, inner)
+    status = os.stat(inside)
+    return ImageFile(
+        name=_encodable(inner.replace(os.sep, "/")),
+        parent=_encodable(os.path.basename(os.path.dirname(inside))),
+        size=status.st_size,
+        stamp=status.st_mtime_ns,
+        container=_encodable(top),
+        path=path or inside,
+        read=Path(inside).read_bytes,
+    )
+
+
+def _in_archive(path: str) -> Iterator[ImageFile]:
+    archive = zipfile.ZipFile(path)
+    lock = threading.Lock()  # ZipFile counts its open members without one
+
+    def read(info: zipfile.ZipInfo) -> bytes:
+        with lock, archive.open(info) as member:
+            return member.read(info.file_size + 1)  # no more than its header says
+
+    for info in archive.infolist():
+        # Some programs write backslashes, and some a leading "./".
+        parts = [p for p in info.filename.replace("\\", "/").split("/") if p not in ("", ".")]
+        if not parts or info.is_dir() or not _is_image(parts[-1]) or any(map(_is_hidden, parts)):
+            continue
+        yield ImageFile(
+            name="/".join(parts),
+            parent=parts[-2] if len(parts) > 1 else "",
+            size=info.file_size,
+            stamp=info.CRC,
+            container=_encodable(path),
+            path="/".join([path, *parts]),
+            read=partial(read, info),
+        )
 
 
 def _distinct_ends(paths: Iterable[str]) -> dict[str, str]:
@@ -275,15 +218,7 @@ def _distinct_ends(paths: Iterable[str]) -> dict[str, str]:
         ends = {path: "/".join(split[-count:]) for path, split in parts.items()}
         if len(set(ends.values())) == len(ends):
             break
-    return {path: _printable(end) for path, end in ends.items()}
-
-
-def natural_key(text: str) -> tuple[list, str]:
-    """Returns a sort key by which 2 comes before 10; the text itself decides ties."""
-    parts: list = re.split("([0-9]+)", text.casefold())
-    # By the number of digits, then by the digits: int() refuses more than 4,300 of them.
-    parts[1::2] = [(len(digits), digits) for digits in (p.lstrip("0") for p in parts[1::2])]
-    return parts, text
+    return ends
 
 
 def _is_image(name: str) -> bool:
@@ -295,18 +230,14 @@ def _is_zip(name: str) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    # The others are of macOS's archives, Synology's and QNAP's thumbnails, and Windows.
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
 
 
-def _printable(name: str) -> str:
-    """Escapes control characters, and bytes that are no UTF-8: hashing them would fail."""
-    visible = _CONTROL.sub(lambda match: repr(match[0])[1:-1], name)
-    return visible.encode("utf-8", "backslashreplace").decode()
+def _encodable(name: str) -> str:
+    """Escapes bytes that are no UTF-8: hashing them would fail."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _where(path: str) -> str:
-    return f"{'' if os.path.isabs(path) else f' in {os.getcwd()!r}'}: check the path"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+def _here() -> str:
+    return f"the working directory is {os.getcwd()!r}"

@@ -1,7 +1,8 @@
 """What every source of labelled images offers, wherever its images come from."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -10,12 +11,10 @@ class Record(NamedTuple):
     """One labelled image, before it is read.
 
     Attributes:
-      key: unique within the source and stable between runs and machines; what
-        stands before an `@` alone decides which split the image lands in, so that
-        copies of one image (`cat/1.jpg` and `cat/1.jpg@…`) land in the same.
+      key: unique within the source and stable between runs and machines. The part before an `@`
+        decides which split the image is in, so that copies of an image share one.
       label: index into the source's `class_names`.
-      split: `train`, `validation` or `test` where the publisher of the data
-        assigned one, otherwise empty.
+      split: `train`, `validation` or `test` where the data's publisher assigned one, else empty.
     """
 
     key: str
@@ -23,7 +22,8 @@ class Record(NamedTuple):
     split: str = ""
 
 
-class Source(Protocol):
+@dataclass(frozen=True)
+class Source:
     """Labelled images that can be read in any order and from several threads.
 
     Attributes:
@@ -31,16 +31,11 @@ class Source(Protocol):
       fingerprint: hexadecimal digest that changes when the content does.
       class_names: one per label, in the labels' order.
       records: one per image, in an order that depends on the content alone.
+      read: decodes the image of `records[index]` as upright RGB. Raises UnreadableImage.
     """
 
     description: str
     fingerprint: str
     class_names: tuple[str, ...]
     records: Sequence[Record]
-
-    def read(self, index: int) -> Image.Image:
-        """Decodes the image of `records[index]` as upright RGB.
-
-        Raises:
-          UnreadableImage: the image cannot be decoded; the message says why.
-        """
+    read: Callable[[int], Image.Image]

@@ -1,4 +1,4 @@
-"""From the text of `config.data.source` to a source of images."""
+"""Opens the source of images that `config.data.source` names."""
 
 import os
 import re
@@ -6,49 +6,48 @@ import re
 from bn_vgg.data.source import Source
 from bn_vgg.errors import NotThereError, UserError
 
-OTHER_SOURCES = (
+_CHOICES = (
     "config.data.source takes a TFDS name (cats_vs_dogs), a path or glob to zip files or "
-    "folders, several with commas, or cartoons (cartoons:25000 for so many)"
+    "folders, several with commas, or cartoons (cartoons:25000 for 25,000 of them)"
 )
 
 
 def kind(spec: str) -> str:
-    """Says what `spec` names: `cartoons` (`cartoons:25000` for so many), `files` or `tfds`.
+    """Returns `cartoons`, `files` or `tfds`.
 
-    A bare word is always a name, never a file that happens to be called so: a folder in
-    the working directory is written `./name`.
+    A bare word is always a name: a folder in the working directory is written `./name`.
 
     Raises:
       UserError: it is none of these.
     """
     if not spec:
-        raise UserError(f"config.data.source is empty; {OTHER_SOURCES}")
-    if re.fullmatch(r"cartoons(:\d+)?", spec):
+        raise UserError(f"config.data.source is empty; {_CHOICES}")
+    if re.fullmatch(r"cartoons(:\d{1,9})?", spec):
         return "cartoons"
     if re.fullmatch(r"\w+(:[\w.*]+)?", spec):
         return "tfds"
     if spec.startswith(("/", ".", "~")) or set(spec) & set("*?[,") or os.path.exists(spec):
         return "files"
-    if re.fullmatch(r"\w+/[\w.-]+(:[\w.*]+)?", spec) and not spec.endswith(".zip"):
-        return "tfds"  # with a builder configuration: imagenet_resized/32x32
-    raise NotThereError(f"config.data.source: no file or folder {spec!r}; {OTHER_SOURCES}")
+    # With a builder's configuration, imagenet_resized/32x32; but data/PetImags is a mistyped path.
+    is_path = spec.endswith(".zip") or os.path.isdir(spec.partition("/")[0])
+    if re.fullmatch(r"\w+/[\w.-]+(:[\w.*]+)?", spec) and not is_path:
+        return "tfds"
+    raise NotThereError(f"config.data.source: no file or folder {spec!r}; {_CHOICES}")
 
 
 def open_source(spec: str) -> Source:
     """Opens `spec`; imports what that kind of source needs, and only that."""
     match kind(spec):
         case "cartoons":
-            from bn_vgg.data.cartoons import Cartoons
+            from bn_vgg.data.cartoons import cartoons
 
-            number = spec.partition(":")[2]
-            if len(number) > 9:  # int() refuses more than 4,300 digits
-                raise UserError(f"config.data.source={spec}: that is more than can be drawn")
-            return Cartoons(num_images=int(number)) if number else Cartoons()
+            count = spec.partition(":")[2]
+            return cartoons(int(count)) if count else cartoons()
         case "files":
-            from bn_vgg.data.labelled_files import LabelledFiles
+            from bn_vgg.data.labels import labelled_files
 
-            return LabelledFiles(spec)
+            return labelled_files(spec)
         case _:
-            from bn_vgg.data.tfds_source import TfdsImages  # needs TFDS
+            from bn_vgg.data.tfds import tfds_images  # needs TFDS
 
-            return TfdsImages(spec)
+            return tfds_images(spec)

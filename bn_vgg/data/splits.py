@@ -1,4 +1,4 @@
-"""Which example is for training, validation or test: one fixed shuffle of their keys."""
+"""Which examples are for training, validation and test: one fixed shuffle of their keys."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,29 +10,11 @@ from bn_vgg.errors import UserError
 
 
 class Splits(NamedTuple):
-    """Indices of examples, int64, disjoint; each in the fixed shuffle's order."""
+    """Indices of examples, int64, disjoint; each in the order of the fixed shuffle."""
 
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
-
-
-def shuffled(keys: Sequence[str]) -> np.ndarray:
-    """Orders examples by a digest of their keys.
-
-    Unlike a permutation drawn for a number of examples, this keeps a file where it is
-    when others are added, left out or listed in another order.
-
-    Returns:
-      Indices into `keys`, int64.
-    """
-
-    def place(index: int) -> tuple[bytes, str]:
-        # Copies of one image differ only after the `@`, and stay together.
-        image = keys[index].partition("@")[0]
-        return hashlib.blake2b(image.encode(), digest_size=16).digest(), keys[index]
-
-    return np.asarray(sorted(range(len(keys)), key=place), np.int64)
 
 
 def split(
@@ -40,8 +22,8 @@ def split(
 ) -> Splits:
     """Holds out the last `test_examples` for test and those before them for validation.
 
-    Where the data's publisher brings a `validation` or `test` split, it is used whole
-    and only the missing one is held out of the training examples.
+    Where the data's publisher brings a `validation` or `test` split, it is used whole, and only
+    the missing one is held out of the training examples.
 
     Args:
       keys: one per example, unique.
@@ -50,15 +32,12 @@ def split(
       test_examples: how many to hold out for test.
 
     Raises:
-      UserError: fewer than one example is left for training.
+      UserError: no example is left for training.
     """
     order = shuffled(keys)
     names = np.asarray(published)[order]
-    rest, valid, test = (
-        order[np.isin(names, ["", "train"])],
-        order[names == "validation"],
-        order[names == "test"],
-    )
+    rest = order[np.isin(names, ["", "train"])]
+    valid, test = order[names == "validation"], order[names == "test"]
     wanted = (0 if len(test) else test_examples) + (0 if len(valid) else valid_examples)
     if len(rest) <= wanted:
         raise UserError(
@@ -70,3 +49,24 @@ def split(
     if not len(valid):
         rest, valid = np.split(rest, [len(rest) - valid_examples])
     return Splits(rest, valid, test)
+
+
+def shuffled(keys: Sequence[str]) -> np.ndarray:
+    """Orders examples by a digest of their keys; returns indices, int64.
+
+    Unlike a permutation drawn for a number of examples, this keeps a file where it is when others
+    are added, left out or listed in another order.
+    """
+
+    def place(index: int) -> tuple[bytes, str]:
+        # Copies of one image differ only after the `@`, and stay together.
+        image = keys[index].partition("@")[0]
+        return hashlib.blake2b(image.encode(), digest_size=16).digest(), keys[index]
+
+    return np.asarray(sorted(range(len(keys)), key=place), np.int64)
+
+
+def class_counts(labels: np.ndarray, class_names: Sequence[str]) -> str:
+    """Returns how many examples each class has, such as `cat 12500, dog 12500`."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    return ", ".join(f"{name} {n}" for name, n in zip(class_names, counts, strict=True))

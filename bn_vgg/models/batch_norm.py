@@ -1,31 +1,33 @@
 """Normalizers by statistics over the batch and all positions, for each channel.
 
-All keep running statistics in `batch_stats`, float32, for use at evaluation.
+For evaluation they keep running statistics in the collection `batch_stats`, float32. Fields that
+are common to them are set from `config.model`:
+
+  momentum   weight of the old value in the running statistics, at least 0 and less than 1
+  epsilon    added to a variance before its square root, positive
+  average    running statistics are averages of the `variance`, as in Flax, or of the `stdev`,
+             as in the 2016 post; either is kept as a variance
+  axis_name  mapped axis over which devices share a batch; None where the batch is whole
+  dtype      of the result; None keeps the input's. Statistics are float32 always.
 """
 
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from bn_vgg.errors import UserError
 
+# What is averaged from batch to batch as a function of the variance, and its inverse.
+AVERAGES = {"variance": (lambda var: var, lambda var: var), "stdev": (jnp.sqrt, jnp.square)}
+
 
 class MeanOnlyBatchNorm(nn.Module):
-    """Mean-only batch normalization: y = x - mean(x) + bias, for each channel.
+    """Mean-only batch normalization: y = x - mean(x) + bias.
 
-    Salimans and Kingma 2016, "Weight Normalization", section 4. The mean is taken
-    over every axis but the last. No division, no scale. Conventions, field names and
-    the order of the running average's terms are `flax.linen.BatchNorm`'s.
-
-    Attributes:
-      momentum: weight of the old value in the running mean, which starts from 0.
-      axis_name: of the mapped axis whose devices share one batch; None where the
-        batch is whole.
-      dtype: of the result; None keeps the input's. The mean is always float32.
+    Salimans and Kingma 2016, "Weight Normalization", section 4. The running mean starts from 0.
     """
 
     momentum: float = 0.99
@@ -35,16 +37,8 @@ class MeanOnlyBatchNorm(nn.Module):
     replaces_bias: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(
-        self, x, use_running_average: bool, mean_of_x: Callable[[], jax.Array] | None = None
-    ):
-        """Normalizes `x` of shape (..., C).
-
-        In training (`use_running_average` False) subtracts the batch's own mean and moves
-        the running mean towards it, for which `batch_stats` must be mutable. `mean_of_x`,
-        where it is given, computes that mean, (C,) and float32, without a pass over `x`:
-        the whole layer is then no more than a bias.
-        """
+    def __call__(self, x, use_running_average: bool, mean_of_x: Callable | None = None):
+        """Normalizes `x` (..., C). With `mean_of_x` the layer costs no more than a bias."""
         channels = x.shape[-1]
         running = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
@@ -52,14 +46,13 @@ class MeanOnlyBatchNorm(nn.Module):
             mean = running.value
         else:
             mean = mean_of_x() if mean_of_x else mean_over_batch(x)
-            # While initializing there is no mapped axis, and no batch to learn from.
+            # `init` has no mapped axis, and its batch is not for learning from.
             if not self.is_initializing():
                 if self.axis_name is not None:
                     mean = lax.pmean(mean, self.axis_name)
                 running.value = self.momentum * running.value + (1 - self.momentum) * mean
-        dtype = self.dtype or x.dtype
         shift = (bias - mean).reshape((1,) * (x.ndim - 1) + (channels,))
-        return (x.astype(jnp.float32) + shift).astype(dtype)
+        return (x.astype(jnp.float32) + shift).astype(self.dtype or x.dtype)
 
 
 def mean_over_batch(x):
@@ -68,9 +61,9 @@ def mean_over_batch(x):
 
 
 def batch_moments(x, axes: tuple[int, ...], axis_name: str | None = None):
-    """Computes mean and biased variance over `axes` and a mapped axis, as Flax's BatchNorm does.
+    """Computes mean and biased variance as Flax's BatchNorm does, float32.
 
-    Float32. The axes stay, with size 1, so that both broadcast against `x`.
+    They are over `axes`, which stay with size 1, and over a mapped axis.
     """
     x = x.astype(jnp.float32)
     means = x.mean(axes, keepdims=True), lax.square(x).mean(axes, keepdims=True)
@@ -80,28 +73,16 @@ def batch_moments(x, axes: tuple[int, ...], axis_name: str | None = None):
 
 
 def normalize_by(x, moments, epsilon: float):
-    """Computes (x - mean) / sqrt(var + epsilon), float32, of moments that broadcast."""
+    """Computes (x - mean) / sqrt(var + epsilon), float32, from moments that broadcast."""
     mean, var = moments
     return (x.astype(jnp.float32) - mean) * lax.rsqrt(var + epsilon)
 
 
-# What of the variance is averaged from batch to batch, and the way back.
-AVERAGES = {"variance": (lambda var: var, lambda var: var), "stdev": (jnp.sqrt, jnp.square)}
-
-
 class MomentNorm(nn.Module):
-    """Fields, running statistics, scale and shift of the normalizers by mean and variance.
+    """Base of the normalizers by mean and variance: running statistics, scale and bias.
 
-    Attributes:
-      momentum: weight of the old value in the running statistics, which start from 0
-        (mean) and 1 (variance).
-      epsilon: added to a variance before its square root.
-      axis_name: of the mapped axis whose devices share one batch; None where the
-        batch is whole.
-      dtype: of the result; None keeps the input's. Statistics are always float32.
-      average: of what the running average is, a key of `AVERAGES`: of the `variance`,
-        as in Flax, or of the `stdev`, as in the 2016 original. Either is kept as a
-        variance, under Flax's name `var`.
+    Running statistics start from mean 0 and variance 1. A subclass defines
+    `_normalize_batch(x, running)`, which normalizes a training batch and calls `_move`.
     """
 
     momentum: float = 0.99
@@ -112,20 +93,14 @@ class MomentNorm(nn.Module):
 
     replaces_bias: ClassVar[bool] = True
 
-    def setup(self):
-        """Refuses an unknown `average`."""
-        if self.average not in AVERAGES:
-            known = ", ".join(AVERAGES)
-            raise UserError(f"config.model.stats_average: no {self.average!r}; there are: {known}")
-
     @nn.compact
     def __call__(self, x, use_running_average: bool):
-        """Normalizes `x` of shape (N, ..., C); in training moves the running statistics."""
+        """Normalizes `x` (N, ..., C); in training moves the running statistics."""
         channels, like_x = x.shape[-1:], (1,) * (x.ndim - 1) + x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         running = mean.value.reshape(like_x), var.value.reshape(like_x)
-        # Initializing takes a batch of any size: it only learns the shapes.
+        # `init` takes a batch of any size: it only learns the shapes.
         if use_running_average or self.is_initializing():
             normal = normalize_by(x, running, self.epsilon)
         else:
@@ -135,14 +110,14 @@ class MomentNorm(nn.Module):
         y = normal * scale.reshape(like_x) + bias.reshape(like_x)
         return y.astype(self.dtype or x.dtype)
 
-    def _move(self, old, batch) -> None:
-        """Sets the running statistics from `old` and `batch`, mean and var each."""
-        of_var, to_var = AVERAGES[self.average]
+    def _move(self, running, batch) -> None:
+        """Moves the running statistics towards the batch's, mean and variance each."""
+        from_var, to_var = AVERAGES[self.average]
         # The loss does not depend on them, and a square root has no slope at 0.
-        (old_mean, old_var), (mean, var) = old, lax.stop_gradient(batch)
+        (old_mean, old_var), (mean, var) = running, lax.stop_gradient(batch)
         keep, learn = self.momentum, 1 - self.momentum
         new_mean = keep * old_mean + learn * mean
-        new_var = to_var(keep * of_var(old_var) + learn * of_var(var))
+        new_var = to_var(keep * from_var(old_var) + learn * from_var(var))
         self.put_variable("batch_stats", "mean", new_mean.reshape(-1))
         self.put_variable("batch_stats", "var", new_var.reshape(-1))
 
@@ -150,9 +125,9 @@ class MomentNorm(nn.Module):
 class FullBatchNorm(MomentNorm):
     """Batch normalization: y = scale * (x - mean) / sqrt(var + epsilon) + bias.
 
-    Ioffe and Szegedy 2015. The computation is Flax's own BatchNorm; only the running
-    statistics are averaged here, so that the choice of `average` is ours. Without a
-    bias, too, it replaces the convolution's: the mean takes away any constant.
+    Ioffe and Szegedy 2015, "Batch Normalization". Computed by Flax's BatchNorm; only the running
+    averages are ours. It replaces the convolution's bias even without one of its own, because the
+    mean takes away any constant.
 
     Attributes:
       use_scale: whether there is a learned scale, from 1.
@@ -164,60 +139,100 @@ class FullBatchNorm(MomentNorm):
 
     @nn.compact
     def __call__(self, x, use_running_average: bool):
-        """Normalizes `x` of shape (..., C); in training moves the running statistics."""
+        """Normalizes `x` (..., C); in training moves the running statistics."""
         flax_norm = nn.BatchNorm(
-            # Flax keeps momentum * old + (1 - momentum) * batch. With 0 it leaves this batch's own
-            # statistics, which are read back below and averaged as the recipe does.
+            # With 0, Flax stores the batch's own statistics. They are averaged below.
             momentum=0.0, epsilon=self.epsilon, dtype=self.dtype or x.dtype,
             use_scale=self.use_scale, use_bias=self.use_bias, axis_name=self.axis_name,
         )  # fmt: skip
         nn.share_scope(self, flax_norm)
-        old = self._kept()
+        running = self._stored()
         y = flax_norm(x, use_running_average=use_running_average)
         if not use_running_average and not self.is_initializing():
-            self._move(old, self._kept())
+            self._move(running, self._stored())
         return y
 
-    def _kept(self):
+    def _stored(self):
         return tuple(self.get_variable("batch_stats", name) for name in ("mean", "var"))
 
 
 class GhostBatchNorm(MomentNorm):
-    """Batch normalization of each sub-batch of `ghost_size` consecutive examples by itself.
+    """Ghost batch normalization: `FullBatchNorm` of each `ghost_size` consecutive examples.
 
-    Hoffer, Hubara and Soudry 2017, "Train longer, generalize better", algorithm 1. The
-    formula is `FullBatchNorm`'s. The running statistics move once for each batch, to
-    the mean over its sub-batches of their means and variances (or standard
-    deviations); the paper moves them once for each sub-batch.
+    Hoffer, Hubara and Soudry 2017, "Train longer, generalize better", algorithm 1. Running
+    statistics move once for each batch, towards the mean over its sub-batches of their means and
+    variances (or standard deviations); the paper moves them once for each sub-batch.
 
     Attributes:
-      ghost_size: examples of a sub-batch. It lies on one device, so `ghost_size` must
-        divide each device's share of a training batch.
+      ghost_size: examples of a sub-batch; it must divide each device's share of the batch.
     """
 
     ghost_size: int = 25
 
     def _normalize_batch(self, x, running):
-        """Normalizes (N, ..., C) by its sub-batches.
-
-        Raises:
-          UserError: `ghost_size` does not divide N.
-        """
-        _check_share(x.shape[0], self.ghost_size)
-        # G sub-batches: (G, ghost_size, ..., C).
-        ghosts = x.reshape(-1, self.ghost_size, *x.shape[1:])
+        share, size = x.shape[0], self.ghost_size
+        if size < 1 or share % size:
+            fitting = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
+            raise UserError(
+                f"config.model.norm_kwargs.ghost_size: {size} does not divide a device's share of"
+                f" the batch, {share} examples; these do: {fitting}"
+            )
+        ghosts = x.reshape(-1, size, *x.shape[1:])
         mean, var = batch_moments(ghosts, tuple(range(1, x.ndim)))
-        of_var, to_var = AVERAGES[self.average]
-        means = mean.mean(axis=0), of_var(var).mean(axis=0)
+        from_var, to_var = AVERAGES[self.average]
+        means = mean.mean(axis=0), from_var(var).mean(axis=0)
         over_ghosts, spread = lax.pmean(means, self.axis_name) if self.axis_name else means
         self._move(running, (over_ghosts, to_var(spread)))
         return normalize_by(ghosts, (mean, var), self.epsilon).reshape(x.shape)
 
 
-def _check_share(share: int, ghost_size: int) -> None:
-    if ghost_size < 1 or share % ghost_size:
-        fitting = ", ".join(str(size) for size in range(1, share + 1) if share % size == 0)
-        raise UserError(
-            f"config.model.norm_kwargs.ghost_size: {ghost_size} does not divide a device's"
-            f" share of the batch, {share} examples; these do: {fitting}"
+class BatchRenorm(MomentNorm):
+    """Batch renormalization: y = scale * ((x - mean) / sigma * r + d) + bias.
+
+    Ioffe 2017, "Batch Renormalization", algorithm 1. mean and sigma = sqrt(var + epsilon) are the
+    batch's. r and d, constants to the gradient, pull the result, within bounds, to what the
+    running statistics would give:
+
+      r = clip(sigma / sigma_running, 1 / r_max, r_max)
+      d = clip((mean - mean_running) / sigma_running, -d_max, d_max)
+
+    The bounds start at 1 and 0, which is `FullBatchNorm`, and rise linearly after a warm-up. The
+    defaults are the paper's; the recipe's 60 epochs are some 12,000 updates and end near bounds of
+    1.4 and 1.75. `batch_stats` counts the `updates`.
+
+    Attributes:
+      r_max: final bound of r and of 1 / r, at least 1.
+      d_max: final bound of d, at least 0.
+      warmup_updates: updates before the bounds begin to rise.
+      r_max_updates: updates after which r_max is reached.
+      d_max_updates: updates after which d_max is reached.
+    """
+
+    r_max: float = 3.0
+    d_max: float = 5.0
+    warmup_updates: int = 5000
+    r_max_updates: int = 40000
+    d_max_updates: int = 25000
+
+    def setup(self):
+        """Declares the count of updates."""
+        self.updates = self.variable("batch_stats", "updates", jnp.zeros, (), jnp.float32)
+
+    def _normalize_batch(self, x, running):
+        batch = batch_moments(x, tuple(range(x.ndim - 1)), self.axis_name)
+        r, d = self._corrections(running, batch, self.updates.value)
+        self.updates.value = self.updates.value + 1
+        self._move(running, batch)
+        return normalize_by(x, batch, self.epsilon) * r + d
+
+    def _corrections(self, running, batch, updates):
+        """Computes r and d, in the shape of the moments."""
+        r_risen, d_risen = (
+            jnp.clip((updates - self.warmup_updates) / max(end - self.warmup_updates, 1), 0, 1)
+            for end in (self.r_max_updates, self.d_max_updates)
         )
+        r_max, d_max = 1 + (self.r_max - 1) * r_risen, self.d_max * d_risen
+        (mean, var), (batch_mean, batch_var) = running, batch
+        r = jnp.sqrt((batch_var + self.epsilon) / (var + self.epsilon))
+        d = (batch_mean - mean) * lax.rsqrt(var + self.epsilon)
+        return lax.stop_gradient((jnp.clip(r, 1 / r_max, r_max), jnp.clip(d, -d_max, d_max)))

@@ -1,8 +1,11 @@
 """Normalizers by statistics of each example alone: the same in training and evaluation.
 
-The first three are Flax's own modules with our defaults. They differ in the values that
-share a mean and a variance: y = scale * (x - mean) / sqrt(var + epsilon) + bias, with
-scale from 1 and bias from 0 for each channel. They replace the convolution's bias.
+`GroupNorm`, `LayerNorm` and `InstanceNorm` are Flax's, with Flax's fields. They differ in which
+values share a mean and a variance:
+
+  y = scale * (x - mean) / sqrt(var + epsilon) + bias
+
+with scale from 1 and bias from 0 for each channel, and `epsilon` positive, from `config.model`.
 """
 
 from typing import Any, ClassVar
@@ -18,11 +21,11 @@ from bn_vgg.errors import UserError
 class GroupNorm(nn.GroupNorm):
     """Group normalization: statistics of each example's groups of consecutive channels.
 
-    Wu and He 2018, "Group Normalization". Fields are Flax's.
+    Wu and He 2018, "Group Normalization".
 
     Attributes:
-      num_groups: of the same size. It must divide every layer's channels; 10 divides the
-        recipe's 20 and 50, the paper's 32 does not.
+      num_groups: groups of equal size; it must divide every layer's channels. 10 divides the
+        recipe's 20 and 50; the paper's 32 does not.
     """
 
     num_groups: int | None = 10
@@ -30,68 +33,48 @@ class GroupNorm(nn.GroupNorm):
     replaces_bias: ClassVar[bool] = True
 
     def __call__(self, x, *, mask=None):
-        """Normalizes `x` of shape (N, H, W, C).
-
-        Raises:
-          UserError: `num_groups` does not divide C.
-        """
+        """Normalizes `x` (N, H, W, C)."""
         channels, groups = x.shape[-1], self.num_groups
         if groups is not None and (groups < 1 or channels % groups):
             raise UserError(
                 f"config.model.norm_kwargs.num_groups: {groups} does not divide a layer's"
                 f" {channels} channels"
             )
-        # Flax's default result type would make float32 of bfloat16.
-        return super().__call__(x, mask=mask).astype(self.dtype or x.dtype)
+        return super().__call__(x, mask=mask)
 
 
 class LayerNorm(nn.LayerNorm):
     """Layer normalization: statistics of each example as a whole, all positions and channels.
 
     Ba, Kiros and Hinton 2016, "Layer Normalization". Equals `GroupNorm` with one group.
-    Fields are Flax's.
     """
 
     reduction_axes: Axes = (1, 2, 3)
-    feature_axes: Axes = -1
 
     replaces_bias: ClassVar[bool] = True
-
-    def __call__(self, x, *, mask=None):
-        """Normalizes `x` of shape (N, H, W, C)."""
-        return super().__call__(x, mask=mask).astype(self.dtype or x.dtype)
 
 
 class InstanceNorm(nn.InstanceNorm):
     """Instance normalization: statistics of each example's channels, over the positions.
 
-    Ulyanov, Vedaldi and Lempitsky 2016, "Instance Normalization". Equals `GroupNorm`
-    with a group for each channel. Fields are Flax's.
+    Ulyanov, Vedaldi and Lempitsky 2016, "Instance Normalization". Equals `GroupNorm` with one
+    group for each channel.
     """
 
     replaces_bias: ClassVar[bool] = True
 
-    def __call__(self, x, *, mask=None):
-        """Normalizes `x` of shape (N, H, W, C)."""
-        return super().__call__(x, mask=mask).astype(self.dtype or x.dtype)
-
 
 class FilterResponseNorm(nn.Module):
-    """Filter response normalization and its thresholded linear unit, in the place of ReLU.
+    """Filter response normalization with its thresholded linear unit, which replaces ReLU.
 
-    Singh and Krishnan 2020, "Filter Response Normalization Layer". For each example and
-    channel, over the positions, and with a learned threshold tau from 0:
+    Singh and Krishnan 2020, "Filter Response Normalization Layer". For each example and channel,
+    with means over the positions, and learned scale (from 1), bias and tau (from 0):
 
-      nu2 = mean(x ** 2)
-      y = scale * x / sqrt(nu2 + eps) + bias
-      z = max(y, tau)
-
-    No mean is subtracted; the learned bias, from 0, replaces the convolution's.
+      y = max(scale * x / sqrt(mean(x ** 2) + eps) + bias, tau)
 
     Attributes:
-      eps: the paper's constant, which it learns only where a map is a single position.
-        Not named `epsilon`: the configuration's is 1e-4 and made for a variance.
-      dtype: of the result; None keeps the input's. nu2 is always float32.
+      eps: positive. Not named `epsilon`, because the configuration's is made for a variance.
+      dtype: of the result; None keeps the input's.
     """
 
     eps: float = 1e-6
@@ -103,15 +86,16 @@ class FilterResponseNorm(nn.Module):
     @nn.compact
     def __call__(self, x_NHWC):
         """Normalizes (N, H, W, C) and applies the threshold."""
-
-        def declare(name, initializer):
-            vector_C = self.param(name, initializer, x_NHWC.shape[-1:], jnp.float32)
-            return vector_C.reshape(1, 1, 1, -1)
-
-        scale = declare("scale", nn.initializers.ones)
-        bias = declare("bias", nn.initializers.zeros)
-        tau = declare("tau", nn.initializers.zeros)
+        channels = x_NHWC.shape[-1:]
+        scale, bias, tau = (
+            self.param(name, start, channels, jnp.float32).reshape(1, 1, 1, -1)
+            for name, start in (
+                ("scale", nn.initializers.ones),
+                ("bias", nn.initializers.zeros),
+                ("tau", nn.initializers.zeros),
+            )
+        )
         x = x_NHWC.astype(jnp.float32)
-        nu2_N11C = lax.square(x).mean(axis=(1, 2), keepdims=True)
-        y = scale * x * lax.rsqrt(nu2_N11C + self.eps) + bias
+        mean_square_N11C = lax.square(x).mean(axis=(1, 2), keepdims=True)
+        y = scale * x * lax.rsqrt(mean_square_N11C + self.eps) + bias
         return jnp.maximum(y, tau).astype(self.dtype or x_NHWC.dtype)

@@ -1,53 +1,54 @@
-"""The plug for normalizers: their names, and anybody's own by `package.module:ClassName`.
+"""Registry of normalizers, and the interface for user-defined ones.
 
-A normalizer stands between a convolution and its ReLU. It is a linen module, or a function
-that returns one, and Flax's own fit as they are. What counts is which names it uses:
+A normalizer is a Flax module between a convolution and its ReLU. `config.model.norm` names one of
+`NORMALIZERS`, or your own as `package.module:Class` (or a function that returns a module). Flax's
+own, such as `flax.linen:RMSNorm`, need no change. `__call__` takes `x` (N, H, W, C) and returns the
+same shape and dtype. All else is optional and recognized by its name:
 
-  * fields (or the function's parameters) named `momentum`, `epsilon`, `axis_name`, `dtype`
-    and `average` are set from the configuration, all others from `config.model.norm_kwargs`;
-  * `__call__` takes `x`, (N, H, W, C), and returns the same shape in the network's dtype.
-    It is also given, where its signature names them:
-      `use_running_average`  False in training, True in evaluation;
-      `mean_of_x`            a function that computes x's mean for each channel, (C,),
-                             without a pass over x, or None where there is no such way;
-  * what it carries from batch to batch it keeps in the collection `batch_stats`; of statistics
-    called `mean` and `var`, (C,), the lens says how far they lag;
-  * `replaces_bias = True`  makes the convolution in front drop its bias (unsaid, a field
-    `use_bias` decides, as Flax's normalizers have it);
-  * `has_activation = True`  leaves out the ReLU behind it;
-  * `initializes_from_data = True`  has `init` called with a batch of training images;
-  * a method `kernel(kernel_33IO)`  returns what the convolution uses for its weights.
+  fields      (or parameters of the function) `momentum`, `epsilon`, `axis_name`, `dtype` and
+              `average` are set from `config.model`, all others from `config.model.norm_kwargs`.
+  arguments   of `__call__`:
+              `use_running_average`   False in training, True in evaluation;
+              `mean_of_x`             a function that computes x's mean for each channel, (C,),
+                                      without a pass over x; None where there is no such way.
+  statistics  that last from batch to batch are in the collection `batch_stats`. Those called
+              `mean` and `var`, (C,), are compared with PreciseBN's at every evaluation.
+  attributes  `replaces_bias`         True: the convolution in front has no bias (default: as the
+                                      field `use_bias` of Flax's normalizers says);
+              `has_activation`        True: no ReLU follows;
+              `initializes_from_data` True: `init` is called with a batch of training images.
+  methods     `kernel(kernel_33IO)`   computes the weights for the convolution from its kernel.
 
-`axis_name` is that of the mapped axis whose devices share a batch. It is set only where
-`use_running_average` is taken: statistics of single examples must not cross devices. What takes
-that one and has no `axis_name` is refused on several devices, whose statistics would be several.
+`axis_name` is the mapped axis over which devices share a batch, for `jax.lax.pmean`. It is set only
+for normalizers that take `use_running_average`: the statistics of single examples must not cross
+devices.
 """
 
-import contextlib
 import dataclasses
 import difflib
-import importlib
 import inspect
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from bn_vgg.errors import UserError, described
-from bn_vgg.models.batch_norm import FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
-from bn_vgg.models.batch_renorm import BatchRenorm
+from bn_vgg.errors import UserError
+from bn_vgg.models.batch_norm import BatchRenorm, FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
 from bn_vgg.models.example_norm import FilterResponseNorm, GroupNorm, InstanceNorm, LayerNorm
+from bn_vgg.models.layers import Conv
+from bn_vgg.models.lookup import blaming, find_class
 from bn_vgg.models.weight_norm import WeightNorm, WeightNormMeanOnly
 
 
 class NoNorm(nn.Module):
-    """Leaves its input as it is: the control of every comparison."""
+    """y = x: the control of every comparison."""
 
-    def __call__(self, x_NHWC):
-        """Returns `x_NHWC`."""
-        return x_NHWC
+    def __call__(self, x):
+        """Returns `x`."""
+        return x
 
 
 NORMALIZERS: dict[str, type[nn.Module]] = {
@@ -63,259 +64,168 @@ NORMALIZERS: dict[str, type[nn.Module]] = {
     "instance": InstanceNorm,
     "filter_response": FilterResponseNorm,
 }
-# Of `__call__`, besides x.
-_GIVEN = ("use_running_average", "mean_of_x")
-# What others call the first of them. With a default it would be that one in training as well.
+# Where running statistics come from in training with dropout: the pass that the loss uses, or a
+# second one without dropout.
+PASSES = ("dropout", "clean")
+
+_FIELD = "config.model.norm"
+_ARGUMENTS = ("use_running_average", "mean_of_x")
+# What others call some of `NORMALIZERS`, and `use_running_average`.
+_OTHER_NAMES = {"batch": "full", "bn": "full", "identity": "none"}
 _OTHER_MODES = ("train", "training", "is_training", "deterministic")
 
 
 @dataclasses.dataclass(frozen=True)
 class NormFactory:
-    """Makes one normalizer per layer, so that blocks never see a name or a setting.
+    """Makes the normalizers of a network, which sees neither their name nor their settings.
 
     Attributes:
-      name: as the configuration has it.
-      build: the class or function.
-      settings: what it is called with, besides a module's `name`.
-      replaces_bias: whether the convolution in front drops its bias.
-      has_activation: whether it takes the place of the ReLU.
-      initializes_from_data: whether `init` needs a real batch.
-      given: which of `use_running_average` and `mean_of_x` it is called with.
+      name: `config.model.norm`.
+      build: the module's class, or the function that returns one.
+      settings: keyword arguments of `build`.
+      given: the optional arguments that `__call__` takes.
+      replaces_bias: whether the convolution in front has no bias.
+      has_activation: whether no ReLU follows.
+      initializes_from_data: whether `init` needs a batch of training images.
+      stats_pass: one of `PASSES`.
     """
 
     name: str
     build: Callable[..., nn.Module]
     settings: Mapping[str, Any]
+    given: tuple[str, ...]
     replaces_bias: bool
     has_activation: bool
     initializes_from_data: bool
-    given: tuple[str, ...]
-
-    def make(self) -> nn.Module:
-        """Makes one; within a module's `__call__` it becomes its submodule `norm`."""
-        return self.build(**self.settings, name="norm")
+    stats_pass: str
 
     @property
     def averages(self) -> bool:
-        """Whether it keeps running averages, of weight `momentum`."""
+        """Whether there are running averages, of weight `momentum`."""
         return "momentum" in self.settings
 
     def with_momentum(self, momentum) -> "NormFactory":
-        """Returns one of the same normalizers with another weight of the old value."""
+        """Returns a factory of the same normalizers with another `momentum`."""
         return dataclasses.replace(self, settings={**self.settings, "momentum": momentum})
 
-    def normalize(self, module: nn.Module, x_NHWC, **offered):
-        """Calls `module`, made here, with what it takes of `offered`.
+    def make(self, name: str = "norm") -> nn.Module:
+        """Makes a normalizer; within a module's `__call__` it becomes the submodule `name`."""
+        return self.build(**self.settings, name=name)
+
+    def after(self, conv: Conv, x_NHWC, *, train: bool, name: str = "norm"):
+        """Convolves `x_NHWC`, with the weights that the normalizer wants, and normalizes.
+
+        To be called within a module's `__call__`; the normalizer becomes its submodule `name`.
+        `conv` has a bias unless `replaces_bias`.
 
         Raises:
-          UserError: it fails, or returns another shape or dtype than `x_NHWC` has.
+          UserError: a user-defined normalizer fails, or returns another shape or dtype.
         """
-        given = {name: offered[name] for name in self.given}
-        if self.name in NORMALIZERS:
-            return module(x_NHWC, **given)
-        with _naming(self.name, self.build):
-            y = module(x_NHWC, **given)
-        found, wanted = (
-            (getattr(a, "shape", None), getattr(a, "dtype", None)) for a in (y, x_NHWC)
-        )
-        if found != wanted:
-            raise UserError(
-                f"config.model.norm={self.name} returned shape {found[0]} and dtype {found[1]} "
-                f"for an input of shape {wanted[0]} and dtype {wanted[1]}; they must be the same"
-            )
+        norm = self.make(name)
+        weights_of = partial(self._weights, norm) if hasattr(norm, "kernel") else None
+        y = conv(x_NHWC, weights_of)
+        mean_of_y = partial(conv.mean_of_result, x_NHWC, weights_of) if conv.knows_mean else None
+        return self.normalize(norm, y, train=train, mean_of_x=mean_of_y)
+
+    def normalize(self, norm: nn.Module, x, *, train: bool, mean_of_x=None):
+        """Calls `norm`, which `make` made, and reports its input as `before_norm`.
+
+        Raises:
+          UserError: as `after`.
+        """
+        norm.sow("intermediates", "before_norm", x)
+        offered = {"use_running_average": not train, "mean_of_x": mean_of_x}
+        with blaming(_FIELD, self.name, self.build):
+            y = norm(x, **{name: offered[name] for name in self.given})
+        self._check_same("its result", y, x)
         return y
 
-    def kernel_of(self, module: nn.Module) -> Callable[[jax.Array], jax.Array] | None:
-        """Returns `module.kernel`, which makes a convolution's weights; None where there is none.
-
-        It raises a UserError where it fails, or returns another shape than it was given.
-        """
-        own = getattr(module, "kernel", None)
-        if own is None or self.name in NORMALIZERS:
-            return own
-
-        def kernel(kernel_33IO):
-            with _naming(self.name, self.build):
-                weights = own(kernel_33IO)
-            shape = getattr(weights, "shape", None)
-            if shape != kernel_33IO.shape:
-                raise UserError(
-                    f"config.model.norm={self.name}: its kernel() returned shape {shape} for "
-                    f"weights of shape {kernel_33IO.shape}; they must be the same"
-                )
-            return weights
-
-        return kernel
+    def _weights(self, norm: Any, kernel_33IO) -> jax.Array:
+        with blaming(_FIELD, self.name, self.build):
+            weights = norm.kernel(kernel_33IO)
+        self._check_same("the result of its kernel()", weights, kernel_33IO)
+        return weights
 
     def check_statistics(self, before, after) -> None:
-        """Raises a UserError where a training step makes other arrays of the statistics.
+        """Checks that a training step keeps the arrays of `batch_stats`, or raises a UserError."""
+        self._check_same("after a training step batch_stats/", after, before)
 
-        Args:
-          before: the collection `batch_stats`.
-          after: the same, after the step.
-        """
-        if self.name in NORMALIZERS:
-            return
-        old, new = (
-            {jax.tree_util.keystr(path, simple=True, separator="/"): (x.shape, x.dtype)
-             for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-            for tree in (before, after)
-        )  # fmt: skip
-        for path in sorted(old.keys() | new.keys()):
-            if old.get(path) != new.get(path):
-                was, became = (
-                    "missing" if path not in of else f"{of[path][1]}{list(of[path][0])}"
-                    for of in (old, new)
-                )
+    def _check_same(self, what: str, found, wanted) -> None:
+        types, types_wanted = _types_of(found), _types_of(wanted)
+        for path in sorted(types.keys() | types_wanted.keys()):
+            is_now, must_be = (of.get(path, "missing") for of in (types, types_wanted))
+            if is_now != must_be:
                 raise UserError(
-                    f"config.model.norm={self.name}: batch_stats/{path} is {became} after a "
-                    f"training step and was {was} before; they must be the same"
+                    f"{_FIELD}={self.name}: {what}{path} is {is_now} and must be {must_be}"
                 )
+
+
+def _types_of(tree) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(
+            path, simple=True, separator="/"
+        ): f"{jnp.result_type(x)}{jnp.shape(x)}"
+        for path, x in leaves
+    }
 
 
 def make_norm_factory(
-    norm: str,
-    *,
-    norm_kwargs: Mapping[str, Any],
-    decay: float,
-    epsilon: float,
-    average: str,
-    axis_name: str | None,
-    dtype: Any,
+    norm: str, norm_kwargs: Mapping[str, Any], *, axis_name: str | None, stats_pass: str, **common
 ) -> NormFactory:
-    """Looks up `norm` and binds the settings that it has fields for.
+    """Looks up `config.model.norm` and binds the settings that it has fields for.
 
-    Args:
-      norm: a name in `NORMALIZERS`, or `package.module:ClassName`.
-      norm_kwargs: the normalizer's own settings.
-      decay: weight of the old value in running statistics (Flax's `momentum`).
-      epsilon: added to a variance before its square root.
-      average: of what second running statistics are averages, `variance` or `stdev`.
-      axis_name: mapped axis over which statistics are shared, or None.
-      dtype: of the normalizer's result.
+    `common` are `momentum`, `epsilon`, `average` and `dtype`, which batch_norm.py explains.
 
     Raises:
-      UserError: there is no such normalizer, it cannot be imported, it is none, or it does
-        not take `norm_kwargs`.
+      UserError: there is no such normalizer, it cannot be imported, does not fit the interface, or
+        does not take `norm_kwargs`.
     """
-    build = _find(norm)
-    with _naming(norm, build):
-        takes = _parameters(build)
-    settings = {"momentum": decay, "epsilon": epsilon, "dtype": dtype, "average": average}
-    own = [name for name in takes if name not in (*settings, "axis_name", "name", "parent")]
+    build = find_class(_FIELD, norm, NORMALIZERS, _OTHER_NAMES)
+    with blaming(_FIELD, norm, build):
+        takes = list(inspect.signature(build).parameters)
+    own = [name for name in takes if name not in (*common, "axis_name", "name", "parent")]
     unknown = sorted(set(norm_kwargs) - set(own), key=str)
     if unknown:
         raise UserError(
             f"config.model.norm_kwargs: {norm} takes no {unknown[0]!r}; "
             f"it takes: {', '.join(own) or 'nothing'}"
         )
-    bound = {name: value for name, value in settings.items() if name in takes} | {**norm_kwargs}
-    with _naming(norm, build):
-        example = build(**bound)
-    if not isinstance(example, nn.Module):
-        raise UserError(f"config.model.norm={norm} is no normalizer: it makes no linen module")
-    given = _given(norm, example)
+    settings = {name: value for name, value in common.items() if name in takes} | {**norm_kwargs}
+    with blaming(_FIELD, norm, build):
+        example = build(**settings)
+    given = _arguments_of(norm, example)
     if "use_running_average" in given:
-        if "axis_name" in takes:
-            bound["axis_name"] = axis_name
-        elif axis_name is not None:
+        if axis_name is not None and "axis_name" not in takes:
             raise UserError(
-                f"config.model.norm={norm} names no axis_name (a field, or a function's "
-                "parameter): with several devices each would take statistics of its own share of "
-                "the batch; give it one, for jax.lax.pmean, or set "
-                "config.model.per_device_stats=true"
+                f"{_FIELD}={norm} has no axis_name, for jax.lax.pmean: the statistics of several "
+                "devices would differ; give it one, or set config.model.per_device_stats=true"
             )
+        settings |= {"axis_name": axis_name} if "axis_name" in takes else {}
     return NormFactory(
         name=norm,
         build=build,
-        settings=bound,
+        settings=settings,
+        given=given,
         replaces_bias=getattr(example, "replaces_bias", getattr(example, "use_bias", False)),
         has_activation=getattr(example, "has_activation", False),
         initializes_from_data=getattr(example, "initializes_from_data", False),
-        given=given,
+        stats_pass=stats_pass,
     )
 
 
-def _find(norm: str) -> Callable[..., nn.Module]:
-    if norm in NORMALIZERS:
-        return NORMALIZERS[norm]
-    module_name, colon, attribute = norm.partition(":")
-    if not colon:
-        raise UserError(
-            f"config.model.norm: no {norm!r}; {_guess(norm)}there are: {', '.join(NORMALIZERS)}, "
-            "and your own as package.module:ClassName"
-        )
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # whatever the module's own code raises
-        raise UserError(
-            f"config.model.norm={norm}: cannot import {module_name}: {described(error)}"
-        ) from error
-    build = getattr(module, attribute, None)
-    if not callable(build):
-        there = [name for name, value in vars(module).items() if _is_module_class(value)]
-        raise UserError(
-            f"config.model.norm={norm}: {module_name} has no {attribute!r} that could be called; "
-            f"its linen modules are: {', '.join(there) or 'none'}"
-        )
-    return build
-
-
-def _guess(norm: str) -> str:
-    """Suggests what a name stands for that is not quite one of ours."""
-    known = {name.replace("_", ""): name for name in NORMALIZERS}
-    known |= {"batch": "full", "bn": "full", "identity": "none"}
-    plain = norm.lower().replace("_", "").replace("-", "")
-    for name in (plain.removesuffix("alization").removesuffix("norm"), plain):
-        if close := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
-            return f"did you mean {known[close[0]]}? "
-    return ""
-
-
-def _is_module_class(value) -> bool:
-    return inspect.isclass(value) and issubclass(value, nn.Module)
-
-
-def _parameters(build: Callable) -> list[str]:
-    """The names that may be passed to `build`."""
-    if dataclasses.is_dataclass(build):
-        return [field.name for field in dataclasses.fields(build) if field.init]
-    return list(inspect.signature(build).parameters)
-
-
-def _given(norm: str, example: nn.Module) -> tuple[str, ...]:
-    """Which of `_GIVEN` the module's `__call__` takes."""
-    if not callable(example):
-        raise UserError(f"config.model.norm={norm} is no normalizer: it has no __call__")
-    parameters = inspect.signature(example.__call__).parameters.values()
-    for p in parameters:
-        close = difflib.get_close_matches(p.name, _GIVEN[:1], cutoff=0.8)
-        if p.name not in _GIVEN and (p.name in _OTHER_MODES or close):
+def _arguments_of(norm: str, module) -> tuple[str, ...]:
+    """Which of `_ARGUMENTS` the module's `__call__` takes."""
+    if not isinstance(module, nn.Module) or not callable(module):
+        raise UserError(f"{_FIELD}={norm} is no normalizer: it makes no linen module with __call__")
+    parameters = list(inspect.signature(module.__call__).parameters.values())
+    for p in parameters[1:]:
+        needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        # A default value would silently be the same in training and evaluation.
+        similar = difflib.get_close_matches(p.name, _ARGUMENTS, cutoff=0.8)
+        if p.name not in _ARGUMENTS and (needed or similar or p.name in _OTHER_MODES):
             raise UserError(
-                f"config.model.norm={norm}: its __call__ takes {p.name}, which it is never given; "
-                "use_running_average is: False in training, True in evaluation"
+                f"{_FIELD}={norm}: its __call__ takes {p.name}, which it is never given; "
+                "use_running_average is (False in training, True in evaluation), and mean_of_x"
             )
-    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
-    others = [name for name in needed[1:] if name not in _GIVEN]
-    if not parameters or others:
-        wants = f"needs {', '.join(others)}" if others else "takes no x"
-        raise UserError(f"config.model.norm={norm} is no normalizer: its __call__ {wants}")
-    return tuple(p.name for p in parameters if p.name in _GIVEN)
-
-
-@contextlib.contextmanager
-def _naming(norm: str, build: Callable) -> Iterator[None]:
-    """Turns what somebody's own normalizer raises into a UserError that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        try:
-            file = inspect.getsourcefile(build)
-        except TypeError:  # it is built into Python
-            file = None
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-        where = f" in {file}, line {lines[-1]}" if lines else ""
-        raise UserError(f"config.model.norm={norm} failed{where}: {described(error)}") from error
+    return tuple(p.name for p in parameters if p.name in _ARGUMENTS)

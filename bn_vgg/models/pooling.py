@@ -1,7 +1,7 @@
 """2x2 max pooling that remembers which of the four was the largest.
 
-Its gradient then reads a byte for each square, where XLA's own reads all that was pooled. On a
-TPU the gradient is XLA's own, which is one pass there and this one four.
+Its gradient reads one byte for each square, where XLA's own reads the whole input again. On a TPU
+the gradient is XLA's own: one pass there, where this one takes four.
 """
 
 import jax
@@ -12,16 +12,10 @@ from jax import lax
 
 @jax.custom_vjp
 def max_pool_2x2(x_NHWC):
-    """Takes the maximum of each 2x2 square; a last odd row or column is dropped.
+    """Takes the maximum of each 2x2 square: (N, H // 2, W // 2, C).
 
-    The gradient goes to the first of equal values, in reading order, as it does in cuDNN,
-    XLA and PyTorch.
-
-    Args:
-      x_NHWC: (N, H, W, C).
-
-    Returns:
-      (N, H // 2, W // 2, C).
+    A last odd row or column is dropped. The gradient goes to the first of equal values in reading
+    order, as in cuDNN, XLA and PyTorch.
     """
     a, b, c, d = _quarters(x_NHWC)
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
@@ -37,6 +31,9 @@ def _forward(x):
 
 def _backward(residuals, grad):
     return (lax.platform_dependent(*residuals, grad, tpu=_xla_gradient, default=_gradient),)
+
+
+max_pool_2x2.defvjp(_forward, _backward)
 
 
 def _xla_gradient(first, x, grad):
@@ -57,11 +54,8 @@ def _gradient(first, x, grad):
     return jnp.pad(grad_x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
 
 
-max_pool_2x2.defvjp(_forward, _backward)
-
-
 def _quarters(x):
-    """The upper left, upper right, lower left and lower right of every square."""
+    """Upper left, upper right, lower left and lower right of every square."""
     _, height, width, _ = x.shape
     even = x[:, : height // 2 * 2, : width // 2 * 2]
     return [even[:, row::2, column::2] for row in range(2) for column in range(2)]

@@ -1,1 +1,0 @@
-"""The questions' rules, figures and pages."""

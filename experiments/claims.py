@@ -1,0 +1,316 @@
+"""The claims of the post, in its order, each with a rule that was stated before its runs were made.
+
+A claim is a function of a section's runs and epochs (see `experiments.runs`) with its number, its
+text, its rule and what the post's own numbers say, added to `CLAIMS` by the decorator.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from experiments import spikes
+from experiments.presets import CELLS
+from experiments.spikes import PRECISE, RUNNING
+from experiments.stats import (
+    CONFIDENCE,
+    FEW_ERRORS,
+    FEWEST_SEEDS,
+    beyond_chance,
+    error_rate,
+    paired_interval,
+    percent,
+    points,
+)
+
+SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
+VALID, TRAIN = "valid/error_rate", "train/error_rate"
+# Of the post's runs all but the broken one are past their steepest fall by then, and far from
+# their best: a claim on best errors that is decided earlier is one on the first epochs.
+FEWEST_EPOCHS = 15
+# Of the gap that augmentation and dropout close, "almost as far" is at least this much.
+ALMOST = 0.75
+# As many as the question on the very beginning was first asked of.
+FIRST_EPOCHS = 5
+# The figure shows this many epochs of full with cropping. The postscript is of more.
+SHOWN_EPOCHS = 55
+LONGER_EPOCHS = 60
+# The published breakdown is of 40 points; the baseline overfits by less than 20.
+BREAKDOWN_GAP = 0.20
+# An error this close to guessing between two classes is of a network that has learnt nothing that
+# shows; one this much below has.
+CHANCE, NEAR_CHANCE, BELOW_CHANCE = 0.5, 0.05, 0.10
+# With fewer spikes, one more or less would turn the verdict.
+FEWEST_SPIKES = 3
+
+GENERAL_RULE = (
+    "Differences are taken between runs of the same seed. An interval is Student's paired one, "
+    f"two-sided, {CONFIDENCE:.0%}, of their mean over seeds. No verdict but *{UNDECIDED}* rests on "
+    f"fewer than {FEWEST_SEEDS} seeds. Unless a rule says otherwise it takes finished runs of at "
+    f"least {FEWEST_EPOCHS} epochs, and best errors over as many epochs as the shortest of them "
+    "has, as more epochs have more chances. The intervals are of training seeds, for one split of "
+    "the images, and each is for its claim alone: among several claims, one is decided by chance "
+    "more often than in one case of twenty."
+)
+
+
+@dataclass
+class Verdict:
+    """What runs say to a claim: a word, a sentence on what it rests on, and numbers by seed."""
+
+    word: str
+    sentence: str
+    numbers: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the post, and the function of runs and epochs that decides it by its rule."""
+
+    number: str
+    text: str
+    rule: str
+    post: str
+    decide: Callable[[pd.DataFrame, pd.DataFrame], Verdict]
+
+
+CLAIMS: list[Claim] = []
+
+
+def claim(number: str, text: str, *, rule: str, post: str):
+    """Adds the decorated function to the claims."""
+
+    def add(decide):
+        CLAIMS.append(Claim(number, text, rule, post, decide))
+        return decide
+
+    return add
+
+
+@claim(
+    "1",
+    "Without augmentation, batch norm brings the network almost as far as augmentation and dropout "
+    "do.",
+    rule="The gap is from `baseline` to `baseline_crop_dropout` in best validation error. "
+    f"Supported if the interval of (`baseline` - `meanonly`) - {ALMOST} x gap is above 0: if "
+    f"`meanonly` closes more than {ALMOST:.0%} of the gap. Contradicted if it is below. Undecided "
+    "unless the gap's own interval is above 0.",
+    post="17.2%, 6.8% and 5.1%.",
+)
+def _without_augmentation(runs, epochs):
+    best, missing = best_errors(runs, epochs, ["baseline", "meanonly", "baseline_crop_dropout"])
+    gap = best["baseline"] - best["baseline_crop_dropout"]
+    beyond = best["baseline"] - best["meanonly"] - ALMOST * gap
+    interval = paired_interval(gap)
+    if not missing and interval and interval.low <= 0:
+        missing = f"Needs a gap whose interval is above 0; it is {interval}."
+    return by_interval(best, f"what `meanonly` closes beyond {ALMOST:.0%}", beyond, missing)
+
+
+@claim(
+    "2",
+    "At the very beginning the batch-normalized network validates worse.",
+    rule="Supported if after epoch 1 `meanonly`'s validation error is above `baseline`'s by more "
+    "than chance in every seed, contradicted if in none. More than chance is more than "
+    f"{FEW_ERRORS} standard errors, at their largest. Runs that are not finished count. *Lag* is "
+    "how much higher `meanonly`'s error is there by running averages than by precise statistics, "
+    "on the same images: the part that is not in the weights. The difference over epochs 1 to "
+    f"{FIRST_EPOCHS} is told beside it and decides nothing.",
+    post="48.7% against 48.7% in the figure, and over epochs 1 to 5 44.9% against 38.0%.",
+)
+def _at_the_beginning(runs, epochs):
+    cells = ["meanonly", "baseline"]
+    chosen, missing = usable(runs.assign(finished=True), cells, fewest=1)
+    first, later = (_mean_of_first(chosen, epochs, cells, count) for count in (1, FIRST_EPOCHS))
+    images = chosen.groupby("seed")["valid_examples"].min()
+    above = [
+        row.meanonly > row.baseline and beyond_chance(row.meanonly, row.baseline, images[row.Index])
+        for row in first.itertuples()
+    ]
+    numbers = (
+        first[cells]
+        .map(percent)
+        .assign(
+            difference=(first["meanonly"] - first["baseline"]).map(points),
+            worse=["yes" if each else "no" for each in above],
+            lag=first["lag"].map(points),
+        )
+    )
+    if missing:
+        return Verdict(UNDECIDED, missing, numbers.reset_index())
+    word = SUPPORTED if all(above) else UNDECIDED if any(above) else CONTRADICTED
+    sentence = (
+        f"After epoch 1 the validation error is {error_rate(first['meanonly'])} with mean-only "
+        f"batch norm and {error_rate(first['baseline'])} without: worse beyond chance in "
+        f"{sum(above)} of {len(above)} seeds."
+    )
+    if interval := paired_interval((later["meanonly"] - later["baseline"]).dropna()):
+        sentence += f" Over epochs 1 to {FIRST_EPOCHS} the difference is {interval}."
+    return Verdict(word, sentence, numbers.reset_index())
+
+
+def _mean_of_first(chosen, epochs, cells, count):
+    """Mean validation errors of the first epochs by seed and cell, and meanonly's mean lag."""
+    chosen = chosen[chosen["epochs"] >= count]
+    early = epochs[epochs["folder"].isin(chosen["folder"]) & (epochs["epoch"] <= count)]
+    early = early.reindex(columns=["seed", "cell", VALID, RUNNING, PRECISE])
+    means = early.groupby(["seed", "cell"]).mean()
+    lag = (means[RUNNING] - means[PRECISE]).unstack().reindex(columns=cells)["meanonly"]
+    return means[VALID].unstack().reindex(columns=cells).assign(lag=lag)
+
+
+@claim(
+    "3",
+    "With random cropping mean-only does better than full.",
+    rule="Supported if the interval of `full_crop` - `meanonly_crop` is above 0, in best "
+    f"validation error over at most {SHOWN_EPOCHS} epochs, as many as the figure shows of full; "
+    "contradicted if it is below.",
+    post="5.4% against 4.1% in the figure.",
+)
+def _with_cropping(runs, epochs):
+    best, missing = best_errors(runs, epochs, ["full_crop", "meanonly_crop"], most=SHOWN_EPOCHS)
+    return by_interval(best, "difference", best["full_crop"] - best["meanonly_crop"], missing)
+
+
+@claim(
+    "3b",
+    "Given longer training, full overtakes mean-only (the closing post's postscript).",
+    rule="Supported if the interval of `meanonly_crop` - `full_crop` is above 0, in best "
+    f"validation error over all epochs of runs of at least {LONGER_EPOCHS}; contradicted if it is "
+    "below.",
+    post="4.1% against 3.6% in the end.",
+)
+def _with_longer_training(runs, epochs):
+    best, missing = best_errors(runs, epochs, ["meanonly_crop", "full_crop"], fewest=LONGER_EPOCHS)
+    return by_interval(best, "difference", best["meanonly_crop"] - best["full_crop"], missing)
+
+
+@claim(
+    "4",
+    "Dropout slows mean-only down and drives full crazy (the text; the figure shows the opposite).",
+    rule="A run breaks down if, over the last half of its epochs, the median of validation minus "
+    f"training error is above {points(BREAKDOWN_GAP, sign=False)}, or the median validation error "
+    f"is within {points(NEAR_CHANCE, sign=False)} of chance and that in training at least "
+    f"{points(BELOW_CHANCE, sign=False)} lower. Supported if full breaks down in every seed and "
+    "mean-only in none; contradicted if in all seeds it is any other way; undecided if seeds "
+    "disagree.",
+    post="by the figure's legend mean-only validates at 51% while its training error falls to 11%, "
+    "and full learns slowly.",
+)
+def _with_dropout(runs, epochs):
+    cells = ["meanonly_crop_dropout", "full_crop_dropout"]
+    found = []
+    # Seeds are not compared with one another, so they need not be the same.
+    chosen, missing = usable(runs, cells, paired=False)
+    for run in chosen.itertuples():
+        own = epochs.loc[epochs["folder"] == run.folder, [VALID, TRAIN]].iloc[run.epochs // 2 :]
+        valid, train = own.median()
+        gap = (own[VALID] - own[TRAIN]).median()
+        stuck = abs(valid - CHANCE) <= NEAR_CHANCE and train <= valid - BELOW_CHANCE
+        rates = percent(valid), percent(train), points(gap)
+        found.append([run.cell, run.seed, *rates, bool(gap > BREAKDOWN_GAP or stuck)])
+    columns = ["run", "seed", "validation", "training", "gap", "breaks down"]
+    numbers = pd.DataFrame(found, columns=columns)
+    broken = {cell: numbers.loc[numbers["run"] == cell, "breaks down"] for cell in cells}
+    sentence = "; ".join(
+        f"`{cell}` breaks down in {of.sum()} of {len(of)} runs" for cell, of in broken.items()
+    )
+    numbers["breaks down"] = numbers["breaks down"].map({True: "yes", False: "no"})
+    if missing:
+        return Verdict(UNDECIDED, f"{missing} So far {sentence}.", numbers)
+    mean_only, full = broken.values()
+    if mean_only.nunique() == full.nunique() == 1:
+        word = SUPPORTED if full.all() and not mean_only.any() else CONTRADICTED
+    else:
+        word = UNDECIDED
+    return Verdict(word, f"{sentence}.", numbers)
+
+
+@claim(
+    "5",
+    "The spikes of the batch-normalized networks' validation error are the lagging averages', not "
+    "the weights'.",
+    rule="Spikes and their causes are found as `experiments.diagnose` finds them, in every "
+    f"batch-normalized cell that has {FEWEST_SEEDS} seeds. Supported if at least two thirds of the "
+    "decided spikes are of the averages, contradicted if two thirds are of the weights; undecided "
+    f"with fewer than {FEWEST_SPIKES} decided spikes, or if fewer than {FEWEST_SEEDS} runs have "
+    "one.",
+    post="spikes of up to tens of points; their cause was not measured.",
+)
+def _of_spikes(runs, epochs):
+    cells = [cell for cell in CELLS if not cell.startswith("baseline")]
+    enough = [chosen for chosen, missing in (usable(runs, [cell]) for cell in cells) if not missing]
+    if not enough:
+        return Verdict(
+            UNDECIDED, f"Needs a batch-normalized cell with {FEWEST_SEEDS} finished seeds."
+        )
+    chosen = pd.concat(enough)
+    found = []
+    for run in chosen.itertuples():
+        own = epochs[epochs["folder"] == run.folder]
+        causes = spikes.find_spikes(own, run.valid_examples, run.compared_examples)["cause"]
+        counts = [int((causes == cause).sum()) for cause in spikes.CAUSES]
+        found.append([run.cell, run.seed, run.epochs, *counts])
+    numbers = pd.DataFrame(found, columns=["run", "seed", "epochs", *spikes.CAUSES])
+    averages, weights, undecided = (int(numbers[cause].sum()) for cause in spikes.CAUSES)
+    sentence = (
+        f"{averages + weights + undecided} spikes in {numbers['epochs'].sum()} epochs: {averages} "
+        f"of the averages, {weights} of the weights, {undecided} undecided."
+    )
+    decided = numbers[spikes.AVERAGES] + numbers[spikes.WEIGHTS]
+    word = UNDECIDED
+    if decided.sum() >= FEWEST_SPIKES and (decided > 0).sum() >= FEWEST_SEEDS:
+        # Fewer spikes allow no finer share than two of three, and a bare majority is no finding.
+        word = SUPPORTED if 3 * averages >= 2 * decided.sum() else word
+        word = CONTRADICTED if 3 * weights >= 2 * decided.sum() else word
+    return Verdict(word, sentence, numbers)
+
+
+def usable(
+    runs: pd.DataFrame, cells: list[str], fewest: int = FEWEST_EPOCHS, *, paired: bool = True
+) -> tuple[pd.DataFrame, str]:
+    """Returns the finished runs that may take part, and what is missing for a verdict, if anything.
+
+    Args:
+      runs: of a section.
+      cells: to be compared.
+      fewest: epochs that a run must have.
+      paired: whether all cells must have a seed for it to count.
+    """
+    found = runs[runs["cell"].isin(cells) & runs["finished"] & (runs["epochs"] >= fewest)]
+    counts = {cell: int((found["cell"] == cell).sum()) for cell in cells}
+    seeds = found.groupby("seed")["cell"].nunique()
+    common = seeds.index[seeds == len(cells)]
+    missing = ""
+    if min(counts.values()) < FEWEST_SEEDS:
+        there = ", ".join(f"`{cell}` has {count}" for cell, count in counts.items())
+        missing = f"Needs {FEWEST_SEEDS} finished seeds of at least {fewest} epochs: {there}."
+    elif paired and len(common) < FEWEST_SEEDS:
+        missing = f"Needs {FEWEST_SEEDS} seeds that all cells have: there are {len(common)}."
+    return (found[found["seed"].isin(common)] if paired else found), missing
+
+
+def best_errors(runs, epochs, cells, fewest=FEWEST_EPOCHS, most=None):
+    """Returns best validation errors (seed, cell) over equally many epochs, and what is missing."""
+    chosen, missing = usable(runs, cells, fewest)
+    shortest = min([*chosen["epochs"], *([most] if most else [])], default=fewest)
+    own = epochs[epochs["folder"].isin(chosen["folder"]) & (epochs["epoch"] <= shortest)]
+    best = own.groupby(["seed", "cell"])[VALID].min().unstack().reindex(columns=cells)
+    best.attrs["epochs"] = shortest
+    return best, missing
+
+
+def by_interval(best, name, differences, missing):
+    """Decides by a difference whose being above 0 supports the claim, one a seed."""
+    numbers = best.map(percent).assign(**{name.replace("`", ""): differences.map(points)})
+    numbers = numbers.reset_index()
+    interval = paired_interval(differences)
+    if missing or interval is None:
+        return Verdict(UNDECIDED, missing, numbers)
+    word = SUPPORTED if interval.low > 0 else CONTRADICTED if interval.high < 0 else UNDECIDED
+    means = ", ".join(f"`{cell}` {error_rate(best[cell])}" for cell in best)
+    sentence = (
+        f"Best validation errors of the first {best.attrs['epochs']} epochs: {means}; {name} "
+        f"{interval}."
+    )
+    return Verdict(word, sentence, numbers)

@@ -1,0 +1,77 @@
+"""Where the processes of a sweep are executed: this machine, a Ray cluster, a cloud."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.plan import PlannedRun
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one process does: `name` is a run's folder, or a shard of a sweep.
+
+    Attributes:
+      arguments: of `python`.
+      runs: that it makes.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    runs: tuple[PlannedRun, ...]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit status (see bn_vgg/errors.py) and what it said, in a line.
+
+    `lost`: its machine went away, which is no failure of the process.
+    """
+
+    status: int
+    error: str = ""
+    lost: bool = False
+
+
+class Executor:
+    """Starts processes, each in a slot, and follows them.
+
+    Attributes:
+      poll_seconds: between looks at what is running.
+      stop_seconds: that a stopped process may take to keep its checkpoint. A slow CPU takes 15
+        for the steps that it has to finish before.
+    """
+
+    poll_seconds = 0.5
+    stop_seconds = 90.0
+
+    def __init__(self, out: str, flags: Sequence[str]):
+        """`out` is the sweep's folder or address, `flags` are further ones of `bn_vgg.main`."""
+        self._out, self._flags = out, flags
+
+    def divide(self, runs: Sequence[PlannedRun]) -> list[Work]:
+        """Divides a sweep into processes: one for each run."""
+        return [
+            Work(run.folder, tuple(run.arguments(self._out, *self._flags)), (run,)) for run in runs
+        ]
+
+    def command(self, work: Work) -> str:
+        """The shell command that does the same."""
+        return shlex.join(["python", *work.arguments])
+
+    def open(self, work: Sequence[Work]) -> list[str]:
+        """Looks for the hardware. Returns the slots' names, at most one for each work."""
+        raise NotImplementedError
+
+    def start(self, work: Work, slot: int) -> Any:
+        """Starts a process in a free slot and returns it."""
+        raise NotImplementedError
+
+    def poll(self, process: Any) -> Ended | None:
+        """How a process ended; None while it is running."""
+        raise NotImplementedError
+
+    def stop(self, process: Any) -> None:
+        """Asks a process to keep what it has and end; `poll` tells when it has."""
+        raise NotImplementedError

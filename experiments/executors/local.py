@@ -1,0 +1,170 @@
+"""This machine: a process for each run, with GPUs, TPU chips or cores of its own."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bn_vgg import cli
+from bn_vgg.errors import UserError
+from experiments.executors import Ended, Executor, Work
+
+# The network's layers are small: two runs on a core each get through as much as one after the
+# other on both cores, but one run on two cores is done sooner.
+_CORES_A_RUN = 2
+# How libtpu wants chips to lie that one process takes of a host's.
+_CHIP_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1"}
+# A v2 or v3 chip has two devices. In a process of its own: the sweep must not hold the devices.
+_ASK = """
+import jax
+devices = jax.local_devices()
+tpu = devices[0].platform == "tpu"
+print(devices[0].platform, len({tuple(d.coords) if tpu else d.id for d in devices}))
+"""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one run gets of the machine: variables set before JAX starts, and processor cores."""
+
+    name: str
+    environment: dict[str, str] = field(default_factory=dict)
+    cores: tuple[int, ...] = ()  # none: all
+
+
+class Local(Executor):
+    """The executor. `platform` is JAX's name of the hardware, once it is open."""
+
+    def __init__(
+        self, out: str, flags: Sequence[str], jobs: int | None = None, per_run: int | None = None
+    ):
+        """`jobs` and `per_run` are those of `share_out`."""
+        super().__init__(out, flags)
+        self._jobs, self._per_run = jobs, per_run
+        self.platform = ""
+        self._shares: list[Share] = []
+        self._outputs = tempfile.mkdtemp(prefix="bn_vgg-") if "://" in out else out
+
+    def open(self, work: Sequence[Work]) -> list[str]:
+        """See `Executor`."""
+        self.platform, count = _ask_devices()
+        shares = share_out(self.platform, count, cli.usable_cores(), self._jobs, self._per_run)
+        self._shares = shares[: len(work)]
+        return [share.name for share in self._shares]
+
+    def start(self, work: Work, slot: int) -> "Process":
+        """See `Executor`."""
+        share = self._shares[slot]
+        output = Path(self._outputs) / f"{work.name}.out"
+        return Process(work.arguments, output, share.environment, share.cores)
+
+    def poll(self, process: "Process") -> Ended | None:
+        """See `Executor`."""
+        return process.poll()
+
+    def stop(self, process: "Process") -> None:
+        """See `Executor`."""
+        process.popen.terminate()
+
+
+def _ask_devices() -> tuple[str, int]:
+    done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"JAX finds no devices: {done.stderr.strip().splitlines()[-1]}")
+    platform, count = done.stdout.split()[-2:]
+    return platform, int(count)
+
+
+def share_out(
+    platform: str, count: int, cores: Sequence[int], jobs: int | None, per_run: int | None
+) -> list[Share]:
+    """Divides the machine among runs.
+
+    Args:
+      platform: JAX's name of the hardware.
+      count: GPUs or TPU chips.
+      cores: of the processor, that may be used.
+      jobs: shares at most; None: as many as there are.
+      per_run: GPUs, chips or cores of each; None: 1, 1 or 2.
+
+    Raises:
+      UserError: `per_run` does not suit the hardware.
+    """
+    if platform == "cpu":
+        per_run = min(per_run or _CORES_A_RUN, len(cores))
+        jobs = min(jobs or len(cores) // per_run, len(cores))
+        if jobs == 1:
+            return [Share("all cores")]
+        size = len(cores) // jobs  # the same for all, because a CPU's sums depend on it
+        parts = [tuple(cores[i::jobs][:size]) for i in range(jobs)]
+        return [Share(f"cores {','.join(map(str, part))}", cores=part) for part in parts]
+    per_run = per_run or 1
+    if per_run > count:
+        raise UserError(f"--devices_per_run={per_run}: there are {count} ({platform})")
+    variable = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}[platform]
+    given = os.environ.get(variable)
+    names = given.split(",") if given else [str(i) for i in range(count)]
+    groups = [",".join(names[i : i + per_run]) for i in range(0, count - per_run + 1, per_run)]
+    return [
+        Share(f"{platform.upper()} {group}", {variable: group} | _bounds(platform, per_run, count))
+        for group in groups[:jobs]
+    ]
+
+
+def _bounds(platform: str, per_run: int, count: int) -> dict[str, str]:
+    """Without these, a process takes all chips of the host."""
+    if platform != "tpu" or per_run == count:
+        return {}
+    if per_run not in _CHIP_BOUNDS:
+        raise UserError(f"--devices_per_run={per_run}: 1, 2, 4 or all {count} TPU chips")
+    return {
+        "TPU_CHIPS_PER_PROCESS_BOUNDS": _CHIP_BOUNDS[per_run],
+        "TPU_PROCESS_BOUNDS": "1,1,1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+
+
+class Process:
+    """A process of Python whose output goes to a file.
+
+    It is in a session of its own, so that Ctrl-C reaches it by `stop` alone (a second signal
+    would end it at once), and is killed when the process that started it dies.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], output: Path, environment: Mapping[str, str],
+        cores: Sequence[int] = (),
+    ):  # fmt: skip
+        self._output = output
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("wb") as file:
+            self.popen = subprocess.Popen(
+                [sys.executable, *arguments], env=os.environ | environment, stdout=file,
+                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+                preexec_fn=lambda: _prepare_child(cores),
+            )  # fmt: skip
+
+    def poll(self) -> Ended | None:
+        """How it ended; None while it is running."""
+        status = self.popen.poll()
+        return None if status is None else Ended(status, self._error(status) if status else "")
+
+    def _error(self, status: int) -> str:
+        if status < 0:
+            return f"its process ended with {signal.Signals(-status).name}"
+        said = [line for line in self._output.read_text(errors="replace").splitlines() if line]
+        errors = [line for line in said if line.startswith("error: ")]
+        last = (errors or said or [f"see {self._output}"])[-1].removeprefix("error: ")
+        return last if errors else f"exit status {status}: {last}"
+
+
+def _prepare_child(cores: Sequence[int]) -> None:
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    if sys.platform == "linux":  # a run that outlives its sweep would be in the next one's way
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,0 +1,119 @@
+"""An existing Ray cluster: a task for each run, on whichever node has room for it.
+
+The nodes need the code, its packages and the sweep's folder at the same path: a shared file
+system or `gs://`. Ray begins a run on a node that dies again elsewhere, where it goes on from
+its last checkpoint.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bn_vgg.errors import UserError
+from experiments.executors import Ended, Executor, Work
+from experiments.executors.local import Process
+from experiments.plan import PlannedRun
+
+# Times that Ray by itself begins a task again whose node died.
+_RESTARTS = 3
+# XLA takes three quarters of a GPU's memory, unless this says otherwise.
+_FRACTION, _USUAL_FRACTION = "XLA_CLIENT_MEM_FRACTION", 0.75
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class Ray(Executor):
+    """The executor."""
+
+    poll_seconds = 2.0
+
+    def __init__(self, out: str, flags: Sequence[str], address: str = "auto"):
+        """Raises a UserError where Ray is not installed; all nodes must see `out`."""
+        try:
+            import ray
+        except ModuleNotFoundError as error:
+            raise UserError("--executor=ray needs Ray: pip install -e '.[ray]'") from error
+        super().__init__(out if "://" in out else os.path.abspath(out), flags)
+        self._address, self._ray = address, ray
+
+    def open(self, work: Sequence[Work]) -> list[str]:
+        """A slot for each run: Ray queues those that the nodes have no room for.
+
+        Raises:
+          UserError: there is no cluster, or none of its nodes could ever hold a run.
+        """
+        host, colon, port = self._address.removeprefix("ray://").rpartition(":")
+        try:
+            if colon and port.isdecimal():  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
+            self._ray.init(
+                self._address, ignore_reinit_error=True, log_to_driver=False,
+                logging_level="warning",
+            )  # fmt: skip
+        except OSError as error:
+            raise UserError(
+                f"--ray_address={self._address}: no Ray cluster there; start one with "
+                "`ray start --head`, see experiments/README.md"
+            ) from error
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        for each in work:
+            _check_room(each.runs[0], nodes)
+        return [f"a Ray cluster of {len(nodes)} nodes"] * len(work)
+
+    def start(self, work: Work, slot: int) -> Any:
+        """See `Executor`."""
+        resources = dict(work.runs[0].resources)
+        cpus, gpus = resources.pop("CPU", 0), resources.pop("GPU", 0)
+        task = self._ray.remote(
+            max_retries=_RESTARTS, num_cpus=cpus, num_gpus=gpus, resources=resources or None,
+        )(execute).options(name=work.name)  # fmt: skip
+        return task.remote(work.arguments, self._output(work), gpus)
+
+    def _output(self, work: Work) -> str:
+        folder = "/tmp/bn_vgg" if "://" in self._out else self._out
+        return f"{folder}/{work.name}.out"
+
+    def poll(self, process: Any) -> Ended | None:
+        """See `Executor`."""
+        if not self._ray.wait([process], timeout=0)[0]:
+            return None
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(process)
+        except errors.RayError as error:
+            said = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+            return Ended(1, said, lost=isinstance(error, errors.NodeDiedError))
+
+    def stop(self, process: Any) -> None:
+        """See `Executor`."""
+        self._ray.cancel(process)
+
+
+def _check_room(run: PlannedRun, nodes: list[dict[str, float]]) -> None:
+    wanted = run.resources
+    if any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
+        return
+    most = {k: max((node.get(k, 0) for node in nodes), default=0) for k in wanted}
+    raise UserError(
+        f"{run.folder} asks for {wanted} (config.resources), but no node has that: the most are "
+        f"{most}; change it with --set=resources.CPU=1"
+    )
+
+
+def execute(arguments: Sequence[str], output: str, gpus: float) -> Ended:
+    """The task: makes a run in a process of its own. Below 1, `gpus` is a share of one's memory."""
+    os.chdir(_ROOT)
+    share = {}
+    if 0 < gpus < 1 and _FRACTION not in os.environ:
+        share[_FRACTION] = f"{gpus * _USUAL_FRACTION:.3f}"
+    process = Process(arguments, Path(output), share)
+    try:
+        while (ended := process.poll()) is None:
+            time.sleep(0.5)
+        return ended
+    except KeyboardInterrupt:  # the task is cancelled
+        process.popen.terminate()
+        process.popen.wait(Ray.stop_seconds)
+        raise

@@ -1,0 +1,212 @@
+"""The runs of a sweep: their names, folders and exact commands."""
+
+import hashlib
+import re
+import runpy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bn_vgg import cli
+from bn_vgg.errors import UserError
+from experiments.presets import PRESETS, Overrides
+
+# Keys of a preset's entry that are no fields of the configuration.
+_NOT_FIELDS = ("config", "name", "seed", "stage")
+# A folder's name may have 255 bytes, and TensorBoard shows fewer.
+_LONGEST_NAME = 80
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep."""
+
+    name: str  # of the configuration, with its variant: meanonly_crop-small
+    seed: int
+    config: str  # file and variant: configs/meanonly_crop.py:small
+    overrides: dict[str, str]  # fields besides the seed: {"num_epochs": "20"}
+    num_epochs: int = 0
+    resources: dict[str, float] = field(default_factory=dict)  # of a Ray cluster: {"CPU": 1}
+
+    @property
+    def folder(self) -> str:
+        """The run's folder, below the sweep's."""
+        return f"{self.name}/seed{self.seed}"
+
+    @property
+    def config_arguments(self) -> list[str]:
+        """The flags that make its configuration."""
+        overrides = {"seed": str(self.seed)} | self.overrides
+        return [
+            f"--config={self.config}",
+            *(f"--config.{name}={text}" for name, text in overrides.items()),
+        ]
+
+    def workdir(self, out: str) -> str:
+        """Its working directory, below the sweep's folder or address `out`."""
+        return f"{out.rstrip('/')}/{self.folder}"
+
+    def arguments(self, out: str, *flags: str) -> list[str]:
+        """The arguments of `python` that make it; `flags` are more flags of bn_vgg.main."""
+        workdir = f"--workdir={self.workdir(out)}"
+        return ["-m", "bn_vgg.main", *self.config_arguments, workdir, *flags]
+
+
+def find_preset(name: str) -> list[Overrides]:
+    """Returns the entries of a preset, by its name or from a file of the user's.
+
+    Raises:
+      UserError: there is none of that name, or the file has no `sweep()` or fails.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    if not name.endswith(".py"):
+        raise UserError(
+            f"--preset: no preset {name!r}; there are: {', '.join(PRESETS)}; or name a Python "
+            "file with a sweep() generator"
+        )
+    if not Path(name).is_file():
+        raise UserError(f"--preset: no file {name}")
+    try:
+        entries = list(runpy.run_path(name)["sweep"]())
+    except Exception as error:  # whatever the file's own code raises
+        raise UserError(f"--preset={name}: {type(error).__name__}: {error}") from error
+    if not entries:
+        raise UserError(f"--preset={name}: sweep() yields nothing")
+    for entry in entries:
+        _check_entry(entry, name)
+    return entries
+
+
+def _check_entry(entry: Any, file: str) -> None:
+    if not isinstance(entry, Mapping) or "config" not in entry:
+        raise UserError(f"--preset={file}: sweep() yields {entry!r}, no dict with a 'config'")
+    for key in ("seed", "stage"):
+        if not isinstance(entry.get(key, 0), int):
+            raise UserError(f"--preset={file}: sweep() yields {entry[key]!r} as a {key}")
+    for key, value in entry.items():
+        if isinstance(value, Mapping) and not key.endswith("_kwargs"):
+            raise UserError(
+                f"--preset={file}: sweep() yields {key!r} as a dict: write each field of it by "
+                f"itself, '{key}.{next(iter(value), 'FIELD')}'"
+            )
+
+
+def plan(
+    entries: Iterable[Overrides], *, variant: str, seeds: Sequence[int], settings: dict[str, str]
+) -> list[PlannedRun]:
+    """Lists the runs: stage by stage, and in each the first seed before the second.
+
+    Args:
+      entries: of a preset.
+      variant: one of `VARIANTS`.
+      seeds: of each entry that has none of its own.
+      settings: overrides of all runs, as text; they do not change the runs' names.
+
+    Raises:
+      UserError: a cell or field does not exist, a value is invalid, a setting would undo what
+        the preset compares, or two runs would share a folder.
+    """
+    entries = list(entries)
+    for name in settings:
+        values = [entry.get(name) for entry in entries]
+        if any(value != values[0] for value in values):
+            raise UserError(f"--set={name}: the preset's runs differ in it")
+    staged = [
+        (entry.get("stage", 0), position, _planned(entry, variant, seed, settings))
+        for entry in entries
+        for position, seed in enumerate([entry["seed"]] if "seed" in entry else seeds)
+    ]
+    runs = [run for _, _, run in sorted(staged, key=lambda each: each[:2])]
+    folders = [run.folder for run in runs]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UserError(f"two runs of the sweep are called {folder}: give each a 'name'")
+    return runs
+
+
+def _planned(entry: Overrides, variant: str, seed: int, settings: dict[str, str]) -> PlannedRun:
+    own = {
+        name: value if isinstance(value, str) else repr(value)
+        for name, value in entry.items()
+        if name not in _NOT_FIELDS
+    }
+    # A user's own file need not know variants; without one the cells have the full size.
+    suffix = "" if variant == "full" else variant
+    config = _config_file(str(entry["config"])) + (f":{suffix}" if suffix else "")
+    run = PlannedRun("", seed, config, own | settings)
+    loaded = cli.load_config(run.config_arguments)
+    name = str(entry.get("name") or default_name(Path(str(entry["config"])).stem, own))
+    if "name" in entry or name != Path(str(entry["config"])).stem:
+        name += f"-{suffix}" if suffix else ""
+        run.overrides["name"] = name
+        loaded = cli.load_config(run.config_arguments)
+    resources = {key: amount for key, amount in loaded.resources.items() if amount}
+    return replace(run, name=loaded.name, num_epochs=loaded.num_epochs, resources=resources)
+
+
+def _config_file(config: str) -> str:
+    if config.endswith(".py"):
+        return config
+    cells = sorted(path.stem for path in Path("configs").glob("[!_]*.py"))
+    if not cells:
+        raise UserError(f"there is no configs/ in {Path.cwd()}: run it in the checkout")
+    if config not in cells:
+        raise UserError(f"no cell {config!r}; there are: {', '.join(cells)}")
+    return f"configs/{config}.py"
+
+
+def default_name(cell: str, overrides: Mapping[str, str]) -> str:
+    """Names a run by its cell and what is overridden, `full-norm_decay=0.9`.
+
+    `num_epochs` is left out, because a run may be continued; long names end in a digest.
+    """
+    parts = [f"{name.rpartition('.')[2]}={text}" for name, text in overrides.items()
+             if name != "num_epochs"]  # fmt: skip
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join([cell, *parts])).strip("_")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+    return f"{name[: _LONGEST_NAME - 9]}-{digest}"
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Reads `3` as 0, 1, 2, and `0,5,7`, or `5,`, as they stand.
+
+    Raises:
+      UserError: it is neither.
+    """
+    try:
+        numbers = [int(part) for part in text.removesuffix(",").split(",")]
+    except ValueError as error:
+        raise UserError(f"--seeds={text}: a number of seeds, or seeds with commas") from error
+    seeds = numbers if "," in text else list(range(numbers[0]))
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds={text}: at least one seed, from 0, each once")
+    return seeds
+
+
+def parse_settings(given: Sequence[str]) -> dict[str, str]:
+    """Splits `FIELD=VALUE` texts.
+
+    Raises:
+      UserError: one of them is none, or sets what each run has of its own.
+    """
+    settings = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(f"--set={text}: write FIELD=VALUE, such as num_epochs=20")
+        if name in _NOT_FIELDS:
+            raise UserError(f"--set={text}: every run has a {name} of its own")
+        settings[name] = value
+    return settings
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Reads `0/4`, the first of four shards, as (0, 4); a UserError where it is none."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"--shard={text}: write I/N, from 0/N to N-1/N")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,249 @@
+"""Reads run folders into two tables: a row for each run, and a row for each epoch.
+
+A run is known by its *cell*: the cell of the grid (configs/) that it is nearest to, and the fields
+in which it differs from it: `meanonly, batch_size=400`. Runs of one size and on the same images
+make a *section*: `small`; only these compare.
+"""
+
+import importlib
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from etils import epath
+
+from bn_vgg.errors import UserError
+from bn_vgg.run_dir import ONLY_SPEED, flatten, with_added
+from experiments.presets import CELLS, VARIANTS
+from experiments.stats import TAKEN_OFF
+
+RESULTS = ("test_error_rate", "wall_seconds", "images_per_second")
+_REQUIRED = {
+    "name": str, "variant": str, "seed": int, "num_epochs": int,
+    "data.source": str, "data.min_side": int,
+}  # fmt: skip
+# What seeds of one cell may differ in. Epochs may, because tables and claims watch them; data may,
+# because sections keep them apart; all else changes the speed or what is looked at.
+_FREE = {"name", "variant", "seed", "num_epochs", "data.source", *ONLY_SPEED}
+
+
+def read_runs(root: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
+    """Reads every run at or below a folder, those in progress too.
+
+    Returns:
+      runs: a row for each run, by section, cell and seed: `section`, `cell`, `folder` (relative
+        to the root), and the configuration and the fields of `read_run`.
+      epochs: a row for each epoch of these runs: `section`, `cell`, `seed`, `folder`, and the
+        names of metrics.jsonl, `epoch` among them.
+      unused: why a folder is not used, by its relative path.
+
+    Raises:
+      UserError: there is no such folder, or no run in it.
+    """
+    if not root.is_dir():
+        reason = "is no folder" if root.exists() else "does not exist"
+        raise UserError(f"{root} {reason}; give the folder that holds the runs, such as runs")
+    found, lines, unused = [], [], {}
+    for folder in _run_folders(root):
+        name = str(folder.relative_to(root))
+        try:
+            config, run, epochs = read_run(folder)
+            found.append(config | run | {"folder": name, "cell": _cell(config)})
+            lines.append(epochs.assign(folder=name))
+        except UserError as error:
+            unused[name] = str(error).replace(f"{folder}/", "").replace(str(folder), "it")
+    if not found and not unused:
+        raise UserError(f"there is no run below {root}: no config.json or result.json")
+    if not found:
+        return pd.DataFrame(columns=["section", "finished"]), pd.DataFrame(), unused
+    runs = pd.DataFrame(found)
+    runs["section"] = _sections(runs)
+    runs = runs.loc[sorted(runs.index, key=lambda index: _order(runs.loc[index]))]
+    # Fingerprints are of images at one size, and so compare where it is the same.
+    contents = runs.groupby(["section", "data.min_side"])["fingerprint"]
+    usual = contents.transform(lambda prints: [*prints.dropna().mode(), None][0])
+    other = runs["fingerprint"].notna() & (runs["fingerprint"] != usual)
+    reason = "its images are others than those of most runs with the same source"
+    unused |= dict.fromkeys(runs.loc[other, "folder"], reason)
+    runs = runs[~other]
+    best_first = runs.sort_values(["finished", "epochs"], ascending=False, kind="stable")
+    for _, (kept, *others) in best_first.groupby(["section", "cell", "seed"])["folder"]:
+        reason = f"same configuration and seed as {kept}, which is used"
+        unused |= dict.fromkeys(others, reason)
+    runs = runs[~runs["folder"].isin(unused)].reset_index(drop=True)
+    epochs = pd.concat(lines).merge(runs[["section", "cell", "seed", "folder"]], on="folder")
+    return runs, epochs, unused
+
+
+def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataFrame]:
+    """Reads a run's folder, local or `gs://`; the run may still go on.
+
+    Returns:
+      config: flat: `model.norm`.
+      run: `epochs` (done), `finished`, `best_valid_error_rate` (so far), `stood_still` (first
+        epochs in a row whose training error is not below `TAKEN_OFF`), `valid_examples` and
+        `compared_examples` (0: not known), `fingerprint`, and of a finished run `RESULTS`,
+        `hardware` and `commit`.
+      epochs: of metrics.jsonl, `epoch` among the columns; NaN: not measured.
+
+    Raises:
+      UserError: it holds no run, no epoch is finished, or a file is damaged.
+    """
+    folder = epath.Path(path).expanduser()
+    try:
+        result = _read_json(folder / "result.json")
+        # Some recorded results come without a config.json of their own.
+        config = _read_json(folder / "config.json") or result.get("config")
+        data = _read_json(folder / "data.json")
+        if not config:
+            raise UserError(f"{folder} holds no run: there is no config.json in it")
+        epochs = _read_epochs(folder / "metrics.jsonl")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        config = flatten(with_added(config), fields=("model.norm_kwargs",))
+        valid = int(data.get("examples", {}).get("valid") or config.get("data.valid_examples", 0))
+        compared = min(int(config.get("eval.compared_examples", 0)), valid)
+        planned = config.get("num_epochs", 0)
+        run = {
+            "epochs": len(epochs),
+            "best_valid_error_rate": epochs["valid/error_rate"].min(),
+            "stood_still": _count_still(epochs.get("train/error_rate", [])),
+            "valid_examples": valid,
+            "compared_examples": compared,
+            "fingerprint": data.get("fingerprint"),
+            # A run that is continued still has the result of before.
+            "finished": len(epochs) >= planned == result.get("config", {}).get("num_epochs"),
+        }
+        if run["finished"]:
+            run |= {name: float(result[name]) for name in RESULTS}
+            run |= {"hardware": _hardware(result), "commit": result.get("commit")}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder} is damaged: not what a run writes ({error!r})") from error
+    return config, run, epochs
+
+
+def crop_size(variant: str) -> int:
+    """Returns the side of a variant's crops in pixels."""
+    return _cell_config("baseline", variant)["data.crop_size"]
+
+
+def _run_folders(root: Path) -> Iterator[Path]:
+    """Yields the folders that hold a run; links are followed, but nowhere twice."""
+
+    def fail(error: OSError):
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    seen = set()
+    for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
+        folders[:] = sorted(name for name in folders if name != "checkpoints")
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+        elif {"config.json", "result.json"} & set(files):
+            yield Path(folder)
+        seen.add(real)
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    """Reads an object; an empty one where there is no such file."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it is no object")
+    return content
+
+
+def _read_epochs(path: epath.Path) -> pd.DataFrame:
+    lines = []
+    try:
+        texts = path.read_text().splitlines() if path.exists() else []
+        for number, text in enumerate(texts, start=1):
+            line = json.loads(text)
+            if not isinstance(line, dict) or line.get("epoch") != number:
+                raise ValueError(f"it is not that of epoch {number}")
+            if not isinstance(line.get("valid/error_rate"), float | int):
+                raise ValueError("it has no validation error")
+            lines.append(line)
+        epochs = pd.DataFrame(lines, dtype=float)
+    except ValueError as error:
+        raise UserError(f"{path}, line {len(lines) + 1} is damaged: {error}") from error
+    if epochs.empty:
+        raise UserError(f"{path.parent} has no finished epoch yet: nothing is in metrics.jsonl")
+    return epochs.astype({"epoch": int})
+
+
+def _count_still(errors) -> int:
+    return len(list(itertools.takewhile(lambda error: error >= TAKEN_OFF, errors)))
+
+
+def _hardware(result: dict[str, Any]) -> str:
+    """Writes what a run was made on: `1 AMD EPYC (2 cores)`, `8 TPU v5 lite (2 hosts)`."""
+    of = result.get("hardware")
+    if not of:
+        return "not recorded"
+    more = [f"{of['cpu_cores']} cores"] * (of["platform"] == "cpu")
+    more += [f"{of['num_hosts']} hosts"] * (of.get("num_hosts", 1) > 1)
+    return f"{of['num_devices']} {of['device']}" + f" ({', '.join(more)})" * bool(more)
+
+
+def _cell(config: dict[str, Any]) -> str:
+    """Returns the cell of a run. Fields that it was recorded without are taken as the cell's."""
+    for field, kind in _REQUIRED.items():
+        if type(config.get(field)) is not kind:
+            raise UserError(f"its configuration has no {field}: not a run of this project")
+    variant = config["variant"]
+    if variant not in VARIANTS:
+        raise UserError(f"its variant {variant!r} is none of {', '.join(VARIANTS)}")
+    base = config["name"].partition("-")[0]
+    changes = {cell: _changes(config, _cell_config(cell, variant)) for cell in CELLS}
+    # Of equally near ones, the one that the run is called after.
+    nearest = min(CELLS, key=lambda cell: (len(changes[cell]), cell != base))
+    return ", ".join([nearest, *changes[nearest]])
+
+
+def _changes(config: dict[str, Any], cell: dict[str, Any]) -> list[str]:
+    return [
+        f"{field}={value}"
+        for field, value in sorted(config.items())
+        if not _is_free(field) and (field not in cell or cell[field] != value)
+    ]
+
+
+@cache
+def _cell_config(cell: str, variant: str) -> dict[str, Any]:
+    config = importlib.import_module(f"configs.{cell}").get_config(variant).to_dict()
+    return flatten(config, fields=("model.norm_kwargs",))
+
+
+def _is_free(field: str) -> bool:
+    return field in _FREE or field.startswith("eval.")
+
+
+def _sections(runs: pd.DataFrame) -> pd.Series:
+    """Names each run's section: `small`, and of other images `small-2`, those of fewer runs last.
+
+    A source's name stands for its images, but runs of one fingerprint are of the same images.
+    """
+    same = runs.groupby("fingerprint")["data.source"].transform("first")
+    section = runs["variant"].copy()
+    for variant, sources in same.fillna(runs["data.source"]).groupby(runs["variant"]):
+        for number, source in enumerate(sources.value_counts().index[1:], start=2):
+            section[sources.index[sources == source]] = f"{variant}-{number}"
+    return section
+
+
+def _order(run: pd.Series) -> tuple:
+    """By size, the published one first; then cells in the grid's order, then others."""
+    known = run["cell"] in CELLS
+    place = CELLS.index(run["cell"]) if known else len(CELLS)
+    return VARIANTS.index(run["variant"]), run["section"], place, run["cell"], run["seed"]

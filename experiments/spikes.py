@@ -1,0 +1,94 @@
+"""Spikes of the validation error, and whether the running averages or the weights cause them."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from experiments.stats import MANY_ERRORS, points
+
+# The published spikes are of tens of percent. Three points are less than any of those and more
+# than a converging run changes from epoch to epoch.
+POINTS = 0.03
+# Two low epochs enclose a spike of at most this many: two high ones do not hide each other, but
+# a steep fall, or a rise that stays, is no spike.
+WIDTH = 2
+# What explains half of a spike's excess is its cause.
+SHARE = 0.5
+
+AVERAGES, WEIGHTS, UNDECIDED = "averages", "weights", "undecided"
+CAUSES = (AVERAGES, WEIGHTS, UNDECIDED)
+RUNNING, PRECISE, BATCH = (f"valid/error_rate_{kind}" for kind in ("running", "precise", "batch"))
+
+RULE = (
+    f"A *spike* is an epoch whose validation error is more than {points(POINTS, sign=False)} and "
+    f"{MANY_ERRORS} binomial standard errors above that of two epochs, one before and one after "
+    f"it, with at most {WIDTH} epochs in between. The first epoch is none; the last is compared "
+    f"with the lowest of the {WIDTH} before it. Its excess is measured from the higher of the two "
+    "epochs, on the compared images by running averages. The spike is *of the averages* if "
+    f"precise statistics take away at least {SHARE:.0%} of it, *of the weights* if the error by "
+    f"precise statistics itself rises by at least {SHARE:.0%} of it, and undecided if both, "
+    "neither, or if the compared images do not show it."
+)
+
+
+def find_spikes(
+    epochs: pd.DataFrame, valid_examples: int | None = None, compared_examples: int | None = None
+) -> pd.DataFrame:
+    """Finds the epochs of high validation error and what caused each.
+
+    Args:
+      epochs: a run's epochs, in order, with the names of metrics.jsonl; without the errors by
+        running and precise statistics, causes are undecided.
+      valid_examples: images behind `valid/error_rate`; None: not known.
+      compared_examples: images behind the errors by running and precise statistics.
+
+    Returns:
+      A row for each spike: epoch, running and precise (its errors on the compared images), cause,
+      and reason, why it is undecided.
+    """
+    lines = epochs.reindex(columns=["epoch", "valid/error_rate", RUNNING, PRECISE])
+    lines.columns = pd.Index(["epoch", "valid", "running", "precise"])
+    rows: list[dict[str, Any]] = lines.to_dict("records")
+    found = []
+    for i, row in enumerate(rows):
+        base = _base([each["valid"] for each in rows], i)
+        if base is not None and _is_high(row["valid"], rows[base]["valid"], valid_examples):
+            cause, reason = _find_cause(row, rows[base], compared_examples)
+            found.append(row | {"cause": cause, "reason": reason})
+    return pd.DataFrame(found, columns=["epoch", "running", "precise", "cause", "reason"])
+
+
+def _base(valid: list[float], i: int) -> int | None:
+    """Returns what epoch i is measured from: the higher of the lowest two that enclose it."""
+    before = range(max(0, i - WIDTH), i)
+    if i == len(valid) - 1:
+        return min(before, key=valid.__getitem__, default=None)
+    pairs = [
+        max(j, k, key=valid.__getitem__)
+        for j in before
+        for k in range(i + 1, min(j + WIDTH + 2, len(valid)))
+    ]
+    return min(pairs, key=valid.__getitem__, default=None)
+
+
+def _is_high(error: float, base: float, examples: int | None) -> bool:
+    chance = math.sqrt(error * (1 - error) / examples) if examples else 0.0
+    return error - base > max(POINTS, MANY_ERRORS * chance)
+
+
+def _find_cause(row: dict[str, Any], base: dict[str, Any], compared: int | None):
+    excess = row["running"] - base["running"]
+    taken_away, rise = row["running"] - row["precise"], row["precise"] - base["precise"]
+    if math.isnan(excess + taken_away + rise):
+        return UNDECIDED, "there or beside, the error by precise statistics was not measured"
+    if not _is_high(row["running"], base["running"], compared):
+        return UNDECIDED, f"on the compared images it is only {points(excess)}: maybe chance"
+    by_averages, by_weights = taken_away >= SHARE * excess, rise >= SHARE * excess
+    if by_averages == by_weights:
+        return UNDECIDED, (
+            f"precise statistics take away {points(taken_away, sign=False)} of "
+            f"{points(excess, sign=False)}, and with them the error itself changes by "
+            f"{points(rise)}"
+        )
+    return (AVERAGES if by_averages else WEIGHTS), ""

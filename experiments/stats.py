@@ -1,0 +1,89 @@
+"""Means with their spread, and intervals of differences that are paired by seed."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats  # SciPy comes with JAX.
+
+# Stands for what was not measured.
+NOTHING = "–"  # noqa: RUF001
+CONFIDENCE = 0.95
+# With two seeds, Student's interval is 12.7 standard errors to each side: it decides nothing.
+FEWEST_SEEDS = 3
+# A training error of two classes that is not below this says that nothing has been learnt yet.
+TAKEN_OFF = 0.47
+# Standard errors beyond chance, for one comparison that was chosen beforehand, and where every
+# epoch of a run is looked at: chance passes three of them once in 740 epochs.
+FEW_ERRORS, MANY_ERRORS = 2, 3
+
+
+class Interval(NamedTuple):
+    """Student's paired two-sided interval of a mean difference over seeds."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self):
+        low, high = (f"{100 * end:+.1f}" for end in (self.low, self.high))
+        return f"{points(self.mean)} ({CONFIDENCE:.0%} interval {low} to {high})"
+
+
+def paired_interval(differences: Sequence[float]) -> Interval | None:
+    """Returns the interval of the mean of differences, one a seed; None for fewer than two."""
+    if len(differences) < 2:
+        return None
+    mean = float(np.mean(differences))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1) * stats.sem(differences)
+    return Interval(mean, mean - float(half), mean + float(half))
+
+
+def with_error(values: Sequence[float], unit: str, *, counted: bool = True) -> str:
+    """Writes a mean with its standard error: `13.5% ± 2.1 (3 seeds)`, `13.5% (1 seed)`.
+
+    Args:
+      values: in this unit, one a seed, at least one.
+      unit: written after the mean.
+      counted: whether to say of how many seeds.
+    """
+    error = f" ± {float(stats.sem(values)):.1f}" if len(values) > 1 else ""
+    count = f" ({len(values)} seed{'s' * (len(values) > 1)})" if counted else ""
+    return f"{float(np.mean(values)):.1f}{unit}{error}{count}"
+
+
+def error_rate(values: Sequence[float], *, counted: bool = True) -> str:
+    """Writes error rates, fractions, as their mean in percent with its standard error."""
+    return with_error([100 * rate for rate in values], "%", counted=counted)
+
+
+def percent(rate: float) -> str:
+    """Writes 0.312 as `31.2%`."""
+    return NOTHING if math.isnan(rate) else f"{rate:.1%}"
+
+
+def points(difference: float, *, sign: bool = True) -> str:
+    """Writes a difference of two rates as `+3.0 points`."""
+    return (
+        NOTHING if math.isnan(difference) else f"{100 * difference:{'+' if sign else ''}.1f} points"
+    )
+
+
+def beyond_chance(a: float, b: float, examples: int | None, errors: int = FEW_ERRORS) -> bool:
+    """Tells whether two error rates on the same images differ by more than chance.
+
+    Only images that one gets right and the other wrong make a difference, a share of at most
+    a + b and 2 - a - b. How many they are (McNemar's test) is not recorded, so the largest
+    standard error is taken, which is conservative.
+
+    Args:
+      a: an error rate.
+      b: another.
+      examples: number of images; for an unknown number, 3 points are more than chance.
+      errors: standard errors that the difference must exceed.
+    """
+    if not examples:
+        return abs(a - b) > 0.03
+    variance = max(0.0, min(a + b, 2 - a - b) - (a - b) ** 2) / examples
+    return abs(a - b) > errors * math.sqrt(variance)

@@ -1,0 +1,115 @@
+"""The tables of a sweep: how far each run is, and what each cell has given."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from experiments.plan import PlannedRun
+from experiments.state import DONE, FAILED, RUNNING, TO_DO, RunState
+
+WIDTH = 100
+# Least characters of a run's name in a narrow terminal.
+_NAME = 12
+
+
+def run_table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: int = WIDTH) -> str:
+    """A line for each run with its best validation error, the errors, and the summary."""
+    pace = _seconds_an_epoch(states)
+    rows = [("run", "state", "epochs", "best valid error", "left")]
+    for run, of in zip(runs, states, strict=True):
+        left = None if of.state in (DONE, FAILED) else _seconds_left(run, of, pace)
+        rows.append((
+            run.folder, of.state, f"{of.epochs}/{run.num_epochs}", _percent(of.best_error_rate),
+            "" if left is None else format_seconds(left),
+        ))  # fmt: skip
+    pairs = zip(runs, states, strict=True)
+    wrong = [f"{run.folder}: {of.error}" for run, of in pairs if of.error]
+    return "\n".join([*_lay_out(rows, width), "", *wrong, summary(runs, states)])
+
+
+def cell_table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: int = WIDTH) -> str:
+    """A line for each cell: means and standard errors of its errors over the finished seeds."""
+    cells: dict[str, list[RunState]] = {}
+    for run, of in zip(runs, states, strict=True):
+        cells.setdefault(run.name, []).extend([of] * (of.state == DONE))
+    rows = [("cell", "seeds", "epochs", "best valid error", "test error")]
+    for name, done in cells.items():
+        epochs = sorted({of.epochs for of in done})
+        rows.append((
+            name, str(len(done)), ", ".join(map(str, epochs)),
+            _mean([of.best_error_rate for of in done]), _mean([of.test_error_rate for of in done]),
+        ))  # fmt: skip
+    return "\n".join(_lay_out(rows, width))
+
+
+def summary(runs: Sequence[PlannedRun], states: Sequence[RunState], at_once: int = 0) -> str:
+    """Counts the runs by state, and estimates the time that is left.
+
+    Args:
+      runs: of the sweep.
+      states: of each.
+      at_once: runs that are made side by side; 0: as many as are running.
+    """
+    counts = {
+        name: sum(of.state == name for of in states) for name in (DONE, RUNNING, FAILED, TO_DO)
+    }
+    text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    pace = _seconds_an_epoch(states)
+    left = [
+        seconds
+        for run, of in zip(runs, states, strict=True)
+        if of.state in (RUNNING, TO_DO) and (seconds := _seconds_left(run, of, pace)) is not None
+    ]
+    if left:
+        at_once = at_once or max(1, counts[RUNNING])
+        # The longest run can be divided among nobody.
+        seconds = max(sum(left) / at_once, *left)
+        text += f"; about {format_seconds(seconds)} left with {at_once} at once"
+    return f"{len(runs)} runs: {text}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Formats a duration as 45s, 12m30s or 3h05m."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+    return f"{minutes // 60}h{minutes % 60:02}m"
+
+
+def shorten(text: str, size: int) -> str:
+    """Cuts the middle out of a text that is longer than `size`."""
+    cut = size // 2
+    return text if len(text) <= size else f"{text[: size - cut - 1]}…{text[-cut:]}"
+
+
+def _lay_out(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[0] = min(widths[0], max(_NAME, width - sum(size + 2 for size in widths[1:])))
+    lines = []
+    for row in rows:
+        cells = [shorten(row[0], widths[0]), *row[1:]]
+        lines.append("  ".join(f"{x:{size}}" for x, size in zip(cells, widths, strict=True)))
+    return [line[:width].rstrip() for line in lines]
+
+
+def _percent(rate: float | None) -> str:
+    return "" if rate is None else f"{rate:.1%}"
+
+
+def _mean(rates: Sequence[float | None]) -> str:
+    known = [rate for rate in rates if rate is not None]
+    if len(known) < 2:
+        return _percent(known[0] if known else None)
+    error = statistics.stdev(known) / math.sqrt(len(known))
+    return f"{statistics.mean(known):.1%} ± {100 * error:.1f}"
+
+
+def _seconds_left(run: PlannedRun, state: RunState, pace: float | None) -> float | None:
+    own = state.seconds / state.epochs if state.epochs else pace
+    return None if own is None else own * max(0, run.num_epochs - state.epochs)
+
+
+def _seconds_an_epoch(states: Sequence[RunState]) -> float | None:
+    """The median over the runs that have finished one; None where none has."""
+    paces = [of.seconds / of.epochs for of in states if of.epochs]
+    return statistics.median(paces) if paces else None

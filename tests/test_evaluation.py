@@ -1,0 +1,154 @@
+"""PreciseBN, the compared errors and the moments, against independent computations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bn_vgg import evaluation
+from bn_vgg.evaluation import Precise, make_compare_step, make_precise_step
+from bn_vgg.metrics import ComparedMetrics, Moments
+from bn_vgg.models.layers import layer_activations, layer_channels
+from bn_vgg.steps import to_intensities
+from tests.test_steps import SIDE, build, eval_batch, train_batch
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+RATE = 0.5
+
+
+def batches(count):
+    return [train_batch(seed=seed) for seed in range(count)]
+
+
+def precise_of(norm, count=3, **changes):
+    """Precise statistics of a state whose running ones are those of no batch."""
+    model, _, state = build(norm, dropout_rate=RATE, **changes)
+    state = state.replace(batch_stats=jax.tree.map(lambda x: x + 3.0, state.batch_stats))
+    precise, step = empty_precise(model, state), jax.jit(make_precise_step(model))
+    for batch in batches(count):
+        precise = step(precise, state, batch)
+    return model, state, jax.device_get(precise)
+
+
+def empty_precise(model, state):
+    channels = layer_channels(model, "before_norm", SIDE)
+    moments = {layer: Moments.empty(count) for layer, count in channels.items()}
+    return Precise(jnp.zeros((), jnp.float32), state.batch_stats, moments)
+
+
+def passed(model, state, batch):
+    """A training pass without dropout: own statistics and activations."""
+    alone = model.clone(dropout_rate=0.0, norm=model.norm.with_momentum(0.0))
+    images = to_intensities(batch["crops"][:, 0])
+    return alone.apply(
+        state.variables, images, train=True, mutable=["batch_stats", "intermediates"]
+    )
+
+
+@pytest.mark.parametrize("average", ["variance", "stdev"])
+@pytest.mark.parametrize("norm", ["mean_only", "full", "ghost", "weight_norm_mean_only"])
+def test_precise_statistics_are_the_plain_mean_of_the_batches_own(norm, average):
+    """In the domain of the running average; whatever the running statistics are."""
+    model, state, precise = precise_of(norm, stats_average=average)
+    each = [passed(model, state, batch)[1]["batch_stats"] for batch in batches(3)]
+    there, back = (np.sqrt, np.square) if average == "stdev" else (np.asarray, np.asarray)
+    for layer, kept in precise.batch_stats.items():
+        own = [stats[layer]["norm"] for stats in each]
+        np.testing.assert_allclose(
+            kept["norm"]["mean"], np.mean([s["mean"] for s in own], 0), rtol=1e-4, atol=1e-5
+        )
+        if "var" in kept["norm"]:
+            expected = back(np.mean([there(s["var"]) for s in own], axis=0))
+            np.testing.assert_allclose(kept["norm"]["var"], expected, rtol=1e-4)
+    assert float(precise.batches) == 3
+
+
+@pytest.mark.parametrize("norm", ["mean_only", "full"])
+def test_what_is_normalized_is_measured_and_errors_are_compared(norm):
+    model, state, precise = precise_of(norm)
+    found = [layer_activations(passed(model, state, b)[1], "before_norm") for b in batches(3)]
+    assert list(precise.before_norm) == [f"block{i}" for i in range(4)]
+    for layer, moments in precise.before_norm.items():
+        x = np.concatenate([np.asarray(of_layer[layer], np.float64) for of_layer in found])
+        np.testing.assert_allclose(moments.mean, x.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(moments.variance, x.var((0, 1, 2)), rtol=1e-3)
+        np.testing.assert_allclose(moments.maximum, x.max((0, 1, 2)), rtol=1e-5)
+
+    batch = eval_batch(count=8, num_crops=1, masked=3)
+    found = jax.jit(make_compare_step(model))(state, precise.batch_stats, batch).compute()
+    precisely = {"params": state.params, "batch_stats": precise.batch_stats}
+    by_precise = model.apply(precisely, to_intensities(batch["crops"][:, 0]), train=False)
+    for name, logits in (("batch", passed(model, state, batch)[0]), ("precise", by_precise)):
+        wrong = np.argmax(logits, -1) != batch["label"]
+        assert float(found[f"error_rate_{name}"]) == pytest.approx(wrong[:5].mean())
+    assert set(found) == set(ComparedMetrics.empty().compute())
+
+
+def test_a_split_batch_gives_the_same_precise_statistics():
+    _, state, whole = precise_of("full", count=1)
+    shared = build("full", dropout_rate=RATE, axis_name="parts")[0]
+    parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), batches(1)[0])
+    step, start = make_precise_step(shared, "parts"), empty_precise(shared, state)
+    split = jax.vmap(lambda part: step(start, state, part), axis_name="parts")(parts)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-4, atol=1e-5), split, whole
+    )
+
+
+def test_moments_against_numpy_with_padding():
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(2, 3, (7, 4, 5, 3)), np.array([1, 1, 1, 1, 1, 0, 0], np.float32)
+    halves = [
+        Moments.of(jnp.asarray(x[part], jnp.float32), weights[part], None)
+        for part in (slice(0, 3), slice(3, 7))
+    ]
+    moments = Moments.empty(3).merge(halves[0]).merge(halves[1])
+    np.testing.assert_allclose(moments.mean, x[:5].mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(moments.variance, x[:5].var((0, 1, 2)), rtol=1e-4)
+    # Padding repeats other examples, so that it never decides a maximum.
+    np.testing.assert_allclose(moments.maximum, x.max((0, 1, 2)), rtol=1e-6)
+
+
+def of_channels(mean, variance, maximum=1.0):
+    mean, variance = np.asarray(mean, np.float64), np.asarray(variance, np.float64)
+    squares = (variance + mean**2) * 10
+    return Moments(np.float64(10), mean * 10, squares, np.broadcast_to(maximum, mean.shape))
+
+
+def test_distances_are_in_standard_deviations_of_what_is_normalized():
+    moments = {"block0": of_channels([0, 0], [4, 9]), "block1": of_channels([0], [1])}
+    stats = {
+        "block0": {"norm": {"mean": np.array([1.0, 2.0]), "var": np.array([4.0, 9.0])}},
+        "block1": {"norm": {"mean": np.array([0.5])}},
+    }
+    running = {
+        "block0": {"norm": {"mean": np.array([2.0, 8.0]), "var": np.array([16.0, 9.0])}},
+        "block1": {"norm": {"mean": np.array([0.0])}},
+    }
+    found = evaluation.distances(running, Precise(np.float64(1), stats, moments), epsilon=0.0)
+    assert set(found) == {"mean_distance/block0", "std_ratio/block0", "mean_distance/block1"}
+    np.testing.assert_allclose(found["mean_distance/block0"], [0.5, 2.0])
+    np.testing.assert_allclose(found["std_ratio/block0"], [2.0, 1.0])
+    summary = evaluation.summarize(found)
+    assert summary["mean_distance/block0"] == pytest.approx(np.sqrt((0.25 + 4) / 2))
+    assert summary["std_ratio/block0"] == pytest.approx(1.5)
+    assert summary["mean_distance/block1"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("stats", [{"square": np.ones(2)}, {"mean": np.ones(1), "var": np.ones(2)}])
+def test_a_users_statistics_of_another_name_or_shape_have_no_distance(stats):
+    moments, kept = {"block0": of_channels([0, 0], [1, 1])}, {"block0": {"norm": stats}}
+    assert evaluation.distances(kept, Precise(np.float64(1), kept, moments), 0.0) == {}
+
+
+def test_a_dead_relu_is_one_that_no_image_wakes():
+    moments = {
+        "block0": of_channels([0, 1], [0, 1], maximum=np.array([0.0, 2.0])),
+        "hidden": of_channels([0], [0], maximum=0.0),
+    }
+    found = evaluation.activity(moments)
+    np.testing.assert_array_equal(found["never_active/block0"], [1, 0])
+    np.testing.assert_array_equal(found["activation_deviation/block0"], [0, 1])
+    without = evaluation.activity(moments, without_relu={"block0"})
+    assert set(found) - set(without) == {"never_active/block0"}

@@ -1,0 +1,261 @@
+"""The loop: what a run does and writes, and that it goes on bit for bit."""
+
+import json
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from bn_vgg import api, loop
+from bn_vgg.checkpoint import steps
+from bn_vgg.data import pipeline
+from bn_vgg.data.crops import cut_crops, five_crops
+from bn_vgg.data.splits import split
+from bn_vgg.errors import UserError
+from bn_vgg.run_dir import Workdir, flatten
+from bn_vgg.writers import format_seconds
+from tests.runs import KilledError, assert_equal_runs, epochs_of, lines, run, same, state
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+# Of an epoch of the tiny configuration.
+STEPS = 6
+
+
+def kill():
+    raise KilledError
+
+
+@pytest.fixture(scope="module")
+def done(cartoon_folder, cache_folder, tmp_path_factory):
+    """A run of two epochs, PreciseBN over nine images: its folder, configuration and result."""
+    from tests.tiny_config import get_config
+
+    config, folder = get_config(), tmp_path_factory.mktemp("done")
+    config.data.source, config.eval.precise_examples = str(cartoon_folder), 9
+    return folder, config, run(config, folder, cache_folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["mean_only", "full", "none"])
+def test_killed_in_each_epoch_it_ends_as_if_it_had_not_been(
+    norm, tiny_config, cache_folder, tmp_path, before_step, monkeypatch
+):
+    """With dropout and cropping; what goes on has its images on the host."""
+    monkeypatch.setattr(pipeline, "_MAX_STEPS", 2)
+    tiny_config.model.norm, tiny_config.model.dropout_rate = norm, 0.3
+    tiny_config.num_epochs = 3
+    run(tiny_config, tmp_path / "whole", cache_folder)
+    tiny_config.data.placement = "host"
+    said = []
+    for at in (2, STEPS + 4, 2 * STEPS + 2):
+        before_step(at, kill)
+        with pytest.raises(KilledError):
+            run(tiny_config, tmp_path / "killed", cache_folder, said.append)
+        before_step(at, lambda: None)
+    run(tiny_config, tmp_path / "killed", cache_folder, said.append)
+    assert [line for line in said if "resuming" in line] == [
+        f"resuming after epoch {epoch} (step {epoch * STEPS})" for epoch in (1, 2)
+    ]
+    tiny_config.data.placement = "auto"
+    for path in tmp_path.iterdir():
+        content = json.loads((path / "result.json").read_text())
+        content["config"]["data"].pop("placement")
+        (path / "result.json").write_text(json.dumps(content))
+    assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
+    assert int(state(tmp_path / "killed").step) == 3 * STEPS
+
+
+def test_checkpoints_within_epochs(tiny_config, cache_folder, tmp_path, before_step, monkeypatch):
+    """After every third step, rounded up to a chunk's end; a kill costs the steps since."""
+    monkeypatch.setattr(pipeline, "_MAX_STEPS", 2)
+    run(tiny_config, tmp_path / "whole", cache_folder)
+    every = tiny_config.copy_and_resolve_references()
+    every.checkpoint.every_steps = 3
+    before_step(STEPS + 4, kill)
+    with pytest.raises(KilledError):
+        run(every, tmp_path / "killed", cache_folder)
+    # The latest two, and, of a single epoch that has an error, another in the second best's place.
+    assert steps(Workdir(str(tmp_path / "killed")).checkpoints) == [STEPS + 4, STEPS, 4]
+    before_step(STEPS + 4, lambda: None)
+    run(tiny_config, tmp_path / "killed", cache_folder)
+    assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_an_epoch_is_recorded_while_the_next_one_trains(
+    tiny_config, cache_folder, tmp_path, before_step, monkeypatch
+):
+    """What fails there ends the run, and the same command goes on as if nothing had been."""
+    run(tiny_config, tmp_path / "whole", cache_folder)
+    trains, write = threading.Event(), Workdir.write_metrics
+
+    def full_disk(*_):
+        assert trains.wait(60)
+        raise UserError("no space left on device")
+
+    before_step(STEPS, trains.set)
+    monkeypatch.setattr(Workdir, "write_metrics", full_disk)
+    with pytest.raises(UserError, match="no space left on device"):
+        run(tiny_config, tmp_path / "failed", cache_folder)
+    assert not (tmp_path / "failed/metrics.jsonl").exists()
+    monkeypatch.setattr(Workdir, "write_metrics", write)
+    run(tiny_config, tmp_path / "failed", cache_folder)
+    assert_equal_runs(tmp_path / "failed", tmp_path / "whole")
+
+
+def test_a_finished_run_says_so_and_more_epochs_go_on(done, cache_folder, tmp_path):
+    folder, config, first = done
+    said = []
+    assert flatten(run(config, folder, cache_folder, said.append)) == flatten(first)
+    assert said == [f"this run is finished: see {folder}/result.json"]
+    run(epochs_of(config, 1), tmp_path / "run", cache_folder)
+    run(config, tmp_path / "run", cache_folder)
+    assert_equal_runs(tmp_path / "run", folder)
+    with pytest.raises(UserError, match="num_epochs was 2 and is 1"):
+        run(epochs_of(config, 1), tmp_path / "run", cache_folder)
+
+
+def test_the_seed_decides(done, cache_folder, tmp_path):
+    folder, config, _ = done
+    config = config.copy_and_resolve_references()
+    config.seed = 1
+    run(config, tmp_path, cache_folder)
+    first, second = (state(path).params["output"]["kernel"] for path in (folder, tmp_path))
+    assert (first != second).all()
+
+
+def test_precise_statistics_change_nothing_and_can_be_turned_off(done, cache_folder, tmp_path):
+    folder, config, with_precise = done
+    config = config.copy_and_resolve_references()
+    config.eval.precise_examples = 0
+    without = run(config, tmp_path, cache_folder)
+    same(state(folder), state(tmp_path))
+    for on, off in zip(lines(folder), lines(tmp_path), strict=True):
+        assert off == {name: on[name] for name in off}
+        only_on = {name.split("/block")[0] for name in on.keys() - off.keys()}
+        rates = {f"valid/error_rate_{kind}" for kind in ("running", "precise", "batch")}
+        assert only_on == rates | {"mean_distance"}
+    assert with_precise.keys() - without.keys() == {"test_error_rate_precise"}
+
+
+def test_what_a_run_writes(done):
+    folder, _, result = done
+    assert flatten(result) == flatten(json.loads((folder / "result.json").read_text()))
+    assert set(result) == {
+        "config", "num_parameters", "best_epoch", "best_valid_error_rate", "test_error_rate",
+        "test_error_rate_precise", "images_per_second", "wall_seconds", "hardware", "versions",
+        "jax_settings", "commit", "command",
+    }  # fmt: skip
+    blocks = [f"block{i}" for i in range(4)]
+    names = {
+        "epoch", "step", "seconds", "train/loss", "train/error_rate", "train/gradient_norm",
+        "train/images_per_second", "valid/loss", "valid/error_rate", "valid/best_error_rate",
+        "valid/error_rate_running", "valid/error_rate_precise", "valid/error_rate_batch",
+        *(f"mean_distance/{block}" for block in blocks),
+        *(
+            f"{quantity}/{layer}"
+            for quantity in ("activation_mean", "activation_deviation", "never_active")
+            for layer in (*blocks, "hidden")
+        ),
+    }  # fmt: skip
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["step"]) for line in epochs] == [(1, STEPS), (2, 2 * STEPS)]
+    assert all(set(line) == names for line in epochs)
+    best = min(line["valid/error_rate"] for line in epochs)
+    assert result["best_valid_error_rate"] == best == epochs[-1]["valid/best_error_rate"]
+    assert epochs[result["best_epoch"] - 1]["valid/error_rate"] == best
+
+
+def first_batches(trained, config, cache, epoch):
+    """The crops of an epoch's first two batches: nine images are asked for, batches are of 8."""
+    train = split(cache.keys, cache.splits, valid_examples=13, test_examples=11).train
+    images = pipeline.Split(
+        cache.pixels, cache.starts[train], cache.sizes[train], cache.labels[train]
+    )
+    batches = pipeline.train_batches(images, seed=0, epoch=epoch, batch_size=8, crop_size=16)
+    places = batches["crop_start"][:2], batches["row_stride"][:2]
+    return cut_crops(cache.pixels, *places, 16)[:, :, 0] / np.float32(255)
+
+
+def test_precise_statistics_are_of_the_epochs_first_batches(done, open_cache):
+    """Running minus precise means in deviations of what is normalized, from the checkpoint."""
+    folder, config, _ = done
+    trained = api.load(folder, "latest")
+    means, before = [], []
+    for images in first_batches(trained, config, open_cache(config), epoch=1):
+        _, sown = trained.model.apply(
+            trained.state.variables, images, train=True, mutable=["batch_stats", "intermediates"]
+        )
+        x = np.asarray(sown["intermediates"]["block0"]["before_norm"][0], np.float64)
+        means.append(x.mean((0, 1, 2)))
+        before.append(x)
+    running = trained.state.batch_stats["block0"]["norm"]["mean"]
+    deviation = np.sqrt(np.concatenate(before).var((0, 1, 2)) + 1e-4)
+    distance = (running - np.mean(means, axis=0)) / deviation
+    found = lines(folder)[1]["mean_distance/block0"]
+    assert found == pytest.approx(np.sqrt(np.mean(distance**2)), rel=1e-3)
+
+
+def test_the_test_errors_are_the_best_checkpoints(done, open_cache):
+    """By running and by precise statistics; computed again here, one image at a time."""
+    folder, config, result = done
+    trained, cache = api.load(folder), open_cache(config)
+    assert trained.step == result["best_epoch"] * STEPS
+    averaging, stats = trained.model, trained.state.batch_stats
+    batches = first_batches(trained, config, cache, epoch=result["best_epoch"] - 1)
+    for count, images in enumerate(batches, start=1):
+        averaging = trained.model.clone(norm=trained.model.norm.with_momentum(1 - 1 / count))
+        _, updated = averaging.apply(
+            {"params": trained.state.params, "batch_stats": stats},
+            images, train=True, mutable=["batch_stats"],
+        )  # fmt: skip
+        stats = updated["batch_stats"]
+    test = split(cache.keys, cache.splits, valid_examples=13, test_examples=11).test
+    assert len(test) == 11
+    for name, used in (("", trained.state.batch_stats), ("_precise", stats)):
+        variables = {"params": trained.state.params, "batch_stats": used}
+        wrong = []
+        for i in test:
+            crops = five_crops(cache.image(i), 16) / np.float32(255)
+            logits = trained.model.apply(variables, crops, train=False)
+            wrong.append(jax.nn.softmax(logits).mean(0).argmax() != cache.labels[i])
+        assert result[f"test_error_rate{name}"] == pytest.approx(np.mean(wrong)), name
+
+
+def test_nothing_is_compiled_after_the_first_epoch(
+    tiny_config, cache_folder, tmp_path, before_step
+):
+    tiny_config.num_epochs = 4
+    compiled, seen = [], []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    for epoch in (1, 2, 3):
+        before_step(epoch * STEPS, lambda: seen.append(len(compiled)))
+    run(tiny_config, tmp_path, cache_folder)
+    # The first epoch is recorded while the second one trains.
+    assert 0 < seen[0] <= seen[1] == seen[2]
+
+
+def test_another_number_of_classes_is_refused(tiny_config, cache_folder, tmp_path):
+    tiny_config.model.num_classes = 3
+    with pytest.raises(UserError, match=r"config.model.num_classes is 3, but .* has 2 classes"):
+        run(tiny_config, tmp_path / "run", cache_folder)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_keys_of_initial_weights_and_dropout_differ():
+    keys = [loop.init_key(0), *(loop.dropout_key(0, epoch) for epoch in (0, 1))]
+    keys.append(loop.dropout_key(1, 0))
+    assert len({str(jax.random.key_data(key)) for key in keys}) == 4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.4, "4s"), (61, "1m01s"), (3599.6, "1h00m"), (11100, "3h05m")]
+)
+def test_format_seconds(seconds, text):
+    assert format_seconds(seconds) == text

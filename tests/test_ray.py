@@ -1,0 +1,104 @@
+"""A sweep on a real Ray cluster of three nodes on this machine, one of which is killed."""
+
+import os
+import sys
+
+import psutil
+import pytest
+
+from bn_vgg.errors import UserError
+from experiments.executors import ray as executor
+from tests.runs import lines, wait_for_checkpoint
+from tests.sweep_runs import finish, start, write_preset
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+RUN = "none/seed0"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without room for runs, and two nodes with room for one each."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+    from ray.cluster_utils import Cluster
+
+    patched = pytest.MonkeyPatch()
+    patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's processes are otherwise so nice that beside other tests they hardly get on.
+    patched.setenv("RAY_worker_niceness", "0")
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    found.workers = [found.add_node(num_cpus=1) for _ in range(2)]
+    yield found
+    found.shutdown()
+    patched.undo()
+
+
+def node_of(run, cluster):
+    """The node that a run is on: its raylet is an ancestor of a process of that run."""
+    (node,) = [
+        node for node in cluster.workers for raylet in node.all_processes["raylet"]
+        if any(f"/{run}" in " ".join(child.cmdline())
+               for child in psutil.Process(raylet.process.pid).children(recursive=True))
+    ]  # fmt: skip
+    return node
+
+
+@pytest.mark.slow
+def test_a_killed_node_costs_no_run_and_changes_no_number(
+    cluster, tmp_path, cartoon_folder, cache_folder, run_command
+):
+    preset = write_preset(tmp_path, cartoon_folder, epochs=60)
+    process = start(
+        f"--preset={preset}", "--notensorboard", f"--cache_dir={cache_folder}", "--executor=ray",
+        f"--ray_address={cluster.address}", f"--out={tmp_path / 'ray'}",
+    )  # fmt: skip
+    wait_for_checkpoint(tmp_path / "ray" / RUN, process)
+    cluster.remove_node(node_of(RUN, cluster), allow_graceful=False)
+    out, _ = finish(process)
+    assert "2 runs to do, 2 at once on a Ray cluster of 3 nodes" in out
+    assert "none/seed0  epoch 60/60" in out
+    assert "2 runs: 2 done" in out
+    assert "resuming after epoch" in (tmp_path / "ray" / RUN / "log.txt").read_text()
+
+    run_command(
+        "main", "--config=tests/tiny_config.py", "--config.name=none", "--config.model.norm=none",
+        f"--config.data.source={cartoon_folder}", "--config.num_epochs=60", "--notensorboard",
+        f"--workdir={tmp_path / 'alone'}",
+    )  # fmt: skip
+    assert lines(tmp_path / "ray" / RUN) == lines(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_what_no_node_has_is_said_at_once(cluster, tmp_path, cartoon_folder):
+    process = start(
+        f"--preset={write_preset(tmp_path, cartoon_folder)}", "--executor=ray",
+        f"--ray_address={cluster.address}", "--set=resources.TPU=4", f"--out={tmp_path / 'out'}",
+    )  # fmt: skip
+    _, errors = finish(process, status=2)
+    assert "none/seed0 asks for {'CPU': 1.0, 'TPU': 4.0} (config.resources)" in errors
+
+
+def test_where_there_is_no_cluster_it_says_how_to_start_one():
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+    with pytest.raises(UserError, match="no Ray cluster there; start one with `ray start --head`"):
+        executor.Ray("out", [], "127.0.0.1:1").open([])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "given", "share"),
+    [(0.25, None, "0.188"), (1, None, "None"), (0, None, "None"), (0.5, "0.4", "0.4")],
+)
+def test_a_share_of_a_gpu_is_a_share_of_its_memory(gpus, given, share, tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
+    if given:
+        monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", given)
+    monkeypatch.chdir(os.getcwd())  # the task changes it
+    code = "import os; print(os.environ.get('XLA_CLIENT_MEM_FRACTION')); exit(3)"
+    ended = executor.execute(["-c", code], str(tmp_path / "run.out"), gpus)
+    assert (ended.status, ended.error) == (3, f"exit status 3: {share}")
+
+
+def test_without_ray_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"--executor=ray needs Ray: pip install -e '\.\[ray\]'"):
+        executor.Ray("out", [])

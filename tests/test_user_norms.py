@@ -1,0 +1,245 @@
+"""Looking up normalizers, user-defined ones in a network, and what is said of broken ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bn_vgg.errors import UserError
+from bn_vgg.models import make_model
+from bn_vgg.models.layers import layer_activations
+from bn_vgg.models.norms import make_norm_factory
+from bn_vgg.optimizer import rmsprop
+from bn_vgg.steps import init_state, make_train_step
+from configs import default
+from tests.test_steps import train_batch
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+# A user's file.
+OWN = """
+import flax.linen as nn
+import jax.numpy as jnp
+
+NUMBER = 3
+
+
+class Twice(nn.Module):
+    factor: float = 2.0
+
+    def __call__(self, x):
+        return x * self.factor
+
+
+def make_twice(name=None, factor=2.0, momentum=0.0):
+    return Twice(factor=factor + momentum, name=name)
+
+
+class StandardWeights(nn.Module):
+    replaces_bias = True
+
+    def __call__(self, x, mean_of_x):
+        return x - jnp.reshape(mean_of_x(), (1, 1, 1, -1))
+
+    def kernel(self, kernel):
+        return kernel - kernel.mean((0, 1, 2), keepdims=True)
+
+
+class NotShared(nn.Module):
+    def __call__(self, x, use_running_average):
+        return x
+
+
+class Silent(nn.Module):
+    pass
+
+
+class Needs(nn.Module):
+    def __call__(self, x, temperature):
+        return x
+
+
+class Train(nn.Module):
+    def __call__(self, x, train=True):
+        return x
+
+
+class Misspelt(nn.Module):
+    def __call__(self, x, use_running_avg=False):
+        return x
+
+
+def number(name=None):
+    return 3
+
+
+def make_badly(name=None):
+    raise RuntimeError("out of ideas")
+
+
+class OtherShape(nn.Module):
+    def __call__(self, x):
+        return x[:, :-1]
+
+
+class Nothing(nn.Module):
+    def __call__(self, x):
+        pass
+
+
+class Fails(nn.Module):
+    def __call__(self, x):
+        return x + jnp.ones(17)
+
+
+class OtherKernel(Twice):
+    def kernel(self, kernel):
+        return kernel.sum(-1)
+
+
+class OtherStatistic(nn.Module):
+    @nn.compact
+    def __call__(self, x, use_running_average):
+        mean = self.variable("batch_stats", "mean", jnp.zeros, ())
+        if not use_running_average:
+            mean.value = x.mean((0, 1, 2))
+        return x - jnp.reshape(mean.value, (1, 1, 1, -1))
+"""
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path, monkeypatch):
+    """Puts the user's files where Python finds them."""
+    (tmp_path / "own_norms.py").write_text(OWN)
+    (tmp_path / "broken_norms.py").write_text("import nowhere_to_be_found\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def network(norm, **changes):
+    settings = default.get_config().model.to_dict() | {"features": (4, 4), "hidden_units": 8}
+    return make_model(**(settings | {"norm": norm} | changes))
+
+
+def init(model, side=12):
+    return model.init(jax.random.key(0), jnp.ones((2, side, side, 3)), train=False)
+
+
+def factory(norm, axis_name=None, **kwargs):
+    return make_norm_factory(
+        norm, kwargs, momentum=0.9, epsilon=1e-4, average="stdev", dtype=jnp.float32,
+        stats_pass="clean", axis_name=axis_name,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["own_norms:Twice", "own_norms:make_twice"])
+def test_a_user_defined_one_stands_between_convolution_and_relu(norm):
+    model = network(norm, norm_kwargs={"factor": 3.0}, norm_decay=0.0)
+    variables = init(model)
+    assert jax.tree.structure(variables) == jax.tree.structure(init(network("none")))
+    images = jnp.linspace(0, 1, 2 * 12 * 12 * 3).reshape(2, 12, 12, 3)
+    tripled, once = (
+        layer_activations(
+            m.apply(variables, images, train=False, mutable=["intermediates"])[1], "output"
+        )["block0"]
+        for m in (model, network("none"))
+    )
+    assert np.abs(once).max() > 0
+    np.testing.assert_allclose(tripled, 3 * once, rtol=1e-6)
+
+
+def test_a_functions_parameters_are_set_as_a_classs_fields():
+    assert factory("own_norms:make_twice").settings == {"momentum": 0.9}
+    assert factory("own_norms:Twice").settings == {}
+
+
+@pytest.mark.parametrize("name", ["GroupNorm", "LayerNorm", "BatchNorm", "RMSNorm"])
+def test_flaxs_own_fit_as_they_are(name):
+    kwargs = {"num_groups": 2} if name == "GroupNorm" else {}
+    made = factory(f"flax.linen:{name}", axis_name="batch", **kwargs)
+    assert made.replaces_bias == (name != "RMSNorm")
+    assert made.averages == (name == "BatchNorm")
+    assert made.settings["epsilon"] == 1e-4
+    # Statistics of single examples must not cross devices.
+    assert ("axis_name" in made.settings) == (name == "BatchNorm")
+    variables = init(network(f"flax.linen:{name}", norm_kwargs=kwargs))
+    assert ("bias" in variables["params"]["block0"]["conv"]) == (name == "RMSNorm")
+
+
+def test_weights_may_be_reparameterized_and_their_mean_is_then_known():
+    model = network("own_norms:StandardWeights")
+    variables = init(model)
+    images = jax.random.uniform(jax.random.key(1), (4, 12, 12, 3))
+    _, reported = model.apply(variables, images, train=True, mutable=["intermediates"])
+    kernel = variables["params"]["block0"]["conv"]["kernel"]
+    expected = jax.lax.conv_general_dilated(
+        images, kernel - kernel.mean((0, 1, 2), keepdims=True), (1, 1), ((2, 2), (2, 2)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    before = layer_activations(reported, "before_norm")["block0"]
+    np.testing.assert_allclose(before, expected, rtol=1e-4, atol=1e-6)
+    after = layer_activations(reported, "output")["block0"]
+    centred = expected - expected.mean((0, 1, 2), keepdims=True)
+    np.testing.assert_allclose(after, jnp.maximum(centred, 0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("norm", "kwargs", "message"),
+    [
+        ("bat", {}, r"no 'bat'; there are: none, mean_only, full, .*package.module:Class"),
+        ("batch_norm", {}, "no 'batch_norm'; did you mean full[?] there are: none, "),
+        ("nowhere:Norm", {}, "cannot import nowhere:Norm: ModuleNotFoundError: No module named"),
+        ("broken_norms:Norm", {}, "cannot import broken_norms:Norm: .*nowhere_to_be_found"),
+        ("own_norms:Thrice", {}, "cannot import own_norms:Thrice: .*no attribute 'Thrice'"),
+        ("own_norms:NUMBER", {}, "own_norms:NUMBER is no class or function"),
+        ("own_norms:number", {}, "own_norms:number is no normalizer: it makes no linen module"),
+        ("own_norms:Silent", {}, "Silent is no normalizer: it makes no .* with __call__"),
+        ("own_norms:Needs", {}, "Needs: its __call__ takes temperature, which it is never given"),
+        ("own_norms:Train", {}, "its __call__ takes train, .* never given; use_running_average is"),
+        ("own_norms:Misspelt", {}, "its __call__ takes use_running_avg, which it is never given"),
+        ("own_norms:make_badly", {}, "failed in .*own_norms.py, line .*: RuntimeError: out of"),
+        ("own_norms:Twice", {"power": 2}, "own_norms:Twice takes no 'power'; it takes: factor"),
+        ("none", {"power": 2}, "none takes no 'power'; it takes: nothing"),
+        ("group", {"groups": 2}, "group takes no 'groups'; it takes: .*num_groups"),
+        # What the configuration sets has one place.
+        ("full", {"epsilon": 1e-3}, "full takes no 'epsilon'; it takes: use_scale, use_bias"),
+    ],
+)  # fmt: skip
+def test_what_is_no_normalizer_is_refused_by_name(norm, kwargs, message):
+    with pytest.raises(UserError, match=message):
+        factory(norm, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "OtherShape",
+            r" its result is float32\(2, 13, 14, 4\) and must be float32\(2, 14, 14, 4\)",
+        ),
+        ("Nothing", " its result is missing and must be float32"),
+        ("OtherKernel", r" the result of its kernel\(\) is float32\(3, 3, 3\) and must be float32"),
+        ("Fails", ""),
+    ],
+)
+def test_what_it_does_wrong_is_said_by_name(name, message):
+    message = f":{message}" if message else r" failed in .*own_norms.py, line \d+: "
+    with pytest.raises(UserError, match=f"config.model.norm=own_norms:{name}{message}"):
+        init(network(f"own_norms:{name}"))
+
+
+def test_a_statistic_that_changes_its_shape_is_said_by_name():
+    model, optimizer = (
+        network("own_norms:OtherStatistic"),
+        rmsprop(**default.get_config().optimizer),
+    )
+    state = init_state(model, optimizer, jax.random.key(0), jnp.ones((1, 16, 16, 3)))
+    match = r"after a training step batch_stats/block0/norm/mean is float32\(4,\) and must be "
+    with pytest.raises(UserError, match=match):
+        jax.jit(make_train_step(model, optimizer))(state, train_batch(), jax.random.key(0))
+
+
+def test_statistics_that_devices_would_not_share_are_refused():
+    factory("own_norms:NotShared")
+    with pytest.raises(UserError, match=r"NotShared has no axis_name, .*: the statistics of sev"):
+        factory("own_norms:NotShared", axis_name="batch")
+    factory("own_norms:Twice", axis_name="batch")  # has no statistics of the batch
