@@ -118,6 +118,17 @@ def load_config(arguments: Sequence[str]) -> ConfigDict:
     return checked_config(flag)
 
 
+def check_backend() -> None:
+    """Raises a UserError where JAX cannot use the devices that it is told to use."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        why = str(error) or "there is no such device"  # for CUDA without a GPU JAX only asserts
+        named = jax.config.jax_platforms
+        where = f" with JAX_PLATFORMS={named}" if named else ""
+        raise UserError(f"JAX finds nothing to compute on{where}: {why}") from error
+
+
 def keep_compiled(folder: Path) -> None:
     """Keeps what XLA compiles in `folder`/xla, so that a second start is quick.
 
