@@ -48,7 +48,7 @@ class Workdir:
         if odd := re.search(r"[*?\[\\\udc80-\udcff]", str(self.checkpoints)):
             raise UserError(
                 f"no checkpoint can be kept in {self.checkpoints.parent}, because of "
-                f"{ascii(odd[0])} in its path; name another --workdir"
+                f"{odd[0]!a} in its path; name another --workdir"
             )
 
     @contextlib.contextmanager
