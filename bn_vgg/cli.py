@@ -181,6 +181,7 @@ def log_to_file(path: epath.Path | None) -> None:
 
     The file takes the place of the one that it was sent to before.
     """
+    logging.use_absl_handler()  # in a notebook Python's own would show all of it
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setLevel(std_logging.WARNING)
     root = std_logging.getLogger()
