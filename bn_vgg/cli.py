@@ -88,7 +88,7 @@ def default_workdir(config: ConfigDict) -> str:
     changed = [
         f"{field.rpartition('.')[2]}={value}"
         for field, value in flatten(config.to_dict()).items()
-        if field not in left_out and value != _file_fields.get(field, value)
+        if field not in left_out and (field not in _file_fields or value != _file_fields[field])
     ]
     name = re.sub(r"[^\w.=+-]+", "_", "-".join([config.name, *changed]))
     if len(name) > 100:  # a folder's name has 255 bytes at most
