@@ -8,12 +8,9 @@ import time
 
 import jax
 import numpy as np
+from absl import logging
 
-from bn_vgg import train as loop
-from bn_vgg.data.prepared import prepare
-from bn_vgg.hooks import Hooks
-from bn_vgg.run_dir import Workdir
-from bn_vgg.trained import load
+from bn_vgg import api, loop
 from tests.conftest import ROOT
 
 # What differs from run to run: of a line, and of a result.
@@ -22,18 +19,12 @@ MEASURED = ("images_per_second", "wall_seconds", "command")
 
 
 class KilledError(Exception):
-    """Raised by an action, so that a run ends there."""
+    """Raised in a run's loop, so that it ends there."""
 
 
-def run(config, cache, path, session=None, **hooks):
-    """What the command does, without flags."""
-    data = prepare(cache, config)
-    workdir = Workdir(str(path))
-    workdir.claim(config.to_dict(), data.about)
-    finished = loop.finished_result(config, workdir)
-    if finished:
-        return finished
-    return loop.train(config, workdir, data, Hooks(**hooks), session)
+def run(config, path, cache_folder, say=logging.info):
+    """Does what the command does, without flags and without TensorBoard."""
+    return loop.train(config, str(path), cache_folder=cache_folder, say=say, tensorboard=False)
 
 
 def epochs_of(config, count):
@@ -54,13 +45,18 @@ def start_run(folder, source, cache_folder, *more, epochs):
     )  # fmt: skip
 
 
-def wait_for_checkpoint(folder, process, epochs=3):
-    """An epoch's checkpoint is on disk when the next one's is begun, after that one's line."""
+def wait_for_epochs(folder, process, epochs):
+    """Waits until a run has written the lines of `epochs`; it must not end before."""
     deadline = time.monotonic() + 400
     while num_lines(folder) < epochs:
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
+
+
+def wait_for_checkpoint(folder, process, epochs=3):
+    """An epoch's checkpoint is on disk when the next one's is begun, after that one's line."""
+    wait_for_epochs(folder, process, epochs)
 
 
 def num_lines(folder):
@@ -82,7 +78,13 @@ def result(folder):
 
 
 def same(left, right):
+    """Compares two trees of arrays, bit for bit."""
     jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def state(folder, which="latest"):
+    """The state of a run's checkpoint, NumPy arrays."""
+    return api.load(folder, which).state
 
 
 def assert_equal_runs(left, right):
@@ -90,4 +92,4 @@ def assert_equal_runs(left, right):
     assert lines(left) == lines(right)
     assert result(left) == result(right)
     for which in ("best", "latest"):
-        same(load(str(left), which).state, load(str(right), which).state)
+        same(state(left, which), state(right, which))
