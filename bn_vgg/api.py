@@ -42,9 +42,8 @@ def get_config(name: str) -> ConfigDict:
     """
     cell, colon, variant = name.partition(":")
     if not cell.endswith(".py"):
-        import configs
-
-        cell = f"{Path(configs.__file__).parent / cell}.py"
+        # The folder beside this package: the current one may have a `configs` of its own.
+        cell = f"{Path(__file__).resolve().parents[1] / 'configs' / cell}.py"
     return cli.load_config([f"--config={cell}{colon}{variant}"])
 
 

@@ -182,7 +182,7 @@ def default_workdir(config: ConfigDict) -> str:
     changed = [
         f"{field.rpartition('.')[2]}={value}"
         for field, value in flatten(config.to_dict()).items()
-        if field not in left_out and value != _file_fields.get(field, value)
+        if field not in left_out and (field not in _file_fields or value != _file_fields[field])
     ]
     name = re.sub(r"[^\w.=+-]+", "_", "-".join([config.name, *changed]))
     if len(name) > 100:  # a folder's name has 255 bytes at most
@@ -323,6 +323,7 @@ def _log_handlers() -> list[_LogFile]:
 
 def log_to_file(path: epath.Path | None) -> None:
     """Sends what the libraries log to this file alone, and warnings to the terminal."""
+    logging.use_absl_handler()  # in a notebook Python's own would show all of it
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setLevel(std_logging.WARNING)
     root = std_logging.getLogger()
@@ -351,6 +352,17 @@ def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 # --- Files and packages ---
+
+
+def check_backend() -> None:
+    """Raises a UserError where JAX cannot use the devices that it is told to use."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        why = str(error) or "there is no such device"  # for CUDA without a GPU JAX only asserts
+        named = jax.config.jax_platforms
+        where = f" with JAX_PLATFORMS={named}" if named else ""
+        raise UserError(f"JAX finds nothing to compute on{where}: {why}") from error
 
 
 def keep_compiled(folder: Path) -> None:

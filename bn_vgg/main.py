@@ -46,6 +46,7 @@ def main() -> None:
         _PROCESS_ID.value,
         timeout_seconds=_HOST_TIMEOUT.value,
     ):
+        cli.check_backend()
         launch.train(
             config,
             _WORKDIR.value or cli.default_workdir(config),

@@ -8,14 +8,14 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from bn_vgg.config_checks import check_config
+from bn_vgg.state import init_state
 from ml_collections import ConfigDict
 
 from bn_vgg.cli import load_config
-from bn_vgg.config_checks import check_config
 from bn_vgg.errors import UserError
 from bn_vgg.models import make_model
 from bn_vgg.optimizer import rmsprop
-from bn_vgg.state import init_state
 from tests.conftest import ROOT
 from tests.rubbish_configs import FILES, KWARGS, NORMS, TEXTS, VALUES, fields
 from tests.tiny_config import get_config

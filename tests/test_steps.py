@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax import export, lax
+from jax import export
 
 from bn_vgg.models import DTYPES, make_model
 from bn_vgg.models.norms import NORMALIZERS
@@ -16,7 +16,6 @@ from bn_vgg.optimizer import rmsprop
 from bn_vgg.steps import (
     init_state,
     make_eval_step,
-    make_loss,
     make_predict_step,
     make_train_step,
     to_intensities,
