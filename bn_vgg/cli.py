@@ -360,7 +360,7 @@ def check_backend() -> None:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
         why = str(error) or "there is no such device"  # for CUDA without a GPU JAX only asserts
-        named = jax.config.jax_platforms
+        named = os.environ.get("JAX_PLATFORMS")
         where = f" with JAX_PLATFORMS={named}" if named else ""
         raise UserError(f"JAX finds nothing to compute on{where}: {why}") from error
 
