@@ -43,40 +43,28 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 def get_config():
     config = default.get_config("demo")
 """
-# Complete files; None stands for a folder of that name.
+# Complete files.
 FILES = {
     "raises": b"raise ValueError('first\\nsecond')",
-    "raises nothing": b"raise ValueError",
-    "asserts": b"assert False",
     "exits": b"import sys; sys.exit(3)",
-    "exits quietly": b"exit()",
     "exits inside": b"def get_config(): raise SystemExit",
     "os error": b"def get_config(): open('/no/where')",
-    "imports itself": b"import config_config\nraise KeyError('x')",
     "no such import": b"import no.such.package",
     "recursion": b"def get_config(): return get_config()",
     "nothing": b"def get_config(): pass",
     "number": b"def get_config(): return 5",
     "dict": b"def get_config(): return {'seed': 1}",
-    "list": b"def get_config(): return [1]",
-    "generator": b"def get_config(): yield 1",
     "class": b"class get_config: pass",
-    "function": b"def get_config(): return len",
     "no get_config": b"x = 1",
     "not callable": b"get_config = 5",
     "signature": b"def get_config(a, b): pass",
-    "keywords": b"def get_config(*, a): pass",
     "syntax": b"def (",
-    "indentation": b"if 1:\n\tx = 1\n        y = 2",
     "text": b"Dear Sir or Madam",
-    "zero bytes": b"\0\0",
     "all bytes": bytes(range(256)),
     "not UTF-8": b"x = '\xff'",
-    "encoding": b"# coding: nonsense\n",
     "bom": "\ufeffx = (".encode(),
     "empty": b"",
     "large": b"(" * 100_000,
-    "folder": None,
     "empty config": b"from ml_collections import ConfigDict as get_config",
     "placeholder": (_BASE + "    config.seed = config_dict.placeholder(int)\n").encode(),
     "required": (
@@ -91,7 +79,6 @@ FILES = {
     "a field more": (_BASE + "    config.data.more = 1\n    return config").encode(),
     "a group more": (_BASE + "    config.more = ConfigDict({'x': 1})\n    return config").encode(),
     "a field less": (_BASE + "    del config.data['source']\n    return config").encode(),
-    "a group less": (_BASE + "    del config['model']\n    return config").encode(),
     "no group": (
         _BASE + "    del config['model']\n    config.model = 5\n    return config"
     ).encode(),

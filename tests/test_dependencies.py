@@ -7,8 +7,3 @@ def test_every_package_has_a_lowest_version():
     """One without is any, down to its very first: `tests.check_dependencies lowest` tries it."""
     bounded = {name(each) for each in requirements() if ">=" in each}
     assert {name(each) for each in requirements()} - bounded == {"bn-vgg"}
-
-
-def test_names_are_read_as_indexes_spell_them():
-    read = [name(each) for each in ("Etils[epath]>=1.9", "importlib_resources", "a.b-c==2; x<'3'")]
-    assert read == ["etils", "importlib-resources", "a-b-c"]

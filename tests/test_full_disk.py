@@ -16,7 +16,7 @@ from tests.runs import assert_equal_runs, start_run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-EPOCHS = 40
+EPOCHS = 25
 
 
 @pytest.fixture

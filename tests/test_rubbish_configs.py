@@ -2,20 +2,22 @@
 
 import functools
 import json
+import os
+import re
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
-from bn_vgg.config_checks import check_config
-from bn_vgg.state import init_state
 from ml_collections import ConfigDict
 
 from bn_vgg.cli import load_config
+from bn_vgg.config import check_config
 from bn_vgg.errors import UserError
-from bn_vgg.models import make_model
+from bn_vgg.models.vgg import make_model
 from bn_vgg.optimizer import rmsprop
+from bn_vgg.steps import init_state
 from tests.conftest import ROOT
 from tests.rubbish_configs import FILES, KWARGS, NORMS, TEXTS, VALUES, fields
 from tests.tiny_config import get_config
@@ -37,23 +39,14 @@ def build(model: str, optimizer: str, crop_size: int) -> None:
 def outcome(load) -> str:
     """Returns why a configuration is refused, empty for one that a run could be made of."""
     try:
-        config = load()
+        config = load().to_dict()
     except UserError as error:
         text = str(error)
         assert text
         assert len(text.splitlines()) == 1
         return text
-    config = config.to_dict()
     build(json.dumps(config["model"]), json.dumps(config["optimizer"]), config["data"]["crop_size"])
-    jax.random.key(config["seed"])
     return ""
-
-
-@pytest.mark.parametrize("field", fields())
-def test_wrong_overrides(field):
-    for text in TEXTS:
-        why = outcome(lambda text=text: load_config([TINY, f"--config.{field}={text}"]))
-        assert not why or field in why or field.rpartition(".")[2] in why, (text[:50], why[:500])
 
 
 def checked(config):
@@ -62,13 +55,18 @@ def checked(config):
 
 
 @pytest.mark.parametrize("field", fields())
-def test_wrong_values_in_a_file(field):
+def test_wrong_values(field):
+    """On the command line, and in a file, whose types nobody else looks at."""
+    name = field.rpartition(".")[2]
+    for text in TEXTS:
+        why = outcome(lambda text=text: load_config([TINY, f"--config.{field}={text}"]))
+        assert not why or name in why, (text[:50], why[:500])
     for value in VALUES:
         config = get_config().to_dict()
-        group, _, name = field.rpartition(".")
-        functools.reduce(dict.__getitem__, group.split(".") if group else [], config)[name] = value
+        *groups, _ = field.split(".")
+        functools.reduce(dict.__getitem__, groups, config)[name] = value
         why = outcome(lambda config=config: checked(config))
-        assert not why or field in why or name in why, why[:500]
+        assert not why or name in why, why[:500]
         assert len(why) < 1000
 
 
@@ -98,24 +96,34 @@ def test_wrong_normalizers(norm, kwargs):
     config = get_config().to_dict()
     config["model"] |= {"norm": norm, "norm_kwargs": kwargs}
     why = outcome(lambda: checked(config))
-    if norm in NORMS and norm != "flax.linen:Dense":
-        assert "config.model.norm" in why
+    assert "config.model.norm" in why or norm not in NORMS or norm == "flax.linen:Dense"
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_wrong_files(name, tmp_path):
     path = tmp_path / f"{name}.py"
-    path.mkdir() if FILES[name] is None else path.write_bytes(FILES[name])
+    path.write_bytes(FILES[name])
     for more in ([], ["--config.seed=3"]):
         why = outcome(lambda more=more: load_config([f"--config={path}", *more]))
-        assert why.startswith((f"--config={path}: ", "--config: no file", "config.", "no field "))
+        assert why.startswith((f"--config={path}: ", "config.", "no field "))
 
 
-@pytest.mark.parametrize("name", [
-    "", "x" * 300, "x" * 5000, "a\nb", "\udcff", "/", "/dev/null", ":", "-1", "a\0b", "configs",
-])  # fmt: skip
+@pytest.mark.parametrize("name", ["", "x" * 5000, "a\nb", "\udcff", "/", ":", "a\0b", "configs"])
 def test_no_files(name):
     assert outcome(lambda: load_config([f"--config={name}"])).startswith("--config: no file")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([f"--config={ROOT}/configs/full.py:tiny"], "'tiny'; there are: full, small, demo"),
+    ([TINY, "--config.model.nrom=full"], "no field config.model.nrom; did you mean model.no"),
+    ([TINY, "--config.variant=small"], f"a variant is named by {TINY}:small"),
+    ([TINY, "--config.model.norm_kwargs={'x': 1}"], "mean_only takes no 'x'; it takes: "),
+    ([TINY, "--config.model.norm_kwargs=5"], "as a ConfigDict: `5` is not a dict"),
+    ([TINY, "--config.model.norm_kwargs.x=1"], "is given as a whole: --config.model.norm_kwargs="),
+    ([TINY, '--config.model.features=(4,"a")'], "it takes positive integers"),
+])  # fmt: skip
+def test_what_it_says(arguments, message):
+    assert message in outcome(lambda: load_config(arguments))
 
 
 def test_a_start_from_elsewhere_says_where_it_looked(tmp_path, monkeypatch):
@@ -134,16 +142,14 @@ def test_a_file_does_not_see_what_another_defined(tmp_path):
 
 @pytest.mark.parametrize("arguments", [
     ["--config=FOLDER/exits.py"], [TINY, "--config.model.features=" + "-" * 9000 + "1"],
-    [TINY, "--config.name=..", "--config.seed=1"], [TINY, "--config.data.source=./\udcff"],
+    [TINY, "--config.data.source=./\udcff"],
 ])  # fmt: skip
 def test_the_command_ends_in_one_line(arguments, tmp_path):
     (tmp_path / "exits.py").write_bytes(FILES["exits"])
     arguments = [argument.replace("FOLDER", str(tmp_path)) for argument in arguments]
     done = subprocess.run(
         [sys.executable, "-m", "bn_vgg.main", *arguments, f"--cache_dir={tmp_path}/cache"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: .*\n", done.stderr)
