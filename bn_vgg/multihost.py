@@ -213,19 +213,18 @@ def check_shared(file: epath.Path) -> None:
     """Returns when each process sees a file that the first has written before it called this.
 
     Raises:
-      UserError: a process does not see it.
+      UserError: a process does not see it; in all of them.
     """
     if _timer is None:
         return
     agree({})
     deadline = time.monotonic() + _VISIBLE_SECONDS
-    while not file.exists():
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"{file}, which the first process wrote, is not there; name a --workdir that "
-                "all hosts see"
-            )
+    while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.5)
+    try:
+        agree({f"sees {file.name} in its --workdir": file.exists()})
+    except UserError as error:
+        raise UserError(f"{error}; name a --workdir that all hosts see") from error
 
 
 def differences(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> str:
