@@ -89,7 +89,10 @@ def train(
     is_first = jax.process_index() == 0
     say = say if is_first else logging.info
     provenance.pin_jax_settings()
-    cli.keep_compiled(cache_folder)
+    if not (multihost.has_peers() and jax.default_backend() == "cpu"):
+        # On a CPU JAX finds what it has compiled in the first process alone, and Gloo gives up when
+        # the others are half a minute behind it.
+        cli.keep_compiled(cache_folder)
     devices = Devices()
     devices.check(config.batch_size, config.model.precision)
     norm_digest = provenance.norm_digest(config.model.norm)
