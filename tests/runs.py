@@ -45,18 +45,13 @@ def start_run(folder, source, cache_folder, *more, epochs):
     )  # fmt: skip
 
 
-def wait_for_epochs(folder, process, epochs):
-    """Waits until a run has written the lines of `epochs`; it must not end before."""
+def wait_for_checkpoint(folder, process, epochs=3):
+    """Waits until the lines of `epochs` are written: the last but one has its checkpoint."""
     deadline = time.monotonic() + 400
     while num_lines(folder) < epochs:
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-
-
-def wait_for_checkpoint(folder, process, epochs=3):
-    """An epoch's checkpoint is on disk when the next one's is begun, after that one's line."""
-    wait_for_epochs(folder, process, epochs)
 
 
 def num_lines(folder):
