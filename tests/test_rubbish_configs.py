@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from bn_vgg.cli import load_config
 from bn_vgg.config import check_config
 from bn_vgg.errors import UserError
-from bn_vgg.models.vgg import make_model
+from bn_vgg.models import make_model
 from bn_vgg.optimizer import rmsprop
 from bn_vgg.steps import init_state
 from tests.conftest import ROOT
