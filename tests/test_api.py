@@ -87,3 +87,11 @@ def test_configurations_by_their_name():
         bn_vgg.train(config, "nowhere")
     with pytest.raises(UserError, match="nowhere holds no run"):
         bn_vgg.load("nowhere")
+
+
+def test_a_run_without_a_checkpoint_has_nothing_to_give(trained_run, tmp_path):
+    for name in ("config.json", "data.json", "format.json"):
+        (tmp_path / name).write_bytes((trained_run / name).read_bytes())
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        bn_vgg.load(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()

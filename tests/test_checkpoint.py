@@ -131,13 +131,6 @@ def test_the_latest_two_and_the_best_two_are_kept(save, tmp_path):
     assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["7-0"]
 
 
-def test_without_a_new_best_one_the_best_is_the_one_of_before(save, tmp_path):
-    save(0.5, 0.3, 0.4, 0.4, 0.2)
-    flip(tmp_path / "checkpoints/5/metrics/metrics")
-    progress, _, _ = restore(tmp_path)
-    assert (progress.step, progress.best_step) == (4, 2)
-
-
 def test_a_lost_best_one_is_an_error(save, tmp_path):
     """To go on without it would make another epoch's the result. All damage is told of."""
     save(0.2, 0.4, 0.3)
@@ -151,18 +144,14 @@ def test_a_lost_best_one_is_an_error(save, tmp_path):
 
 
 def test_an_older_one_that_nothing_needs_is_not_told_of(save, tmp_path):
-    """Such as one that a process was killed while deleting."""
+    """Such as one that a process was killed while deleting. But where a newer one goes, it is."""
     save(0.2, 0.4, 0.3)
     shutil.rmtree(tmp_path / "checkpoints/2/state")
     progress, _, wrong = restore(tmp_path)
     assert (progress.step, progress.best_step, wrong) == (3, 1, [])
     assert steps(Workdir(str(tmp_path)).checkpoints) == [3, 1]
-
-
-def test_a_part_that_is_gone_is_named(save, tmp_path):
-    save(0.2, 0.1)
-    shutil.rmtree(tmp_path / "checkpoints/2/state")
-    assert "checkpoints/2/state" in restore(tmp_path)[2][0]
+    shutil.rmtree(tmp_path / "checkpoints/3/state")
+    assert "checkpoints/3/state" in restore(tmp_path)[2][0]
 
 
 @pytest.mark.parametrize(("where", "error"), [
@@ -185,19 +174,6 @@ def test_what_the_system_cannot_read_now_is_not_damaged(where, error, save, tmp_
         ):
             restore(tmp_path)
     assert restore(tmp_path)[0].step == 2
-
-
-def test_an_error_within_a_write_is_told_once(tmp_path, monkeypatch):
-    """The folder is opened, by Orbax, within the first write."""
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "_Manager", full)
-    with Checkpointer(Workdir(str(tmp_path)).checkpoints, set_aside=tmp_path) as checkpointer:
-        with pytest.raises(UserError) as found:
-            checkpointer.save(LIKE, Progress())
-        assert str(found.value).count("cannot write") == 1
 
 
 def test_predict_and_export_pass_over_a_damaged_latest_one(copy, caplog):

@@ -129,17 +129,6 @@ def test_no_room_for_tensorboards_files(disk):
         write()
 
 
-@pytest.mark.slow
-def test_gone_in_mid_run(disk, start):
-    process = start(disk / "run", "--notensorboard")
-    after_some_epochs(process, disk / "run")
-    subprocess.run(["umount", "-l", disk], check=True)
-    error = error_of(process)
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], check=True)
-    assert f"{disk}/run" in error
-    assert re.match(r"error: (cannot write .*No such file or directory|\S+ is gone, with)", error)
-
-
 def test_read_only(disk, start):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     message = error_of(start(disk / "run", "--notensorboard"))

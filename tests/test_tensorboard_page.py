@@ -158,7 +158,7 @@ def test_a_sweep_can_be_read(browser, address, tmp_path):
 
     browser.get(f"{address}/#hparams")
     browser.refresh()
-    wanted = [*writers._COLUMNS, *writers._METRICS, "mean_only", "full_crop_dropout"]
+    wanted = [*writers._COLUMNS, "valid/best_error_rate", "mean_only", "full_crop_dropout"]
     wait_for(lambda: all(text in all_text(browser) for text in wanted))
     assert browser.save_screenshot(str(artifacts / "tensorboard_hparams.png"))
 
