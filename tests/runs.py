@@ -46,7 +46,7 @@ def start_run(folder, source, cache_folder, *more, epochs):
 
 
 def wait_for_checkpoint(folder, process, epochs=3):
-    """Waits until a run has written so many epochs' lines; the last but one's checkpoint is kept."""
+    """Waits for so many lines of a run; the checkpoint of the last but one is kept then."""
     deadline = time.monotonic() + 400
     while num_lines(folder) < epochs:
         assert time.monotonic() < deadline
