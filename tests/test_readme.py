@@ -126,3 +126,21 @@ def test_the_runs_that_take_off_are_the_recorded_ones():
     assert f"{recipe[1]} of mean-only's hidden units are 0" in FLAT
     assert f"with bias correction {corrected[1]}." in FLAT
     assert f"Without normalization {none} take off and {none_corrected}" in FLAT
+
+
+def test_verdicts_and_errors_are_the_recorded_reports():
+    report = (RESULTS / "report" / "report.md").read_text()
+    rows = [line for line in report.splitlines() if line.startswith("| ")]
+    for number, said, found in (
+        ("2", "contradicted", ("0 of 3 seeds", "44.5% ± 2.8", "48.6% ± 0.0")),
+        ("3", "supported", ("10.2% ± 0.1 (3 seeds)", "15.6% ± 1.2 (3 seeds)", "+0.5 to +10.3")),
+        (
+            "5",
+            "supported",
+            ("22 spikes in 90 epochs: 18 of the averages, 0 of the weights",),
+        ),
+    ):
+        row = next(line for line in rows if line.startswith(f"| {number}. "))
+        assert f"**{said}**" in row
+        assert all(each in row and each in FLAT for each in found)
+    assert "-dirty" not in report
