@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from bn_vgg import api, loop
+from bn_vgg import api, launch
 from tests.conftest import ROOT
 
 # What differs from run to run: of a line, and of a result.
@@ -24,7 +24,7 @@ class KilledError(Exception):
 
 def run(config, path, cache_folder, say=logging.info):
     """Does what the command does, without flags and without TensorBoard."""
-    return loop.train(config, str(path), cache_folder=cache_folder, say=say, tensorboard=False)
+    return launch.train(config, str(path), cache_folder=cache_folder, say=say, tensorboard=False)
 
 
 def epochs_of(config, count):
