@@ -101,8 +101,8 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.checkpoint.every_steps = 0
 
     config.debug = ConfigDict()
-    # Where a number is not finite, take that step again with `jax.debug_nans`, to name the operation
-    # that makes a NaN. Costs nothing before.
+    # Where a number is not finite, take that step again with `jax.debug_nans`, which names the
+    # operation that makes a NaN. Costs nothing before.
     config.debug.nans = False
 
     # What a run of a sweep asks of a Ray cluster; fractions share a GPU. Changes only the speed.
