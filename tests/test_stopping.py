@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from bn_vgg import evaluation
+from bn_vgg import loop
 from bn_vgg.checkpoint import steps
 from bn_vgg.data import pipeline
 from bn_vgg.errors import Interrupted
@@ -60,28 +60,24 @@ def test_a_run_goes_on_within_the_epoch_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    ("what", "call", "kept"),
-    [
-        ("evaluate", 1, STEPS),
-        ("precise_statistics", 1, STEPS),
-        ("compare", 1, STEPS),
-        ("evaluate", 3, 2 * STEPS),  # of the test split, after the last epoch
-    ],
+    ("call", "kept"),
+    # The first epoch's evaluation, precise statistics and comparison; the test split at the end.
+    [(1, STEPS), (2, STEPS), (3, STEPS), (7, 2 * STEPS)],
 )
 def test_stopped_while_it_evaluates(
-    what, call, kept, config, cache_folder, tmp_path, monkeypatch, before_step
+    call, kept, config, cache_folder, tmp_path, monkeypatch, before_step
 ):
     """The epoch's steps are not taken again; its checkpoint takes the place of this one."""
     run(config, tmp_path / "whole", cache_folder)
-    evaluates, calls = getattr(evaluation, what), []
+    fold, calls = loop.Run._fold, []
 
     def interrupted(*args):
         calls.append(None)
         if len(calls) == call:
             send(signal.SIGTERM)
-        return evaluates(*args)
+        return fold(*args)
 
-    monkeypatch.setattr(evaluation, what, interrupted)
+    monkeypatch.setattr(loop.Run, "_fold", interrupted)
     with pytest.raises(Interrupted, match=f"kept after step {kept};"):
         run(config, tmp_path / "stopped", cache_folder)
     for at in range(0, kept, 2):
