@@ -90,8 +90,8 @@ def test_without_a_workdir_its_name_says_what_was_overridden(run_command, cartoo
         folder=tmp_path, PYTHONPATH=str(ROOT),
     )  # fmt: skip
     name = (
-        "meanonly_crop-demo-batch_size=8-valid_examples=13-test_examples=11-norm=full"
-        "-features=_2_2_"
+        "meanonly_crop-demo-batch_size=8-test_examples=11-valid_examples=13-features=_2_2_"
+        "-norm=full"
     )
     assert (tmp_path / "runs" / name / "seed0" / "result.json").exists(), done.stdout
 

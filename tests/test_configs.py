@@ -105,7 +105,7 @@ def test_every_field_is_checked_and_read():
     ("model.norm", "batch_norm", "no 'batch_norm'; did you mean full? there are: none, "),
     ("model.norm", "GroupNorm", "did you mean group? "),
     ("model.norm", "meanonly", "did you mean mean_only? "),
-    ("model.norm", "nowhere:Norm", "nowhere:Norm: cannot import nowhere"),
+    ("model.norm", "nowhere:Norm", "cannot import nowhere:Norm: ModuleNotFoundError"),
     ("model.stats_average", "mean", "it takes one of variance, stdev"),
     ("model.precision", "tf32", "it takes one of highest, tensorfloat32"),
     ("model.dropout_rate", 1.0, "it takes from 0 to less than 1"),
@@ -121,7 +121,7 @@ def test_every_field_is_checked_and_read():
     ("optimizer.epsilon", 1e300, "a positive finite number of float32"),
     ("resources.CPU", float("inf"), "from 0 to less than"),
     ("name", "..", "a name without slashes"),
-    ("model.hidden_units", 2**30, "2,147,483,648 at most"),
+    ("model.features", [2**20] * 2, "2,147,483,648 at most"),
     ("model.features", [4] * 101, "100 at most"),
     ("model.features", [4] * 20, "the poolings after 20 layers leave nothing"),
 ])  # fmt: skip
