@@ -121,7 +121,7 @@ def test_every_field_is_checked_and_read():
     ("optimizer.epsilon", 1e300, "a positive finite number of float32"),
     ("resources.CPU", float("inf"), "from 0 to less than"),
     ("name", "..", "a name without slashes"),
-    ("model.features", [2**20] * 2, "2,147,483,648 at most"),
+    ("model.features", (4, 10**9), "2,147,483,648 at most"),
     ("model.features", [4] * 101, "100 at most"),
     ("model.features", [4] * 20, "the poolings after 20 layers leave nothing"),
 ])  # fmt: skip

@@ -10,8 +10,8 @@ import pytest
 
 from bn_vgg import api
 from bn_vgg.data import pipeline
-from bn_vgg.errors import Interrupted, UserError
-from tests.runs import epochs_of, run, same, state
+from bn_vgg.errors import UserError
+from tests.runs import run, state
 from tests.test_stopping import send
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -95,22 +95,14 @@ def test_a_stopped_run_keeps_nothing_that_is_not_finite(
     tiny_config, cache_folder, tmp_path, before_step
 ):
     before_step(2, partial(send, signal.SIGTERM))
-    said = message(with_flaw(tiny_config, "Statistic"), tmp_path / "during", cache_folder)
+    said = message(with_flaw(tiny_config, "Statistic"), tmp_path, cache_folder)
     assert said.startswith("at step 4, ")
-    assert_kept(tmp_path / "during", 2)
-    before_step(2, lambda: None)
-    before_step(0, partial(send, signal.SIGTERM))
-    with pytest.raises(Interrupted, match="kept after step 2"):
-        run(tiny_config, tmp_path / "before", cache_folder)
-    again = message(tiny_config, tmp_path / "before", cache_folder)
-    assert again == said.replace(str(tmp_path / "during"), str(tmp_path / "before"))
-    same(state(tmp_path / "during"), state(tmp_path / "before"))
+    assert_kept(tmp_path, 2)
 
 
 def test_the_validation_loss(tiny_config, cache_folder, tmp_path):
     """With one step an epoch no training loss comes after an update that is far too large."""
     tiny_config.batch_size = 48
-    run(epochs_of(tiny_config, 1), tmp_path / "fine", cache_folder)
     tiny_config.optimizer.learning_rate = 1e30
     said = message(tiny_config, tmp_path / "run", cache_folder)
     assert re.match(

@@ -159,7 +159,9 @@ def test_precise_statistics_and_the_test_errors(done, open_cache):
             images, train=True, mutable=["batch_stats", "intermediates"],
         )  # fmt: skip
         precise = updated["batch_stats"]
-        before.append(np.asarray(updated["intermediates"]["block0"]["before_norm"][0], np.float64))
+        before.append(
+            np.asarray(updated["intermediates"]["block0"]["norm"]["before_norm"][0], np.float64)
+        )
     x = np.concatenate(before)
     distance = trained.state.batch_stats["block0"]["norm"]["mean"] - x.mean((0, 1, 2))
     expected = np.sqrt(np.mean(distance**2 / (x.var((0, 1, 2)) + 1e-4)))

@@ -16,7 +16,7 @@ from tests.runs import lines, run
 
 @pytest.mark.slow
 def test_its_steps_are_those_of_a_run(tiny_config, open_cache, cache_folder, tmp_path):
-    """Dropout and crops included: an epoch's mean loss and error, whatever a dispatch is."""
+    """Dropout and crops included: an epoch's mean loss and error, whatever a chunk is."""
     tiny_config.update_from_flattened_dict({
         "model.dropout_rate": 0.3, "optimizer.bias_correction": True, "seed": 3, "num_epochs": 1,
         "batch_size": 2, "eval.precise_examples": 0,

@@ -129,19 +129,6 @@ def test_four_parts_of_a_batch_take_the_same_step_as_the_whole(norm):
     assert np.median(differences) < 2e-5, differences
 
 
-def test_train_metrics_are_the_batchs_own():
-    model, optimizer, state = build("none")
-    batch = train_batch()
-    _, metrics = jax.jit(make_train_step(model, optimizer))(state, batch, jax.random.key(0))
-    logits = apply(model, state, batch["crops"][:, 0])
-    values = metrics.compute()
-    expected = np.mean(np.argmax(logits, -1) != batch["label"])
-    assert float(values["error_rate"]) == pytest.approx(expected)
-    log_p = jax.nn.log_softmax(logits)[np.arange(6), batch["label"]]
-    assert float(values["loss"]) == pytest.approx(-float(log_p.mean()), rel=1e-5)
-    assert int(values["first_non_finite"]) == -1
-
-
 def test_five_crop_evaluation_against_numpy():
     """The mean of the crops' softmax outputs, for a prediction likewise; padding does not count."""
     model, _, state = build()
