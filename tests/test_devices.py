@@ -71,7 +71,7 @@ def test_lengths_of_chunks_and_placements_change_no_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["mean_only", "full", "none"])
+@pytest.mark.parametrize("norm", ["mean_only", "full"])
 def test_four_devices_equal_one(norm, run_command, noise_folder, tmp_path):
     for count in (1, 4):
         run_command(
