@@ -77,6 +77,12 @@ def train(
             "finished": workdir.exists("result.json"),
         }
         multihost.agree(flatten({"data": metadata, "workdir": kept}))
+        num_chunks = config.num_epochs * data.chunks_per_epoch
+        if profile and num_chunks < 4:
+            raise UserError(
+                "--profile traces the second and the third chunk of steps, and "
+                f"this run has {num_chunks}; 4 are needed: take more --config.num_epochs"
+            )
         multihost.starting()
         workdir.claim(config.to_dict(), metadata, norm_digest)
         multihost.check_shared(workdir.path / "config.json")

@@ -186,6 +186,14 @@ def test_predict_and_export_pass_over_a_damaged_latest_one(copy, caplog):
     assert "step 6 is the newest that is intact" in caplog.text
 
 
+def test_a_better_epoch_whose_checkpoint_is_not_written_yet_is_not_waited_for(copy):
+    """A run's line comes before its checkpoint: this is a run in progress, or a killed one."""
+    before = load(copy).step
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"epoch": 3, "step": 18, "valid/error_rate": 0.0}) + "\n")
+    assert load(copy).step == before
+
+
 def test_predict_and_export_name_a_damaged_best_one(copy):
     best = json.loads((copy / "result.json").read_text())["best_epoch"] * STEPS
     flip(copy / f"checkpoints/{best}/metrics/metrics")

@@ -104,6 +104,8 @@ def test_a_profile_leaves_a_trace_or_says_why_not(run_command, cartoon_folder, t
     )  # fmt: skip
     done = run_command(*arguments, "--notensorboard", status=2)
     assert "does not go with --notensorboard" in error_of(done)
+    done = run_command(*arguments, "--config.num_epochs=1", status=2)
+    assert "this run has 1; 4 are needed: take more --config.num_epochs" in error_of(done)
     run_command(*arguments)
     assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import bn_vgg
-from bn_vgg import cli
+from bn_vgg import config_file
 from bn_vgg.config import _CHECKS, check_config
 from bn_vgg.errors import UserError
 from bn_vgg.optimizer import rmsprop
@@ -149,13 +149,13 @@ def test_values_that_mean_nothing_are_refused(field, value, message):
 def test_the_default_workdir_says_what_was_overridden(overrides, name):
     path = ROOT / "configs/meanonly_crop.py"
     arguments = [f"--config={path}", *(f"--config.{override}" for override in overrides)]
-    workdir = cli.default_workdir(cli.load_config(arguments))
+    workdir = config_file.default_workdir(config_file.load_config(arguments))
     assert name is None or workdir == f"runs/{name}"
     runs, folder, seed = workdir.split("/")
     assert (runs, seed[:4]) == ("runs", "seed")
     assert len(folder.encode()) <= 100
-    other = cli.load_config([f"--config={path}", *arguments[1:], "--config.batch_size=99"])
-    assert cli.default_workdir(other) != workdir
+    other = config_file.load_config([f"--config={path}", *arguments[1:], "--config.batch_size=99"])
+    assert config_file.default_workdir(other) != workdir
 
 
 def test_a_file_from_elsewhere_finds_its_siblings(tmp_path, monkeypatch):
@@ -167,6 +167,6 @@ def test_a_file_from_elsewhere_finds_its_siblings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.syspath_prepend(tmp_path / "here")
     for path, seed in (("configs/full.py", 1), (tmp_path / "elsewhere/configs/full.py", 2)):
-        config = cli.load_config([f"--config={path}:demo"])
+        config = config_file.load_config([f"--config={path}:demo"])
         assert (config.seed, config.name) == (seed, "full-demo")
     assert bn_vgg.get_config("full:demo").seed == 0

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from bn_vgg.cli import load_config
 from bn_vgg.config import check_config
+from bn_vgg.config_file import load_config
 from bn_vgg.errors import UserError
 from bn_vgg.models import make_model
 from bn_vgg.optimizer import rmsprop
