@@ -42,6 +42,8 @@ def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> No
     # Before TensorFlow is imported, which would chat on standard error.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # Before matplotlib is: a shell that a notebook started names a backend that is not there.
+    os.environ["MPLBACKEND"] = "agg"
     logging.get_absl_handler().setLevel(std_logging.WARNING)
     # Orbax tells of a full disk by pages for each of its threads; the error itself is one line.
     logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)

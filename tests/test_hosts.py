@@ -215,18 +215,19 @@ def test_a_part_of_the_arguments_is_refused():
 @pytest.mark.parametrize(
     ("slurm", "meets"),
     [
-        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, True),
-        ({"SLURM_NTASKS": "4"}, False),  # sbatch's own script
-        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, False),  # one step of a larger job
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, 4),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2"}, 2),  # a step of a larger allocation
+        ({"SLURM_NTASKS": "4"}, 0),  # sbatch's own script
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, 0),
     ],
 )
 def test_tasks_of_one_srun_meet_and_no_others(slurm, meets, monkeypatch):
     asked = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **limits: asked.append(limits))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: asked.append(given))
     monkeypatch.setattr(multihost, "_on_cloud_tpu", lambda: False)
     for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
     multihost._initialize(None, None, None)
-    assert bool(asked) == meets
+    assert asked == ([(None, meets, None)] if meets else [])
