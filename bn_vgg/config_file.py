@@ -16,7 +16,7 @@ from bn_vgg.errors import UserError, one_line
 from bn_vgg.run_dir import ONLY_SPEED, flatten
 
 # A folder's name may have 255 bytes, and TensorBoard shows fewer.
-_LONGEST_NAME = 80
+_LONGEST_NAME = 100
 # Of the last file that was loaded, its fields before they are overridden.
 _file_fields: dict[str, object] = {}
 

@@ -163,7 +163,7 @@ class TestRuns:
     def test_long_names_are_cut_and_stay_different(self):
         names = {name_run("full", {"a.field": "x" * 300 + end}) for end in ("1", "2")}
         assert len(names) == 2
-        assert all(len(name) == 80 and name.startswith("full-field=xxx") for name in names)
+        assert all(len(name) == 100 and name.startswith("full-field=xxx") for name in names)
 
 
 class TestFlags:
