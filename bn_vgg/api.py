@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from bn_vgg import checkpoint, cli, launch, provenance
+from bn_vgg import checkpoint, config_file, launch, provenance
 from bn_vgg.config import check_config
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.data.crops import five_crops
@@ -42,10 +42,9 @@ def get_config(name: str) -> ConfigDict:
     """
     cell, colon, variant = name.partition(":")
     if not cell.endswith(".py"):
-        import configs
-
-        cell = f"{Path(configs.__file__).parent / cell}.py"
-    return cli.load_config([f"--config={cell}{colon}{variant}"])
+        # The folder beside this package: the current one may have a `configs` of its own.
+        cell = f"{Path(__file__).resolve().parents[1] / 'configs' / cell}.py"
+    return config_file.load_config([f"--config={cell}{colon}{variant}"])
 
 
 def train(
@@ -168,33 +167,37 @@ def load(workdir: str | Path, which: str = "best") -> Trained:
             model, make_optimizer(config, 1), jax.random.key(0), jnp.zeros((1, side, side, 3))
         )
     )
-    progress, state = _newest(run, like)
+    progress, state, damaged = _newest(run, like)
     if which == "best":
         if not progress.best_step:
             raise UserError(
                 f"{workdir} has no best checkpoint yet: it is chosen after an epoch "
                 f"(python -m bn_vgg.export --which=latest takes step {progress.step})"
             )
+        # The best one may be among the damaged, newer ones.
         lines = run.read_metrics()
-        best = min(lines, key=lambda x: x["valid/error_rate"])["step"] if lines else 0
-        progress, state = checkpoint.read(
-            run.checkpoints, max(best, progress.best_step) if best else progress.best_step, like
-        )
+        best = min(lines, key=lambda line: line["valid/error_rate"])["step"] if lines else None
+        if best in damaged:
+            raise damaged[best]
+        progress, state = checkpoint.read(run.checkpoints, progress.best_step, like)
     return Trained(model, state, config, class_names, progress.step)
 
 
-def _newest(run: Workdir, like: TrainState) -> tuple[checkpoint.Progress, TrainState]:
+def _newest(
+    run: Workdir, like: TrainState
+) -> tuple[checkpoint.Progress, TrainState, dict[int, checkpoint.DamagedError]]:
+    """Reads the newest intact checkpoint. Returns what was wrong with newer ones, too, by step."""
     steps = checkpoint.steps(run.checkpoints)
     if not steps:
         raise UserError(f"{run.path} has no checkpoint yet: the first comes after an epoch")
-    damaged: list[checkpoint.DamagedError] = []
+    damaged: dict[int, checkpoint.DamagedError] = {}
     for step in steps:
         try:
             found = checkpoint.read(run.checkpoints, step, like)
         except checkpoint.DamagedError as error:
-            damaged.append(error)
+            damaged[step] = error
         else:
-            for why in damaged:
+            for why in damaged.values():
                 logging.warning("%s; step %d is the newest that is intact", why, step)
-            return found
-    raise damaged[0]
+            return *found, damaged
+    raise damaged[steps[0]]

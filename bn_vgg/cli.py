@@ -1,26 +1,23 @@
-"""What the commands share: flags and configuration files, errors in one line, logs and paths."""
+"""What the commands share: flags, errors in one line, logs and paths."""
 
 import contextlib
-import difflib
 import errno
-import hashlib
 import io
 import logging as std_logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from bn_vgg import stopping
-from bn_vgg.config import check_config
+from bn_vgg.config_file import load_file
 from bn_vgg.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_BUG,
@@ -31,10 +28,6 @@ from bn_vgg.errors import (
     described,
     one_line,
 )
-from bn_vgg.run_dir import ONLY_SPEED, flatten
-
-# Of the last configuration file that was loaded, its fields before they are overridden.
-_file_fields: dict[str, object] = {}
 
 
 def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> None:
@@ -49,6 +42,8 @@ def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> No
     # Before TensorFlow is imported, which would chat on standard error.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # Before matplotlib is: a shell that a notebook started names a backend that is not there.
+    os.environ["MPLBACKEND"] = "agg"
     logging.get_absl_handler().setLevel(std_logging.WARNING)
     # Orbax tells of a full disk by pages for each of its threads; the error itself is one line.
     logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
@@ -92,14 +87,14 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
-# --- Flags and configuration files ---
+# --- Flags ---
 
 
 def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
     fields: Mapping[str, object] = {}
     try:
         argv = [_with_home(_with_underscores(argument)) for argument in argv]
-        fields = _load_file(argv)
+        fields = load_file(argv)
         rest = flags.FLAGS(argv)
         given = rest[1:]
         if len(given) > len(positional):
@@ -134,152 +129,6 @@ def _with_home(argument: str) -> str:
     """Takes `--out=~/x` as a shell takes `--out ~/x`."""
     name, equals, value = argument.partition("=")
     return name + equals + os.path.expanduser(value) if value.startswith("~") else argument
-
-
-def load_config(arguments: Sequence[str]) -> ConfigDict:
-    """Returns the configuration that a command with these arguments would have.
-
-    Args:
-      arguments: `--config=FILE:VARIANT` and `--config.FIELD=VALUE`, nothing else.
-
-    Raises:
-      UserError: as the command would.
-    """
-    _load_file(["", *arguments])
-    alone = flags.FlagValues()
-    flag = config_flags.DEFINE_config_file(
-        "config", flag_values=alone, sys_argv=list(arguments), lock_config=True
-    )
-    try:
-        alone(["", *arguments])
-    except Exception as error:  # besides flags.Error, what ml_collections and the file raise
-        raise UserError(one_line(error)) from error
-    return checked_config(flag)
-
-
-def checked_config(flag: flags.FlagHolder) -> ConfigDict:
-    """Returns the value of a `--config` flag.
-
-    Raises:
-      UserError: it is missing, names no file, or one of its values means nothing.
-    """
-    if flag.value is None:
-        raise UserError(f"--config is missing; {_configs()}")
-    try:
-        config = flag.value.to_dict()
-    except Exception as error:  # values that other values stand for may be missing
-        raise UserError(f"--config has values that cannot be read: {one_line(error)}") from error
-    check_config(config)
-    return flag.value
-
-
-def default_workdir(config: ConfigDict) -> str:
-    """Returns `runs/NAME/seedSEED`, where NAME says what the command line has overridden.
-
-    Fields that may differ from start to start, and where the data are, are no part of it.
-    """
-    left_out = {"name", "seed", "num_epochs", "data.source"} | ONLY_SPEED
-    changed = [
-        f"{field.rpartition('.')[2]}={value}"
-        for field, value in flatten(config.to_dict()).items()
-        if field not in left_out and value != _file_fields.get(field, value)
-    ]
-    name = re.sub(r"[^\w.=+-]+", "_", "-".join([config.name, *changed]))
-    if len(name) > 100:  # a folder's name has 255 bytes at most
-        name = f"{name[:90]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
-    return f"runs/{name}/seed{config.seed}"
-
-
-def _load_file(argv: list[str]) -> Mapping[str, object]:
-    """Loads the configuration once, without overrides: ml_collections' errors are pages.
-
-    Returns:
-      Its fields; none where no configuration is named.
-
-    Raises:
-      UserError: the file is missing or fails, or an override names no field of it.
-    """
-    argument = _config_argument(argv)
-    if argument is None:
-        return {}
-    path = argument.partition(":")[0]
-    if not os.path.isfile(path):  # Path's own raises where the name is too long
-        close = difflib.get_close_matches(path, _found_configs(), n=1, cutoff=0.85)
-        guess = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"--config: no file {path}; {guess}{_configs()}")
-    _find_siblings(Path(path).resolve().parent)
-    alone = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[argument])
-    # Where ml_collections executes the files, each among the names that the last one left.
-    sys.modules.pop("config_config", None)
-    try:
-        alone([argv[0], f"--config={argument}"])
-        loaded = alone.config
-    except (Exception, SystemExit) as error:  # whatever the file's own code raises
-        why = (str(error).strip().splitlines() or [""])[-1]
-        if not isinstance(error, flags.Error):  # these quote what was raised
-            why = f"{type(error).__name__}: {why}".removesuffix(": ")
-        raise UserError(f"--config={argument}: {why}") from error
-    if not isinstance(loaded, ConfigDict):
-        made = type(loaded).__name__
-        raise UserError(f"--config={argument}: get_config returns no ConfigDict but a {made}")
-    _file_fields.clear()
-    _file_fields.update(flatten(loaded.to_dict()))
-    for given in argv:
-        override = re.match(r"--?config\.([\w.]+)=?(.*)", given, re.DOTALL)
-        if override and override[1] == "variant":
-            wanted = override[2] or "VARIANT"
-            raise UserError(f"config.variant: a variant is named by --config={path}:{wanted}")
-        if override:
-            _check_override(override[1])
-    return _file_fields
-
-
-def _check_override(name: str) -> None:
-    if any(f"{field}.".startswith(f"{name}.") for field in _file_fields):
-        return
-    whole, _, part = name.rpartition(".")
-    if _file_fields.get(whole) == {}:
-        example = f"--config.{whole}=\"{{'{part}': …}}\""
-        raise UserError(f"config.{whole} is given as a whole: {example}")
-    close = difflib.get_close_matches(name, list(_file_fields))
-    guess = f"did you mean {', '.join(close)}? " if close else ""
-    raise UserError(f"no field config.{name}; {guess}there are: {', '.join(_file_fields)}")
-
-
-def _find_siblings(folder: Path) -> None:
-    """Lets a configuration file import those beside it, `from configs import default`.
-
-    Also where the current folder has a `configs/` of its own, or another one was imported before.
-    """
-    if not (folder / "__init__.py").exists():
-        return
-    for name in [n for n in sys.modules if n.partition(".")[0] == folder.name]:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file is None or Path(file).resolve().parent != folder:
-            del sys.modules[name]
-    if str(folder.parent) in sys.path:
-        sys.path.remove(str(folder.parent))
-    sys.path.insert(0, str(folder.parent))
-
-
-def _found_configs() -> list[str]:
-    return sorted(map(str, Path("configs").glob("[!_]*.py")))
-
-
-def _configs() -> str:
-    if found := _found_configs():
-        return f"there are: {', '.join(found)}"
-    return f"there is no configs/ in {Path.cwd()}: run it in the checkout, or name a path"
-
-
-def _config_argument(argv: list[str]) -> str | None:
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if argument in ("-config", "--config"):
-            return following
-        if argument.startswith(("-config=", "--config=")):
-            return argument.partition("=")[2]
-    return None
 
 
 # --- What is shown and logged ---
@@ -323,6 +172,7 @@ def _log_handlers() -> list[_LogFile]:
 
 def log_to_file(path: epath.Path | None) -> None:
     """Sends what the libraries log to this file alone, and warnings to the terminal."""
+    logging.use_absl_handler()  # in a notebook Python's own would show all of it
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setLevel(std_logging.WARNING)
     root = std_logging.getLogger()
@@ -351,6 +201,17 @@ def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 # --- Files and packages ---
+
+
+def check_backend() -> None:
+    """Raises a UserError where JAX cannot use the devices that it is told to use."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        why = str(error) or "there is no such device"  # for CUDA without a GPU JAX only asserts
+        named = os.environ.get("JAX_PLATFORMS")
+        where = f" with JAX_PLATFORMS={named}" if named else ""
+        raise UserError(f"JAX finds nothing to compute on{where}: {why}") from error
 
 
 def keep_compiled(folder: Path) -> None:

@@ -145,7 +145,7 @@ def check_config(config: dict[str, Any]) -> None:
             raise UserError(f"no field config.{field}; there are: {', '.join(_CHECKS)}")
     if flat["data.crop_size"] > flat["data.min_side"]:
         raise UserError(
-            f"config.data.crop_size: a window of {flat['data.crop_size']} pixels does not fit "
+            f"config.data.crop_size: a crop of {flat['data.crop_size']} pixels does not fit "
             f"images scaled to config.data.min_side {flat['data.min_side']}"
         )
     if (flat["model.precision"], flat["model.dtype"]) == ("tensorfloat32", "bfloat16"):
@@ -176,7 +176,7 @@ def _check_size(flat: Mapping[str, Any]) -> None:
     if parameters == 0:
         raise UserError(
             f"config.model.features: the poolings after {len(features)} layers leave nothing of "
-            f"a window of config.data.crop_size {crop} pixels"
+            f"a crop of config.data.crop_size {crop} pixels"
         )
     if max(parameters, computed) > MAX_VALUES:
         raise UserError(

@@ -9,7 +9,7 @@ from jax import lax
 
 from bn_vgg.data.crops import crops_of
 from bn_vgg.data.pipeline import Chunk
-from bn_vgg.errors import first_line
+from bn_vgg.errors import UserError, first_line
 from bn_vgg.metrics import TrainMetrics
 from bn_vgg.programs import Programs
 from bn_vgg.steps import TrainState, make_loss
@@ -59,25 +59,36 @@ def explain(
     where = f"{_first(seen, devices.fetch(after))} is not a finite number{loss_before}"
     if not find_operation:
         return where + _ADVICE
+    return f"{where}{_operation(programs, state, rng, one)}"
+
+
+def _operation(programs: Programs, state, rng, one: Chunk) -> str:
+    devices, inspect, batches = programs.devices, make_inspect(programs), one.batches
+    if devices.axis_name is not None:
+        # Of a mapped program JAX does not say which operation: all shares on one device.
+        inspect = jax.vmap(inspect, (None, None, 0, None), axis_name=devices.axis_name)
+        state, rng, pixels = map(devices.first, (state, rng, one.pixels))
+        one, batches = one._replace(pixels=pixels), jax.device_get(batches)
     with jax.debug_nans(True):
         try:
-            jax.block_until_ready(inspect(state, rng, one.batches, one.pixels))
-        except FloatingPointError as error:
-            return f"{where}: {first_line(error)}"
-    return f"{where}; no operation makes a NaN"
+            jax.block_until_ready(jax.jit(inspect)(state, rng, batches, one.pixels))
+        except (FloatingPointError, UserError) as error:  # the latter from a user's normalizer
+            return f": {first_line(error)}"
+    return "; no operation makes a NaN"
 
 
 def make_inspect(programs: Programs):
-    """Returns `inspect(state, rng, batches, pixels)`: the `loss` and `gradients` of one step."""
+    """Returns `inspect(state, rng, batches, pixels)`: loss, gradients and statistics of a step."""
     loss_of, axis_name = make_loss(programs.model), programs.devices.axis_name
 
     def inspect(state: TrainState, rng, batches, pixels):
         batch = {key: array[0] for key, array in batches.items()}
         batch |= {"crops": crops_of(batch, pixels, programs.crop_size)}
-        (loss, _), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+        (loss, (_, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, state.batch_stats, batch, rng
         )
-        seen = {"loss": loss, "gradients": gradients}
+        # The statistics are for `debug_nans`: what nothing returns is not computed.
+        seen = {"loss": loss, "gradients": gradients, "batch_stats": batch_stats}
         return seen if axis_name is None else lax.pmean(seen, axis_name)
 
     return inspect

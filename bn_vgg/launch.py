@@ -61,7 +61,10 @@ def train(
     is_first = jax.process_index() == 0
     say = say if is_first else logging.info
     provenance.pin_jax_settings()
-    cli.keep_compiled(cache_folder)
+    if not (multihost.has_peers() and jax.default_backend() == "cpu"):
+        # On a CPU JAX finds what it has compiled in the first process alone, and Gloo gives up when
+        # the others are half a minute behind it.
+        cli.keep_compiled(cache_folder)
     devices = Devices()
     devices.check(config.batch_size, config.model.precision)
     norm_digest = provenance.norm_digest(config.model.norm)
@@ -74,6 +77,12 @@ def train(
             "finished": workdir.exists("result.json"),
         }
         multihost.agree(flatten({"data": metadata, "workdir": kept}))
+        num_chunks = config.num_epochs * data.chunks_per_epoch
+        if profile and num_chunks < 4:
+            raise UserError(
+                "--profile traces the second and the third chunk of steps, and "
+                f"this run has {num_chunks}; 4 are needed: take more --config.num_epochs"
+            )
         multihost.starting()
         workdir.claim(config.to_dict(), metadata, norm_digest)
         multihost.check_shared(workdir.path / "config.json")

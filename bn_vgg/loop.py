@@ -94,9 +94,11 @@ class Run:
             images = self.data.first_crops() if self.step == 0 else None
             self.board.write_start(flatten(self.config.to_dict()), images)
         for epoch in range(self.progress.epoch, self.config.num_epochs):
+            whole = self.step == epoch * self.data.steps_per_epoch
             self._train_epoch(epoch)
             self._end_epoch(epoch)
-            multihost.epoch_done()
+            if whole:  # the chunks of a part are of other lengths, and compiled for themselves
+                multihost.epoch_done()
         self._recorded()
         return self._finish()
 

@@ -8,7 +8,7 @@ field is a flag, --config.seed=1 or --config.model.norm=group: configs/default.p
 from absl import flags
 from ml_collections import config_flags
 
-from bn_vgg import cli, launch, multihost
+from bn_vgg import cli, config_file, launch, multihost
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
 
@@ -37,7 +37,7 @@ _HOST_TIMEOUT = flags.DEFINE_integer(
 
 def main() -> None:
     """Runs the command."""
-    config = cli.checked_config(_CONFIG)
+    config = config_file.checked_config(_CONFIG)
     if _PROFILE.value and not _TENSORBOARD.value:
         raise UserError("--profile is for TensorBoard: it does not go with --notensorboard")
     with multihost.joined(
@@ -46,9 +46,10 @@ def main() -> None:
         _PROCESS_ID.value,
         timeout_seconds=_HOST_TIMEOUT.value,
     ):
+        cli.check_backend()
         launch.train(
             config,
-            _WORKDIR.value or cli.default_workdir(config),
+            _WORKDIR.value or config_file.default_workdir(config),
             cache_folder=choose_folder(_CACHE_DIR.value),
             tensorboard=_TENSORBOARD.value,
             profile=_PROFILE.value,

@@ -213,19 +213,18 @@ def check_shared(file: epath.Path) -> None:
     """Returns when each process sees a file that the first has written before it called this.
 
     Raises:
-      UserError: a process does not see it.
+      UserError: a process does not see it; in all of them.
     """
     if _timer is None:
         return
     agree({})
     deadline = time.monotonic() + _VISIBLE_SECONDS
-    while not file.exists():
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"{file}, which the first process wrote, is not there; name a --workdir that "
-                "all hosts see"
-            )
+    while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.5)
+    try:
+        agree({f"sees {file.name} in its --workdir": file.exists()})
+    except UserError as error:
+        raise UserError(f"{error}; name a --workdir that all hosts see") from error
 
 
 def differences(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> str:
@@ -260,7 +259,9 @@ def _initialize(coordinator, num_processes, process_id) -> None:
         # gRPC would ask a proxy for the way to a machine of the same network.
         hosts = [os.environ.get("no_grpc_proxy"), coordinator.rpartition(":")[0]]  # noqa: SIM112
         os.environ["no_grpc_proxy"] = ",".join(filter(None, hosts))  # noqa: SIM112
-    elif not (_on_cloud_tpu() or _by_srun()):
+    elif (tasks := _srun_tasks()) > 1:
+        num_processes = tasks  # JAX would take the allocation's
+    elif not _on_cloud_tpu():
         return
     # XLA would say the same half a minute later, and abort.
     limit = threading.Timer(_MEETING_SECONDS, _say_that_they_did_not_meet)
@@ -301,6 +302,6 @@ def _on_cloud_tpu() -> bool:
     return bool(devices) and importlib.util.find_spec("libtpu") is not None
 
 
-def _by_srun() -> bool:
-    """Whether Slurm has started several of these; not one process of a larger allocation."""
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+def _srun_tasks() -> int:
+    """How many of these Slurm has started in this step, of a perhaps larger allocation."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))

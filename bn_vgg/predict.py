@@ -33,6 +33,7 @@ _BATCH = 100
 
 def main() -> int:
     """Runs the command."""
+    cli.check_backend()
     cli.keep_compiled(choose_folder())
     run = api.load(_WORKDIR.value)
     found = files.list_images(_IMAGES.value)

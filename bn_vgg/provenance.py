@@ -70,7 +70,11 @@ def commit() -> str | None:
         return known
     try:
         described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="],
+            [
+                # Another user's checkout, as in a container, would be refused as unsafe.
+                "git", "-c", f"safe.directory={root}",
+                "describe", "--always", "--abbrev=40", "--dirty", "--match=",
+            ],
             cwd=root, capture_output=True, text=True, check=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

@@ -12,6 +12,7 @@ result.json     written when the run is finished.
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
@@ -50,6 +51,12 @@ class Workdir:
     def __init__(self, path: str, *, writes: bool = True):
         self.path = epath.Path(path).expanduser()
         self._local, self._writes = "://" not in path, writes
+        # Orbax looks for its files by glob patterns, and TensorStore takes UTF-8 without escapes.
+        if odd := re.search(r"[*?\[\\\udc80-\udcff]", str(self.checkpoints)):
+            raise UserError(
+                f"no checkpoint can be kept in {self.checkpoints.parent}, because of "
+                f"{odd[0]!a} in its path; name another --workdir"
+            )
 
     @property
     def damaged(self) -> epath.Path:

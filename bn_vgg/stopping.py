@@ -37,12 +37,11 @@ class StopRequest:
         self.signal: signal.Signals | None = None
 
     @contextlib.contextmanager
-    def listening(self, first: str | None = "stopping after this chunk of steps") -> Iterator[None]:
-        """Notes the first signal and says `first`; a second one ends the process at once.
+    def listening(self) -> Iterator[None]:
+        """Notes the first signal and says so; a second one ends the process at once.
 
-        With `first` None the first one ends it already. A thread listens: the main one may be
-        inside XLA for minutes, where no handler of Python's runs. Outside the main thread, where
-        signals cannot be set, nothing is done.
+        A thread listens: the main one may be inside XLA for minutes, where no handler of Python's
+        runs. Outside the main thread, where signals cannot be set, nothing is done.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -51,7 +50,7 @@ class StopRequest:
         before = {each: signal.getsignal(each) for each in handled}
         read, write = os.pipe()
         os.set_blocking(write, False)
-        thread = threading.Thread(target=self._listen, args=(read, first), daemon=True)
+        thread = threading.Thread(target=self._listen, args=(read,), daemon=True)
         thread.start()
         for each in handled:  # the byte in the pipe is what counts
             signal.signal(each, lambda number, frame: None)
@@ -66,15 +65,17 @@ class StopRequest:
             thread.join()
             os.close(read)
 
-    def _listen(self, read: int, first: str | None) -> None:
+    def _listen(self, read: int) -> None:
         while number := os.read(read, 1):
             asked = signal.Signals(number[0])
             if asked not in _SIGNALS:
                 continue
-            ends = first is None or self.signal is not None
+            ends = self.signal is not None
             self.signal = asked
-            with contextlib.suppress(OSError):  # the terminal may be what was lost
+            line = "stopping after this chunk of steps"
+            if ends:
                 line = "ended at once; the same command goes on from what is kept"
-                print(f"\n{line if ends else first}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # the terminal may be what was lost
+                print(f"\n{line}", file=sys.stderr, flush=True)
             if ends:
                 os._exit(128 + asked)

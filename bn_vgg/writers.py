@@ -108,19 +108,23 @@ class TensorBoard:
         CLU's own method for these names a run by a digest, and shows the first few columns of the
         alphabet.
         """
-        from tensorboard.plugins.hparams import api as hp
-        from tensorboard.plugins.hparams import summary_v2
+        from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 
-        names = [*_COLUMNS, *sorted(hparams.keys() - set(_COLUMNS))]
-        values = {n: x if isinstance(x, str | int | float) else str(x) for n, x in hparams.items()}
-        columns = summary_v2.hparams_config_pb(
-            hparams=[hp.HParam(name) for name in names], metrics=[hp.Metric(x) for x in _METRICS]
+        # TensorBoard shows those first that are said to differ among runs, by the alphabet.
+        experiment = api_pb2.Experiment(
+            hparam_infos=[api_pb2.HParamInfo(name=n, differs=n in _COLUMNS) for n in hparams],
+            metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=x)) for x in _METRICS],
         )
+        columns = plugin_data_pb2.HParamsPluginData(experiment=experiment)
+        values = {n: x if isinstance(x, str | int | float) else str(x) for n, x in hparams.items()}
+        (start,) = summary_v2.hparams_pb(values, trial_id=self._run).value
+        summaries = {
+            metadata.EXPERIMENT_TAG: metadata.create_summary_metadata(columns),
+            start.tag: start.metadata,
+        }
         with self._writing():
-            for summary in (columns, summary_v2.hparams_pb(values, trial_id=self._run)):
-                (value,) = summary.value
-                nothing = np.zeros(0, np.float32)
-                self._writer.write_summaries(0, {value.tag: nothing}, {value.tag: value.metadata})
+            nothing = {tag: np.zeros(0, np.float32) for tag in summaries}
+            self._writer.write_summaries(0, nothing, summaries)
             if images_NHWC is not None:
                 self._writer.write_images(0, {"train/crops": grid(images_NHWC)[None]})
             self._writer.flush()

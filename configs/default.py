@@ -3,7 +3,7 @@
 The nine cells of the grid build on this file and hold only their difference. Each
 takes a variant after a colon, `configs/meanonly_crop.py:small`:
 
-  full   the published size, 128x128 windows (the default);
+  full   the published size, 128x128 crops (the default);
   small  the same experiment at 48x48, for a machine with only a CPU;
   demo   minutes on two CPU cores, on drawings that come with the code.
 """
@@ -23,7 +23,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.name = "baseline"
     config.variant = variant
 
-    # Initialization, order, windows and dropout. The split does not depend on it.
+    # Initialization, order, crops and dropout. The split does not depend on it.
     config.seed = 0
     # The post's figures show 50 to 73.
     config.num_epochs = 60
@@ -33,11 +33,11 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.data = data = ConfigDict()
     # A TFDS name; a path or glob to zip files or folders (several with commas); `cartoons`.
     data.source = "cats_vs_dogs"
-    # Every image is scaled to this shorter side, in pixels, before windows are cut.
+    # Every image is scaled to this shorter side, in pixels, before crops are cut.
     data.min_side = _MIN_SIDE[variant][0]
     # Side of the network's input, in pixels.
     data.crop_size = _MIN_SIDE[variant][0]
-    # Where decoded images live and windows are cut: on the `device`, on the `host`, or
+    # Where decoded images live and crops are cut: on the `device`, on the `host`, or
     # `auto`: on the device where they fit. Changes only the speed.
     data.placement = "auto"
     # Examples held out, unless the source brings splits of its own.
@@ -107,18 +107,18 @@ def get_config(variant: str = "full") -> ConfigDict:
     # Training images over which statistics are recomputed with each epoch's weights, to see
     # how far the running ones lag; 0: not at all. Changes nothing in training.
     config.eval.precise_examples = 1000
-    # Validation images, centre windows alone, whose error is taken three times: by running,
+    # Validation images, central crops alone, whose error is taken three times: by running,
     # by precise and by their own batch's statistics.
     config.eval.compared_examples = 1000
 
     config.checkpoint = ConfigDict()
-    # Updates between checkpoints within an epoch, rounded up to a dispatch's end (ten at most);
-    # 0: only at its end, and when the run is asked to stop. Changes nothing in training.
+    # Updates between checkpoints within an epoch, rounded up to the end of a chunk (ten steps at
+    # most); 0: only at its end, and when the run is asked to stop. Changes nothing in training.
     config.checkpoint.every_steps = 0
 
     config.debug = ConfigDict()
-    # Where a number is not finite, take that step again operation by operation, to find the
-    # one that made it. Costs nothing before.
+    # Where a number is not finite, take that step again with `jax.debug_nans`, which names the
+    # operation that makes a NaN. Costs nothing before.
     config.debug.nans = False
 
     # What a run of a sweep asks of a Ray cluster; fractions share a GPU. Changes only the speed.
@@ -149,7 +149,7 @@ def name_cell(config: ConfigDict, name: str) -> None:
 
 
 def add_cropping(config: ConfigDict) -> None:
-    """Scales to a larger shorter side, so that the windows can move both ways."""
+    """Scales to a larger shorter side, so that the crops can move both ways."""
     config.data.min_side = _MIN_SIDE[config.variant][1]
 
 

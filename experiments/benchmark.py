@@ -26,7 +26,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from bn_vgg import cli, provenance
+from bn_vgg import cli, config_file, provenance
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
@@ -127,7 +127,7 @@ def measure_training(arguments: list[str], cache_folder: Path) -> dict[str, Any]
     The first epoch compiles: numbers are medians of the others. An epoch is its training, its
     five-crop evaluation, precise statistics, its checkpoint and its records.
     """
-    config = cli.load_config(arguments)
+    config = config_file.load_config(arguments)
     with tempfile.TemporaryDirectory() as folder:
         whole = _run(arguments, cache_folder, Path(folder) / "whole")
         bare = step_times.Timed(

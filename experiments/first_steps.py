@@ -1,5 +1,6 @@
 """The first steps of runs: which seeds take off, and how many hidden units die."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,33 +55,28 @@ def make_runner(config: ConfigDict, cache_folder: Path, steps: int) -> Callable[
 
     dead_units = devices.compile(dead_units)
     side = config.data.crop_size
+    data, _ = load_data(config, cache_folder, devices)
+    if data.steps_per_epoch < steps:
+        raise UserError(f"--steps={steps}: an epoch has {data.steps_per_epoch} steps")
 
     def run(seed: int) -> Record:
-        config.seed = seed
-        data, _ = load_data(config, cache_folder, devices)
-        if data.steps_per_epoch < steps:
-            raise UserError(f"--steps={steps}: an epoch has {data.steps_per_epoch} steps")
+        data.seed = seed
         state = devices.replicate(programs.init(init_key(seed), jnp.zeros((1, side, side, 3))))
         rng = devices.replicate(dropout_key(seed, epoch=0))
         losses: list[float] = []
         error_rates: list[float] = []
         dead = 0.0
-        for chunk in data.train(epoch=0):
-            for i in range(chunk.num_steps):
-                one = chunk.step(i, devices)
-                if len(losses) == CHUNK:
-                    dead = devices.fetch(dead_units(state, one.batches, one.pixels)).item()
-                state, metrics = programs.train_chunk(
-                    (state, programs.empty_training), rng, one.batches, one.pixels
-                )
-                means = devices.fetch(metrics).compute()
-                losses.append(means["loss"].item())
-                error_rates.append(means["error_rate"].item())
-                if len(losses) == steps:
-                    return {
-                        "seed": seed, "loss": losses, "error_rate": error_rates, "dead_units": dead
-                    }  # fmt: skip
-        raise AssertionError("an epoch has enough steps")
+        single = (chunk.step(i, devices) for chunk in data.train(0) for i in range(chunk.num_steps))
+        for number, one in enumerate(itertools.islice(single, steps)):
+            if number == CHUNK:
+                dead = devices.fetch(dead_units(state, one.batches, one.pixels)).item()
+            state, metrics = programs.train_chunk(
+                (state, programs.empty_training), rng, one.batches, one.pixels
+            )
+            means = devices.fetch(metrics).compute()
+            losses.append(means["loss"].item())
+            error_rates.append(means["error_rate"].item())
+        return {"seed": seed, "loss": losses, "error_rate": error_rates, "dead_units": dead}
 
     return run
 

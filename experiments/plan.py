@@ -1,6 +1,5 @@
 """The runs of a sweep: their names, folders and exact commands."""
 
-import hashlib
 import re
 import runpy
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,14 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bn_vgg import cli
+from bn_vgg import config_file
+from bn_vgg.config_file import name_run
 from bn_vgg.errors import UserError
 from experiments.presets import PRESETS, Overrides
 
 # Keys of a preset's entry that are no fields of the configuration.
 _NOT_FIELDS = ("config", "name", "seed", "stage")
-# A folder's name may have 255 bytes, and TensorBoard shows fewer.
-_LONGEST_NAME = 80
 
 
 @dataclass(frozen=True)
@@ -136,12 +134,12 @@ def _planned(entry: Overrides, variant: str, seed: int, settings: dict[str, str]
     suffix = "" if variant == "full" else variant
     config = _config_file(str(entry["config"])) + (f":{suffix}" if suffix else "")
     run = PlannedRun("", seed, config, own | settings)
-    loaded = cli.load_config(run.config_arguments)
-    name = str(entry.get("name") or default_name(Path(str(entry["config"])).stem, own))
+    loaded = config_file.load_config(run.config_arguments)
+    name = str(entry.get("name") or name_run(Path(str(entry["config"])).stem, own))
     if "name" in entry or name != Path(str(entry["config"])).stem:
         name += f"-{suffix}" if suffix else ""
         run.overrides["name"] = name
-        loaded = cli.load_config(run.config_arguments)
+        loaded = config_file.load_config(run.config_arguments)
     resources = {key: amount for key, amount in loaded.resources.items() if amount}
     return replace(run, name=loaded.name, num_epochs=loaded.num_epochs, resources=resources)
 
@@ -155,20 +153,6 @@ def _config_file(config: str) -> str:
     if config not in cells:
         raise UserError(f"no cell {config!r}; there are: {', '.join(cells)}")
     return f"configs/{config}.py"
-
-
-def default_name(cell: str, overrides: Mapping[str, str]) -> str:
-    """Names a run by its cell and what is overridden, `full-norm_decay=0.9`.
-
-    `num_epochs` is left out, because a run may be continued; long names end in a digest.
-    """
-    parts = [f"{name.rpartition('.')[2]}={text}" for name, text in overrides.items()
-             if name != "num_epochs"]  # fmt: skip
-    name = re.sub(r"[^\w.=+-]+", "_", "-".join([cell, *parts])).strip("_")
-    if len(name) <= _LONGEST_NAME:
-        return name
-    digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
-    return f"{name[: _LONGEST_NAME - 9]}-{digest}"
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -14,10 +14,19 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from bn_vgg import cli, provenance
+from bn_vgg import cli, config_file, provenance
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
-from experiments.first_steps import CELLS, CHUNK, Record, grouped, line, make_runner, page
+from experiments.first_steps import (
+    CELLS,
+    CHUNK,
+    Record,
+    grouped,
+    line,
+    make_runner,
+    of_setting,
+    page,
+)
 from experiments.presets import VARIANTS
 
 _SOURCE = flags.DEFINE_string("source", None, "As --config.data.source.")
@@ -46,8 +55,7 @@ def main() -> None:
         for bias_correction in (False, True):
             config = _load(norm, bias_correction)
             _check_same(records, config)
-            setting = (norm, bias_correction)
-            done = {r["seed"] for r in records if (r["norm"], r["bias_correction"]) == setting}
+            done = {each["seed"] for each in of_setting(records, norm, bias_correction)}
             missing = [seed for seed in range(_SEEDS.value) if seed not in done]
             take = make_runner(config, cache, _STEPS.value) if missing else None
             for seed in missing:
@@ -66,7 +74,7 @@ def _load(norm: str, bias_correction: bool) -> ConfigDict:
     path = Path(__file__).resolve().parents[1] / "configs" / f"{CELLS[norm]}.py"
     source = [f"--config.data.source={_SOURCE.value}"] if _SOURCE.value else []
     correction = f"--config.optimizer.bias_correction={bias_correction}"
-    return cli.load_config([f"--config={path}:{_VARIANT.value}", correction, *source])
+    return config_file.load_config([f"--config={path}:{_VARIANT.value}", correction, *source])
 
 
 def _check_same(records: list[Record], config: ConfigDict) -> None:

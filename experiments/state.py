@@ -87,7 +87,7 @@ def driving(out: str) -> Iterator[DriverState]:
         written.
     """
     folder = epath.Path(out)
-    lock = None if "://" in out else FileLock(Path(out) / _LOCK)
+    lock = None if "://" in out else _lock(out)
     try:
         if folder.exists() and not (folder / PLAN).exists() and any(folder.glob("[!.]*")):
             raise UserError(
@@ -113,6 +113,11 @@ def driving(out: str) -> Iterator[DriverState]:
             lock.release()
 
 
+def _lock(out: str) -> FileLock:
+    # A lock that is a file's existence would outlive a killed driver.
+    return FileLock(Path(out) / _LOCK, fallback_to_soft=False)
+
+
 def read_driver(out: str) -> dict[str, Any] | None:
     """Reads sweep_state.json; None if there is none, or it is damaged."""
     try:
@@ -129,7 +134,7 @@ def is_driven(out: str) -> bool:
     if not (Path(out) / _LOCK).exists():
         return False
     try:
-        with FileLock(Path(out) / _LOCK, timeout=0):
+        with _lock(out).acquire(timeout=0):
             return False
     except (Timeout, OSError):
         return True

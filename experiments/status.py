@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from bn_vgg.writers import format_seconds
 from experiments.plan import PlannedRun
 from experiments.state import DONE, FAILED, RUNNING, TO_DO, RunState
 
@@ -66,14 +67,6 @@ def summary(runs: Sequence[PlannedRun], states: Sequence[RunState], at_once: int
         seconds = max(sum(left) / at_once, *left)
         text += f"; about {format_seconds(seconds)} left with {at_once} at once"
     return f"{len(runs)} runs: {text}"
-
-
-def format_seconds(seconds: float) -> str:
-    """Formats a duration as 45s, 12m30s or 3h05m."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
-    return f"{minutes // 60}h{minutes % 60:02}m"
 
 
 def shorten(text: str, size: int) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from bn_vgg import cli
+from bn_vgg import cli, config_file
 from bn_vgg.errors import UserError
 from experiments import state, status
 from experiments.driver import ATTEMPTS, Driver
@@ -113,7 +113,7 @@ def _drive(
 
 
 def _advise(platform: str, run: PlannedRun) -> None:
-    config = cli.load_config(run.config_arguments)
+    config = config_file.load_config(run.config_arguments)
     if platform == "cpu" and config.get("variant") == "full" and config.data.crop_size >= 128:
         cli.show("128x128 takes a CPU hours a run: --variant=small is the same at 48x48")
 

@@ -32,7 +32,7 @@ class MeanOnlyBatchNorm(nn.Module):
 
 
 def make_network(model: dict, crop_size: int) -> nn.Module:
-    """Builds the network of `config.model` for windows of `crop_size` pixels."""
+    """Builds the network of `config.model` for crops of `crop_size` pixels."""
     norms: dict[str, Callable[[int], nn.Module]] = {
         "none": lambda channels: nn.Identity(),
         "mean_only": lambda channels: MeanOnlyBatchNorm(channels, model["norm_decay"]),

@@ -53,14 +53,14 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_command(cache_folder):
     """Runs `python -m bn_vgg.NAME …` from the checkout, as a person would."""
 
-    def run(name, *arguments, status=0, **environment):
+    def run(name, *arguments, status=0, folder=ROOT, **environment):
         done = subprocess.run(
             [sys.executable, "-m", f"bn_vgg.{name}", *map(str, arguments)],
-            cwd=ROOT,
+            cwd=folder,
             env=os.environ | {"BN_VGG_CACHE": str(cache_folder)} | environment,
             capture_output=True,
             text=True,
@@ -70,6 +70,18 @@ def run_command(cache_folder):
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained_run(run_command, cartoon_folder, tmp_path_factory):
+    """A run of two epochs by the command, with TensorBoard's files, for any number of tests."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    run_command(
+        "main", "--config=tests/tiny_config.py", f"--config.data.source={cartoon_folder}",
+        f"--workdir={workdir}", "--config.optimizer.learning_rate=1e-3",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+    )  # fmt: skip
+    return workdir
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 
+from bn_vgg.checkpoint import steps
+from bn_vgg.run_dir import Workdir
 from tests.conftest import ROOT
 from tests.runs import assert_equal_runs
 
@@ -37,15 +39,9 @@ def start(folder, cache):
     )  # fmt: skip
 
 
-def finish(process):
-    out, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, out
-
-
 def newest(folder):
     """The step of the newest checkpoint that is complete, or 0."""
-    complete = (folder / "checkpoints").glob("[0-9]*")
-    return max((int(path.name) for path in complete if path.name.isdigit()), default=0)
+    return max(steps(Workdir(str(folder)).checkpoints), default=0)
 
 
 def assert_whole(folder, before, out):
@@ -62,13 +58,12 @@ def assert_whole(folder, before, out):
 def kill_runs(folder, kills, seed):
     """Kills the command so often; a run that ends is compared, and followed by another.
 
-    Returns:
-      How many runs have ended, and how many kills left a checkpoint to go on from.
+    Returns how many runs have ended, and how many kills left a checkpoint to go on from.
     """
     rng, cache, undisturbed = random.Random(seed), folder / "cache", folder / "undisturbed"
     for path in (undisturbed, folder / "timed"):  # the second one finds all compiled
         began = time.monotonic()
-        finish(start(path, folder / "cache0"))
+        assert start(path, folder / "cache0").wait(600) == 0
     seconds, runs, landed, resumable = time.monotonic() - began, 0, 0, 0
     while landed < kills:
         run = folder / f"run{runs}"
@@ -81,7 +76,7 @@ def kill_runs(folder, kills, seed):
             landed, resumable = landed + 1, resumable + (newest(run) > 0)
         assert_whole(run, before, out)
         if landed == kills:
-            finish(start(run, cache))
+            assert start(run, cache).wait(600) == 0
         if (run / "result.json").exists():
             assert process.returncode in (0, -9), out
             assert_equal_runs(run, undisturbed)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from bn_vgg import api, loop
+from bn_vgg import api, launch
 from tests.conftest import ROOT
 
 # What differs from run to run: of a line, and of a result.
@@ -24,7 +24,7 @@ class KilledError(Exception):
 
 def run(config, path, cache_folder, say=logging.info):
     """Does what the command does, without flags and without TensorBoard."""
-    return loop.train(config, str(path), cache_folder=cache_folder, say=say, tensorboard=False)
+    return launch.train(config, str(path), cache_folder=cache_folder, say=say, tensorboard=False)
 
 
 def epochs_of(config, count):
@@ -45,18 +45,13 @@ def start_run(folder, source, cache_folder, *more, epochs):
     )  # fmt: skip
 
 
-def wait_for_epochs(folder, process, epochs):
-    """Waits until a run has written the lines of `epochs`; it must not end before."""
+def wait_for_checkpoint(folder, process, epochs=3):
+    """Waits until the lines of `epochs` are written: the last but one has its checkpoint."""
     deadline = time.monotonic() + 400
     while num_lines(folder) < epochs:
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-
-
-def wait_for_checkpoint(folder, process, epochs=3):
-    """An epoch's checkpoint is on disk when the next one's is begun, after that one's line."""
-    wait_for_epochs(folder, process, epochs)
 
 
 def num_lines(folder):

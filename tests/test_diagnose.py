@@ -96,7 +96,9 @@ def test_the_picture_has_a_panel_for_each_thing_measured(num_epochs):
 def diagnose(*arguments, status=0, **environment):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.diagnose", *map(str, arguments)],
-        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300,
+        # As in a shell that a notebook has started.
+        cwd=ROOT, env=os.environ | {"MPLBACKEND": "module://no.backend"} | environment,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == status, done.stdout + done.stderr
     return done

@@ -49,6 +49,7 @@ def test_a_second_process_is_refused_and_a_dead_ones_lock_taken_over(start, tmp_
     first.kill()
     first.communicate()
     third = start(1000, cache_folder)
+    assert third.stdout.readline() == "tiny seed 0 on 1 cpu device(s)\n"
     assert "48 training" in third.stdout.readline()
     assert third.stdout.readline().startswith("resuming after epoch")
 

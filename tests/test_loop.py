@@ -7,14 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from bn_vgg import api, loop
+from bn_vgg import api
 from bn_vgg.checkpoint import steps
 from bn_vgg.data import pipeline
 from bn_vgg.data.crops import cut_crops, five_crops
 from bn_vgg.data.splits import split
 from bn_vgg.errors import UserError
 from bn_vgg.run_dir import Workdir, flatten
-from bn_vgg.writers import format_seconds
 from tests.runs import KilledError, assert_equal_runs, epochs_of, lines, run, same, state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -35,36 +34,6 @@ def done(cartoon_folder, cache_folder, tmp_path_factory):
     config, folder = get_config(), tmp_path_factory.mktemp("done")
     config.data.source, config.eval.precise_examples = str(cartoon_folder), 9
     return folder, config, run(config, folder, cache_folder)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("norm", ["mean_only", "full", "none"])
-def test_killed_in_each_epoch_it_ends_as_if_it_had_not_been(
-    norm, tiny_config, cache_folder, tmp_path, before_step, monkeypatch
-):
-    """With dropout and cropping; what goes on has its images on the host."""
-    monkeypatch.setattr(pipeline, "_MAX_STEPS", 2)
-    tiny_config.model.norm, tiny_config.model.dropout_rate = norm, 0.3
-    tiny_config.num_epochs = 3
-    run(tiny_config, tmp_path / "whole", cache_folder)
-    tiny_config.data.placement = "host"
-    said = []
-    for at in (2, STEPS + 4, 2 * STEPS + 2):
-        before_step(at, kill)
-        with pytest.raises(KilledError):
-            run(tiny_config, tmp_path / "killed", cache_folder, said.append)
-        before_step(at, lambda: None)
-    run(tiny_config, tmp_path / "killed", cache_folder, said.append)
-    assert [line for line in said if "resuming" in line] == [
-        f"resuming after epoch {epoch} (step {epoch * STEPS})" for epoch in (1, 2)
-    ]
-    tiny_config.data.placement = "auto"
-    for path in tmp_path.iterdir():
-        content = json.loads((path / "result.json").read_text())
-        content["config"]["data"].pop("placement")
-        (path / "result.json").write_text(json.dumps(content))
-    assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
-    assert int(state(tmp_path / "killed").step) == 3 * STEPS
 
 
 def test_checkpoints_within_epochs(tiny_config, cache_folder, tmp_path, before_step, monkeypatch):
@@ -167,58 +136,43 @@ def test_what_a_run_writes(done):
     assert epochs[result["best_epoch"] - 1]["valid/error_rate"] == best
 
 
-def first_batches(trained, config, cache, epoch):
-    """The crops of an epoch's first two batches: nine images are asked for, batches are of 8."""
-    train = split(cache.keys, cache.splits, valid_examples=13, test_examples=11).train
-    images = pipeline.Split(
-        cache.pixels, cache.starts[train], cache.sizes[train], cache.labels[train]
-    )
-    batches = pipeline.train_batches(images, seed=0, epoch=epoch, batch_size=8, crop_size=16)
-    places = batches["crop_start"][:2], batches["row_stride"][:2]
-    return cut_crops(cache.pixels, *places, 16)[:, :, 0] / np.float32(255)
-
-
-def test_precise_statistics_are_of_the_epochs_first_batches(done, open_cache):
-    """Running minus precise means in deviations of what is normalized, from the checkpoint."""
-    folder, config, _ = done
-    trained = api.load(folder, "latest")
-    means, before = [], []
-    for images in first_batches(trained, config, open_cache(config), epoch=1):
-        _, sown = trained.model.apply(
-            trained.state.variables, images, train=True, mutable=["batch_stats", "intermediates"]
-        )
-        x = np.asarray(sown["intermediates"]["block0"]["before_norm"][0], np.float64)
-        means.append(x.mean((0, 1, 2)))
-        before.append(x)
-    running = trained.state.batch_stats["block0"]["norm"]["mean"]
-    deviation = np.sqrt(np.concatenate(before).var((0, 1, 2)) + 1e-4)
-    distance = (running - np.mean(means, axis=0)) / deviation
-    found = lines(folder)[1]["mean_distance/block0"]
-    assert found == pytest.approx(np.sqrt(np.mean(distance**2)), rel=1e-3)
-
-
-def test_the_test_errors_are_the_best_checkpoints(done, open_cache):
-    """By running and by precise statistics; computed again here, one image at a time."""
+def test_precise_statistics_and_the_test_errors(done, open_cache):
+    """Computed again from checkpoints: PreciseBN over an epoch's first two batches (nine images
+    are asked for), and by running and precise statistics the best epoch's errors, image by image.
+    """
     folder, config, result = done
-    trained, cache = api.load(folder), open_cache(config)
+    cache, epoch = open_cache(config), result["best_epoch"] - 1
+    splits = split(cache.keys, cache.splits, valid_examples=13, test_examples=11)
+    of_images = (array[splits.train] for array in (cache.starts, cache.sizes, cache.labels))
+    train = pipeline.Split(cache.pixels, *of_images)
+    batches = pipeline.train_batches(train, seed=0, epoch=epoch, batch_size=8, crop_size=16)
+    places = batches["crop_start"][:2], batches["row_stride"][:2]
+    crops = cut_crops(cache.pixels, *places, 16)[:, :, 0] / np.float32(255)
+    trained = api.load(folder)
     assert trained.step == result["best_epoch"] * STEPS
-    averaging, stats = trained.model, trained.state.batch_stats
-    batches = first_batches(trained, config, cache, epoch=result["best_epoch"] - 1)
-    for count, images in enumerate(batches, start=1):
+
+    precise, before = trained.state.batch_stats, []
+    for count, images in enumerate(crops, start=1):
         averaging = trained.model.clone(norm=trained.model.norm.with_momentum(1 - 1 / count))
         _, updated = averaging.apply(
-            {"params": trained.state.params, "batch_stats": stats},
-            images, train=True, mutable=["batch_stats"],
+            {"params": trained.state.params, "batch_stats": precise},
+            images, train=True, mutable=["batch_stats", "intermediates"],
         )  # fmt: skip
-        stats = updated["batch_stats"]
-    test = split(cache.keys, cache.splits, valid_examples=13, test_examples=11).test
-    assert len(test) == 11
-    for name, used in (("", trained.state.batch_stats), ("_precise", stats)):
-        variables = {"params": trained.state.params, "batch_stats": used}
-        wrong = []
-        for i in test:
-            crops = five_crops(cache.image(i), 16) / np.float32(255)
-            logits = trained.model.apply(variables, crops, train=False)
+        precise = updated["batch_stats"]
+        before.append(
+            np.asarray(updated["intermediates"]["block0"]["norm"]["before_norm"][0], np.float64)
+        )
+    x = np.concatenate(before)
+    distance = trained.state.batch_stats["block0"]["norm"]["mean"] - x.mean((0, 1, 2))
+    expected = np.sqrt(np.mean(distance**2 / (x.var((0, 1, 2)) + 1e-4)))
+    assert lines(folder)[epoch]["mean_distance/block0"] == pytest.approx(expected, rel=1e-3)
+
+    assert len(splits.test) == 11
+    for name, used in (("", trained.state.batch_stats), ("_precise", precise)):
+        variables, wrong = {"params": trained.state.params, "batch_stats": used}, []
+        for i in splits.test:
+            images = five_crops(cache.image(i), 16) / np.float32(255)
+            logits = trained.model.apply(variables, images, train=False)
             wrong.append(jax.nn.softmax(logits).mean(0).argmax() != cache.labels[i])
         assert result[f"test_error_rate{name}"] == pytest.approx(np.mean(wrong)), name
 
@@ -246,16 +200,3 @@ def test_another_number_of_classes_is_refused(tiny_config, cache_folder, tmp_pat
     with pytest.raises(UserError, match=r"config.model.num_classes is 3, but .* has 2 classes"):
         run(tiny_config, tmp_path / "run", cache_folder)
     assert not (tmp_path / "run").exists()
-
-
-def test_the_keys_of_initial_weights_and_dropout_differ():
-    keys = [loop.init_key(0), *(loop.dropout_key(0, epoch) for epoch in (0, 1))]
-    keys.append(loop.dropout_key(1, 0))
-    assert len({str(jax.random.key_data(key)) for key in keys}) == 4
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(4.4, "4s"), (61, "1m01s"), (3599.6, "1h00m"), (11100, "3h05m")]
-)
-def test_format_seconds(seconds, text):
-    assert format_seconds(seconds) == text

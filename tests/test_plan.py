@@ -2,11 +2,11 @@
 
 import pytest
 
-from bn_vgg import cli
+from bn_vgg import config_file
+from bn_vgg.config_file import name_run
 from bn_vgg.errors import UserError
 from bn_vgg.models.norms import NORMALIZERS
 from experiments.plan import (
-    default_name,
     find_preset,
     parse_seeds,
     parse_settings,
@@ -60,13 +60,13 @@ class TestPresets:
         assert FIVE_WAY.isdisjoint(run.name for run in runs[18:])
 
     def test_norms_trains_every_normalizer_that_ships_with_cropping(self):
-        configs = [cli.load_config(run.config_arguments) for run in planned("norms")]
+        configs = [config_file.load_config(run.config_arguments) for run in planned("norms")]
         assert {config.model.norm for config in configs} == set(NORMALIZERS)
         assert len(configs) == len(NORMALIZERS)
         assert all(config.data.min_side == 56 for config in configs)
 
     def test_those_of_questions_compare_what_they_ask_for(self):
-        configs = [cli.load_config(run.config_arguments) for run in planned("early")]
+        configs = [config_file.load_config(run.config_arguments) for run in planned("early")]
         assert [(config.model.norm, config.model.norm_decay, config.batch_size, config.num_epochs)
                 for config in configs] == [
             ("mean_only", 0.995, 100, 5), ("mean_only", 0.9, 100, 5),
@@ -92,7 +92,7 @@ class TestPresets:
         assert full.folder == "full-norm_decay=0.9-GPU=0.5-small/seed0"
         assert full.resources == {"CPU": 1.0, "GPU": 0.5}
         assert mine.folder == "mine-small/seed7"
-        config = cli.load_config(mine.config_arguments)
+        config = config_file.load_config(mine.config_arguments)
         assert config.model.norm_kwargs.to_dict() == {"ghost_size": 10}
         assert config.name == "mine-small"
 
@@ -126,12 +126,12 @@ class TestRuns:
             "-m", "bn_vgg.main", "--config=configs/baseline.py:demo", "--config.seed=3",
             "--config.num_epochs=4", "--workdir=out/baseline-demo/seed3", "--notensorboard",
         ]  # fmt: skip
-        config = cli.load_config(run.config_arguments)
+        config = config_file.load_config(run.config_arguments)
         assert (config.seed, config.num_epochs, run.num_epochs) == (3, 4, 4)
 
     def test_what_is_set_in_all_runs_changes_no_cells_name(self):
         runs = planned("five_way", batch_size="50", **{"data.source": "photos.zip"})
-        configs = [cli.load_config(run.config_arguments) for run in runs]
+        configs = [config_file.load_config(run.config_arguments) for run in runs]
         assert {config.name for config in configs} == {f"{name}-small" for name in FIVE_WAY}
         assert {config.batch_size for config in configs} == {50}
 
@@ -161,9 +161,9 @@ class TestRuns:
             planned(own_preset('yield {"config": "half"}'))
 
     def test_long_names_are_cut_and_stay_different(self):
-        names = {default_name("full", {"a.field": "x" * 300 + end}) for end in ("1", "2")}
+        names = {name_run("full", {"a.field": "x" * 300 + end}) for end in ("1", "2")}
         assert len(names) == 2
-        assert all(len(name) == 80 and name.startswith("full-field=xxx") for name in names)
+        assert all(len(name) == 100 and name.startswith("full-field=xxx") for name in names)
 
 
 class TestFlags:

@@ -126,3 +126,38 @@ def test_the_runs_that_take_off_are_the_recorded_ones():
     assert f"{recipe[1]} of mean-only's hidden units are 0" in FLAT
     assert f"with bias correction {corrected[1]}." in FLAT
     assert f"Without normalization {none} take off and {none_corrected}" in FLAT
+
+
+def test_verdicts_and_errors_are_the_recorded_reports():
+    report = (RESULTS / "report" / "report.md").read_text()
+    rows = [line for line in report.splitlines() if line.startswith("| ")]
+    for number, said, found in (
+        ("2", "contradicted", ("0 of 3 seeds", "44.5% ± 2.8", "48.6% ± 0.0")),
+        ("3", "supported", ("10.2% ± 0.1 (3 seeds)", "15.6% ± 1.2 (3 seeds)", "+0.5 to +10.3")),
+        (
+            "5",
+            "supported",
+            ("22 spikes in 90 epochs: 18 of the averages, 0 of the weights",),
+        ),
+    ):
+        row = next(line for line in rows if line.startswith(f"| {number}. "))
+        assert f"**{said}**" in row
+        assert all(each in row and each in FLAT for each in found)
+    assert "-dirty" not in report
+
+
+def test_speeds_are_the_recorded_ones():
+    """Of the mean-only step on the Xeon, against PyTorch and against XLA's own gradients."""
+    text = " ".join((ROOT / "experiments" / "README.md").read_text().split())
+
+    def recorded(name):
+        found = json.loads((RESULTS / "benchmark" / name / "benchmark.json").read_text())
+        assert not found["commit"].endswith("-dirty")
+        return [row for row in found["rows"] if row["norm"] == "mean_only"]
+
+    times = {(row["size"], row["dropout"]): row["times_torch"] for row in recorded("cpu_xeon")}
+    small, large = (f"{times[size, 0]:.2f} times" for size in (48, 128))
+    assert f"has {small} PyTorch's speed at 48x48 and {large} at 128x128" in text
+    assert f"with dropout {times[48, 0.5]:.2f} and {times[128, 0.5]:.2f} times" in text
+    (plain,) = recorded("cpu_xeon_plain")
+    assert f"it is {plain['times_plain']:.0f} times faster than with XLA's own gradients" in text

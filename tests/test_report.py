@@ -27,7 +27,9 @@ RECORDED = ROOT / "experiments/results"
 def report(*arguments, status=0, **environment):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.report", *map(str, arguments)],
-        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300,
+        # As in a shell that a notebook has started.
+        cwd=ROOT, env=os.environ | {"MPLBACKEND": "module://no.backend"} | environment,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == status, done.stdout + done.stderr
     return done

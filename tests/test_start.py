@@ -15,13 +15,13 @@ from tests.runs import lines, run
 
 
 @pytest.mark.slow
-def test_its_steps_are_those_of_a_run(tiny_config, open_cache, cache_folder, tmp_path):
-    """Dropout and crops included: an epoch's mean loss and error, whatever a dispatch is."""
+def test_its_steps_are_those_of_a_run(tiny_config, cache_folder, tmp_path):
+    """Dropout and crops included: an epoch's mean loss and error, whatever a chunk is."""
     tiny_config.update_from_flattened_dict({
         "model.dropout_rate": 0.3, "optimizer.bias_correction": True, "seed": 3, "num_epochs": 1,
         "batch_size": 2, "eval.precise_examples": 0,
     })  # fmt: skip
-    run(tiny_config, open_cache(tiny_config), tmp_path)
+    run(tiny_config, tmp_path, cache_folder)
     (epoch,) = lines(tmp_path)
     steps = epoch["step"]
     found = first_steps.make_runner(tiny_config, cache_folder, steps)(3)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax import export, lax
+from jax import export
 
 from bn_vgg.models import DTYPES, make_model
 from bn_vgg.models.norms import NORMALIZERS
@@ -16,7 +16,6 @@ from bn_vgg.optimizer import rmsprop
 from bn_vgg.steps import (
     init_state,
     make_eval_step,
-    make_loss,
     make_predict_step,
     make_train_step,
     to_intensities,
@@ -33,7 +32,7 @@ NORM_KWARGS = {"ghost": {"ghost_size": 2}, "group": {"num_groups": 2}}
 def build(norm="mean_only", **changes):
     """A small network of the recipe: model, optimizer, state."""
     settings = default.get_config().model.to_dict() | {
-        "norm": norm, "features": (4, 4, 6, 6), "hidden_units": 8,
+        "norm": norm, "features": (4, 6), "hidden_units": 8,
         "norm_kwargs": NORM_KWARGS.get(norm, {}), **changes,
     }  # fmt: skip
     model = make_model(**settings)
@@ -78,7 +77,9 @@ def test_one_step_computes_the_numbers_that_it_always_did():
         "parameters": optax.tree.norm(state.params),
         "statistics": optax.tree.norm(state.batch_stats),
     }
-    golden = {"loss": 0, "gradient_norm": 0, "parameters": 0, "statistics": 0}
+    golden = {
+        "loss": 1.072146, "gradient_norm": 11.65783, "parameters": 6.050076, "statistics": 3.142991,
+    }  # fmt: skip
     assert {name: float(x) for name, x in found.items()} == pytest.approx(golden, rel=1e-4), (
         "the training step computes other numbers than before: if that is meant, put these into "
         "`golden`, raise the version and say in the README that runs differ from earlier ones"
@@ -100,45 +101,51 @@ def test_a_train_step_learns_its_batch_and_keeps_float32(norm, dtype):
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.5])
-def test_the_key_matters_with_dropout_alone(rate):
-    model, optimizer, state = build(dropout_rate=rate)
-    step = jax.jit(make_train_step(model, optimizer))
-    first, second = (
-        step(state, train_batch(), jax.random.key(key))[1].compute()["loss"] for key in (0, 1)
+@pytest.mark.parametrize("norm", NORMALIZERS)
+def test_four_parts_of_a_batch_take_the_same_step_as_the_whole(norm):
+    """With dropout: parameters, statistics and mean squares, by gradient descent.
+
+    To 2e-5 of each array's largest value. Rounding decides which side of a ReLU a value next to 0
+    is on, with one batch of some thirty; a mistake is in all of them.
+    """
+    optimizer = rmsprop(learning_rate=0.001, decay=0.9, epsilon=1, bias_correction=False)
+    kwargs = {"norm_kwargs": {"warmup_updates": 0}} if norm == "batch_renorm" else {}
+    whole, _, state = build(norm, dropout_rate=0.3, **kwargs)
+    shared, *_ = build(norm, dropout_rate=0.3, axis_name="parts", **kwargs)
+    step = jax.jit(make_train_step(whole, optimizer))
+    in_parts = jax.jit(
+        jax.vmap(make_train_step(shared, optimizer, "parts"), (None, 0, None), axis_name="parts")
     )
-    assert (first != second) == (rate > 0)
-
-
-def test_train_metrics_are_the_batchs_own():
-    model, optimizer, state = build("none")
-    batch = train_batch()
-    _, metrics = jax.jit(make_train_step(model, optimizer))(state, batch, jax.random.key(0))
-    logits = apply(model, state, batch["crops"][:, 0])
-    values = metrics.compute()
-    expected = np.mean(np.argmax(logits, -1) != batch["label"])
-    assert float(values["error_rate"]) == pytest.approx(expected)
-    log_p = jax.nn.log_softmax(logits)[np.arange(6), batch["label"]]
-    assert float(values["loss"]) == pytest.approx(-float(log_p.mean()), rel=1e-5)
-    assert int(values["first_non_finite"]) == -1
+    differences = []
+    for seed in range(3):
+        batch = train_batch(8, seed)
+        parts = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch)
+        expected, _ = step(state, batch, jax.random.key(seed))
+        found, _ = in_parts(state, parts, jax.random.key(seed))
+        off = jax.tree.map(
+            lambda a, b: np.abs(a - b[0]).max() / max(np.abs(a).max(), 1e-6), expected, found
+        )
+        differences.append(max(jax.tree.leaves(off)))
+    assert np.median(differences) < 2e-5, differences
 
 
 def test_five_crop_evaluation_against_numpy():
     """The mean of the crops' softmax outputs, for a prediction likewise; padding does not count."""
     model, _, state = build()
     batch = eval_batch(count=6, masked=2)
-    found, moments = jax.jit(make_eval_step(model))(state.variables, batch)
+    metrics, moments = jax.jit(make_eval_step(model))(state.variables, batch)
     each = [jax.nn.softmax(apply(model, state, batch["crops"][:, k])) for k in range(5)]
     probabilities = np.mean(each, axis=0)
     predicted = jax.jit(make_predict_step(model))(state.variables, batch["crops"])
     np.testing.assert_allclose(predicted, probabilities, rtol=1e-5, atol=1e-7)
-    label, values = batch["label"][:4], found.compute()
+    label = batch["label"][:4]
     expected = {
         "loss": -np.log(probabilities[range(4), label]).mean(),
         "error_rate": np.mean(probabilities[:4].argmax(-1) != label),
         "error_rate_running": np.mean(each[-1][:4].argmax(-1) != label),
     }
-    assert {k: float(x) for k, x in values.items()} == pytest.approx(expected, rel=1e-5)
+    found = {name: float(x) for name, x in metrics.compute().items()}
+    assert found == pytest.approx(jax.tree.map(float, expected), rel=1e-5)
     short = {key: value[:4] for key, value in batch.items()}
     _, without = jax.jit(make_eval_step(model))(state.variables, short)
     for layer, of_layer in without.items():
@@ -199,60 +206,27 @@ def test_accelerators_are_told_the_precision(changes, told):
     assert {match[1] if match else "DEFAULT" for match in found} == {told}
 
 
-@pytest.mark.parametrize("norm", ["none", "mean_only", "full"])
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_a_step_by_an_accelerators_formulas_equals_a_plain_one(platform, norm, monkeypatch):
-    """Gradients and statistics, on a CPU; a GPU's with 24 and 56 channels for 20 and 50."""
-    model, _, state = build(norm, features=(20, 20, 50, 50), norm_decay=0.0)
-
-    def step_by(branch):
-        def choose(*args, default, **by):
-            return by.get(branch, default)(*args)
-
-        monkeypatch.setattr(lax, "platform_dependent", choose)
-        loss = jax.value_and_grad(make_loss(model), has_aux=True)
-        (_, (_, updated)), gradients = jax.jit(loss)(
-            state.params, state.batch_stats, train_batch(), jax.random.key(0)
-        )
-        return {"gradients": gradients, **updated}
-
-    ours, plain = (jax.device_get(step_by(branch)) for branch in (platform, "plain"))
-    for path, expected in jax.tree_util.tree_leaves_with_path(plain):
-        found = functools.reduce(lambda tree, key: tree[key.key], path, ours)
-        assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected), path
-
-
-class TestStatsPass:
-    """Where running statistics come from. With decay 0 they are one pass's own."""
-
-    def stats(self, stats_pass, dropout_rate, norm="full"):
+@pytest.mark.parametrize("norm", ["mean_only", "full", "weight_norm_mean_only"])
+def test_running_statistics_come_from_the_pass_that_the_configuration_says(norm):
+    """With decay 0 they are one pass's own. Nothing else depends on it."""
+    images, found = to_intensities(train_batch()["crops"][:, 0]), []
+    for stats_pass in ("clean", "dropout"):
         model, optimizer, state = build(
-            norm, dropout_rate=dropout_rate, stats_pass=stats_pass, norm_decay=0.0
+            norm, dropout_rate=0.5, stats_pass=stats_pass, norm_decay=0.0
         )
         step = jax.jit(make_train_step(model, optimizer))
         after, metrics = step(state, train_batch(), jax.random.key(0))
-        return model, state, after, float(metrics.compute()["loss"])
-
-    @pytest.mark.parametrize("norm", ["mean_only", "full", "weight_norm_mean_only"])
-    @pytest.mark.parametrize("stats_pass", ["clean", "dropout"])
-    def test_is_the_pass_it_says(self, stats_pass, norm):
-        model, state, after, _ = self.stats(stats_pass, 0.5, norm)
         passed = model.clone(dropout_rate=0.0) if stats_pass == "clean" else model
         _, expected = passed.apply(
-            state.variables, to_intensities(train_batch()["crops"][:, 0]), train=True,
-            positions_N=np.arange(6), rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"],
+            state.variables, images, train=True, positions_N=np.arange(6),
+            rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"],
         )  # fmt: skip
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
             after.batch_stats, expected["batch_stats"],
         )  # fmt: skip
-
-    @pytest.mark.parametrize("rate", [0.5, 0.0])
-    def test_changes_statistics_alone_and_only_with_dropout(self, rate):
-        (_, _, clean, loss), (_, _, noisy, other_loss) = (
-            self.stats(stats_pass, rate) for stats_pass in ("clean", "dropout")
-        )
-        assert loss == other_loss
-        jax.tree.map(np.testing.assert_array_equal, clean.params, noisy.params)
-        kept, other = (s.batch_stats["block3"]["norm"]["var"] for s in (clean, noisy))
-        assert ((kept != other) if rate else (kept == other)).all()
+        found.append((after.params, metrics.compute()["loss"], after.batch_stats))
+    clean, dropout = found
+    jax.tree.map(np.testing.assert_array_equal, clean[:2], dropout[:2])
+    means = [stats["block1"]["norm"]["mean"] for stats in (clean[2], dropout[2])]
+    assert (means[0] != means[1]).all()

@@ -10,13 +10,13 @@ from functools import partial
 
 import pytest
 
-from bn_vgg import evaluation
+from bn_vgg import loop
 from bn_vgg.checkpoint import steps
 from bn_vgg.data import pipeline
 from bn_vgg.errors import Interrupted
 from bn_vgg.run_dir import Workdir
 from tests.conftest import ROOT
-from tests.runs import assert_equal_runs, run, start_run, wait_for_epochs
+from tests.runs import assert_equal_runs, run, start_run, wait_for_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -59,47 +59,36 @@ def test_a_run_goes_on_within_the_epoch_bit_for_bit(
     assert_equal_runs(path, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("what", ["evaluate", "precise_statistics", "compare"])
-def test_stopped_while_it_evaluates(what, config, cache_folder, tmp_path, monkeypatch, before_step):
+@pytest.mark.parametrize(
+    ("call", "kept"),
+    # The first epoch's evaluation, precise statistics and comparison; the test split at the end.
+    [(1, STEPS), (2, STEPS), (3, STEPS), (7, 2 * STEPS)],
+)
+def test_stopped_while_it_evaluates(
+    call, kept, config, cache_folder, tmp_path, monkeypatch, before_step
+):
     """The epoch's steps are not taken again; its checkpoint takes the place of this one."""
     run(config, tmp_path / "whole", cache_folder)
-    evaluates = getattr(evaluation, what)
-
-    def interrupted(*args):
-        send(signal.SIGTERM)
-        return evaluates(*args)
-
-    monkeypatch.setattr(evaluation, what, interrupted)
-    with pytest.raises(Interrupted, match=f"kept after step {STEPS};"):
-        run(config, tmp_path / "stopped", cache_folder)
-    assert not (tmp_path / "stopped/metrics.jsonl").exists()
-    monkeypatch.setattr(evaluation, what, evaluates)
-    for at in range(0, STEPS, 2):
-        before_step(at, partial(pytest.fail, "a step was taken twice"))
-    run(config, tmp_path / "stopped", cache_folder)
-    assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
-    # Of the epoch that had no step left there is no speed to tell.
-    stopped = Workdir(str(tmp_path / "stopped"))
-    speeds = [line.get("train/images_per_second") for line in stopped.read_metrics()]
-    assert speeds == [None, stopped.read("result.json")["images_per_second"]]
-
-
-def test_stopped_after_its_last_epoch(config, cache_folder, tmp_path, monkeypatch):
-    """While it evaluates the test split: there is nothing to keep that is not kept."""
-    run(config, tmp_path / "whole", cache_folder)
-    evaluates, calls = evaluation.evaluate, []
+    fold, calls = loop.Run._fold, []
 
     def interrupted(*args):
         calls.append(None)
-        if len(calls) == 3:
+        if len(calls) == call:
             send(signal.SIGTERM)
-        return evaluates(*args)
+        return fold(*args)
 
-    monkeypatch.setattr(evaluation, "evaluate", interrupted)
-    with pytest.raises(Interrupted, match=f"kept after step {2 * STEPS};"):
+    monkeypatch.setattr(loop.Run, "_fold", interrupted)
+    with pytest.raises(Interrupted, match=f"kept after step {kept};"):
         run(config, tmp_path / "stopped", cache_folder)
+    for at in range(0, kept, 2):
+        before_step(at, partial(pytest.fail, "a step was taken twice"))
     run(config, tmp_path / "stopped", cache_folder)
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
+    # Of an epoch that had no step left there is no speed to tell.
+    stopped = Workdir(str(tmp_path / "stopped"))
+    speeds = [line.get("train/images_per_second") for line in stopped.read_metrics()]
+    assert (speeds[0] is None) == (kept == STEPS)
+    assert speeds[1] is not None
 
 
 @pytest.fixture
@@ -124,7 +113,7 @@ def test_what_the_command_says_and_its_statuses(start, tmp_path):
     folder, done, resumed = tmp_path / "run", 2, "tiny seed 0"
     for number in SIGNALS:
         process = start()
-        wait_for_epochs(folder, process, done)
+        wait_for_checkpoint(folder, process, done)
         process.send_signal(number)
         out, errors = process.communicate(timeout=60)
         assert process.returncode == 128 + number
@@ -140,20 +129,20 @@ def test_what_the_command_says_and_its_statuses(start, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wait", [0, 25])
-def test_a_second_ctrl_c_ends_it_at_once(wait, start, tmp_path):
+@pytest.mark.parametrize("logged", ["Total:", "steps are done"])
+def test_a_second_ctrl_c_ends_it_at_once(logged, start, tmp_path):
     """While it compiles, and in the middle of a chunk: each would take many seconds more."""
-    size = ("--config.data.min_side=96", "--config.data.crop_size=96", "--config.batch_size=48")
-    channels = "--config.model.features=(64,64,64,64,64,64)"
-    process = start(*size, channels, "--config.model.norm=full")
-    for line in process.stdout:
-        if "training" in line:  # the data are there; now it compiles
-            break
-    time.sleep(wait)
-    assert process.poll() is None
+    process = start(
+        "--config.data.min_side=96", "--config.data.crop_size=96", "--config.batch_size=48",
+        "--config.model.features=(64,64,64,64,64,64)", "--config.model.norm=full",
+    )  # fmt: skip
+    log = tmp_path / "run/log.txt"
+    while not log.exists() or logged not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    assert process.stderr.readline() == "\n"
-    assert process.stderr.readline() == "stopping after this chunk of steps\n"
+    said = [process.stderr.readline() for _ in range(2)]
+    assert said == ["\n", "stopping after this chunk of steps\n"]
     time.sleep(0.5)
     assert process.poll() is None
     began = time.monotonic()

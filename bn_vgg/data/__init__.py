@@ -1,1 +1,1 @@
-"""From images somewhere to the windows of a batch: source, cache, splits, windows."""
+"""From images to chunks of batches: source, cache, splits, pipeline."""

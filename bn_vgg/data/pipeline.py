@@ -88,13 +88,15 @@ class Split(NamedTuple):
         for first, last, start in zip(ends - lengths, ends, self.starts, strict=True):
             packed[first:last] = self.pixels[start : start + last - first]
         placed = devices.replicate(packed)
-        return self._replace(pixels=packed[:0], starts=ends - lengths, placed=placed)
+        # Not `packed[:0]`, which would keep all of it in the host's memory.
+        return self._replace(pixels=np.empty(0, np.uint8), starts=ends - lengths, placed=placed)
 
 
 class Data:
     """The images of a run, and the chunks of batches that its steps take.
 
     Attributes:
+      seed: of the order and the crops.
       description: the numbers of images and where they are kept, for a person.
       steps_per_epoch: training batches of an epoch; a last incomplete one is dropped.
     """
@@ -115,7 +117,7 @@ class Data:
             do not fit there.
         """
         self._config, self._devices = config, devices
-        self._seed, self._batch_size = config["seed"], config["batch_size"]
+        self.seed, self._batch_size = config["seed"], config["batch_size"]
         self._crop_size = config["data"]["crop_size"]
         if len(splits.train) < self._batch_size:
             raise UserError(
@@ -145,6 +147,15 @@ class Data:
             f"{len(splits.train)} training, {len(splits.valid)} validation, {len(splits.test)} "
             f"test images on the {where}"
         )
+
+    @property
+    def chunks_per_epoch(self) -> int:
+        """Chunks of an epoch's training steps."""
+        length = self._chunk_length(self.steps_per_epoch, self._batch_size)
+        return -(-self.steps_per_epoch // length)
+
+    def _chunk_length(self, num_batches: int, num_crops: int) -> int:
+        return chunk_length(num_batches, num_crops * self._crop_size**2)
 
     @cached_property
     def test_split(self) -> Split:
@@ -190,14 +201,14 @@ class Data:
 
     def _epoch(self, epoch: int, split: Split) -> Batches:
         return train_batches(
-            split, seed=self._seed, epoch=epoch, batch_size=self._batch_size,
+            split, seed=self.seed, epoch=epoch, batch_size=self._batch_size,
             crop_size=self._crop_size,
         )  # fmt: skip
 
     def _chunks(self, split: Split, batches: Batches, skip: int = 0) -> Iterator[Chunk]:
         num_batches, batch_size, num_crops = batches["crop_start"].shape
         rows = self._devices.host_rows(batch_size)
-        length = chunk_length(num_batches, batch_size * num_crops * self._crop_size**2)
+        length = self._chunk_length(num_batches, batch_size * num_crops)
         batches = {key: array[skip:, rows] for key, array in batches.items()}
 
         def on_host(index: int) -> Batches:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bn_vgg import cli, provenance
+from bn_vgg import cli, config_file, provenance
 from bn_vgg.errors import EXIT_BUG, EXIT_USER_ERROR, UserError, one_line
 from experiments.executors import Ended, Executor, Work
 from experiments.plan import PlannedRun
@@ -192,7 +192,7 @@ class Sky(Executor):
 
 def _check_batches(runs: Sequence[PlannedRun], accelerator: str, chips: int) -> None:
     for run in runs:
-        batch_size = cli.load_config(run.config_arguments).batch_size
+        batch_size = config_file.load_config(run.config_arguments).batch_size
         if batch_size % chips:
             raise UserError(
                 f"{run.folder}: {chips} chips of {accelerator} cannot share batches of "

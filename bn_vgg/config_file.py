@@ -1,0 +1,181 @@
+"""Configuration files: loaded by their path, with the command line's overrides, and checked."""
+
+import difflib
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from bn_vgg.config import check_config
+from bn_vgg.errors import UserError, one_line
+from bn_vgg.run_dir import ONLY_SPEED, flatten
+
+# A folder's name may have 255 bytes, and TensorBoard shows fewer.
+_LONGEST_NAME = 100
+# Of the last file that was loaded, its fields before they are overridden.
+_file_fields: dict[str, object] = {}
+
+
+def load_config(arguments: Sequence[str]) -> ConfigDict:
+    """Returns the configuration that a command with these arguments would have.
+
+    Args:
+      arguments: `--config=FILE:VARIANT` and `--config.FIELD=VALUE`, nothing else.
+
+    Raises:
+      UserError: as the command would.
+    """
+    load_file(["", *arguments])
+    alone = flags.FlagValues()
+    flag = config_flags.DEFINE_config_file(
+        "config", flag_values=alone, sys_argv=list(arguments), lock_config=True
+    )
+    try:
+        alone(["", *arguments])
+    except Exception as error:  # besides flags.Error, what ml_collections and the file raise
+        raise UserError(one_line(error)) from error
+    return checked_config(flag)
+
+
+def checked_config(flag: flags.FlagHolder) -> ConfigDict:
+    """Returns the value of a `--config` flag.
+
+    Raises:
+      UserError: it is missing, names no file, or one of its values means nothing.
+    """
+    if flag.value is None:
+        raise UserError(f"--config is missing; {_configs()}")
+    try:
+        config = flag.value.to_dict()
+    except Exception as error:  # values that other values stand for may be missing
+        raise UserError(f"--config has values that cannot be read: {one_line(error)}") from error
+    check_config(config)
+    return flag.value
+
+
+def default_workdir(config: ConfigDict) -> str:
+    """Returns `runs/NAME/seedSEED`, where NAME says what the command line has overridden.
+
+    Fields that may differ from start to start, and where the data are, are no part of it.
+    """
+    left_out = {"name", "seed", "data.source"} | ONLY_SPEED
+    changed = {
+        field: value
+        for field, value in flatten(config.to_dict()).items()
+        if field not in left_out and (field not in _file_fields or value != _file_fields[field])
+    }
+    return f"runs/{name_run(config.name, changed)}/seed{config.seed}"
+
+
+def name_run(name: str, overrides: Mapping[str, object]) -> str:
+    """Names a run by its configuration and what is overridden: `full-norm_decay=0.9`.
+
+    `num_epochs` is left out, because a run may be continued; long names end in a digest.
+    """
+    parts = [
+        f"{field.rpartition('.')[2]}={value}"
+        for field, value in overrides.items()
+        if field != "num_epochs"
+    ]
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join([name, *parts])).strip("_")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+    return f"{name[: _LONGEST_NAME - 9]}-{digest}"
+
+
+def load_file(argv: list[str]) -> Mapping[str, object]:
+    """Loads the configuration once, without overrides: ml_collections' errors are pages.
+
+    Returns:
+      Its fields; none where no configuration is named.
+
+    Raises:
+      UserError: the file is missing or fails, or an override names no field of it.
+    """
+    argument = _config_argument(argv)
+    if argument is None:
+        return {}
+    path = argument.partition(":")[0]
+    if not os.path.isfile(path):  # Path's own raises where the name is too long
+        close = difflib.get_close_matches(path, _found_configs(), n=1, cutoff=0.85)
+        guess = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"--config: no file {path}; {guess}{_configs()}")
+    _find_siblings(Path(path).resolve().parent)
+    alone = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[argument])
+    # Where ml_collections executes the files, each among the names that the last one left.
+    sys.modules.pop("config_config", None)
+    try:
+        alone([argv[0], f"--config={argument}"])
+        loaded = alone.config
+    except (Exception, SystemExit) as error:  # whatever the file's own code raises
+        why = (str(error).strip().splitlines() or [""])[-1]
+        if not isinstance(error, flags.Error):  # these quote what was raised
+            why = f"{type(error).__name__}: {why}".removesuffix(": ")
+        raise UserError(f"--config={argument}: {why}") from error
+    if not isinstance(loaded, ConfigDict):
+        made = type(loaded).__name__
+        raise UserError(f"--config={argument}: get_config returns no ConfigDict but a {made}")
+    _file_fields.clear()
+    _file_fields.update(flatten(loaded.to_dict()))
+    for given in argv:
+        override = re.match(r"--?config\.([\w.]+)=?(.*)", given, re.DOTALL)
+        if override and override[1] == "variant":
+            wanted = override[2] or "VARIANT"
+            raise UserError(f"config.variant: a variant is named by --config={path}:{wanted}")
+        if override:
+            _check_override(override[1])
+    return _file_fields
+
+
+def _check_override(name: str) -> None:
+    if any(f"{field}.".startswith(f"{name}.") for field in _file_fields):
+        return
+    whole, _, part = name.rpartition(".")
+    if _file_fields.get(whole) == {}:
+        example = f"--config.{whole}=\"{{'{part}': …}}\""
+        raise UserError(f"config.{whole} is given as a whole: {example}")
+    close = difflib.get_close_matches(name, list(_file_fields))
+    guess = f"did you mean {', '.join(close)}? " if close else ""
+    raise UserError(f"no field config.{name}; {guess}there are: {', '.join(_file_fields)}")
+
+
+def _find_siblings(folder: Path) -> None:
+    """Lets a configuration file import those beside it, `from configs import default`.
+
+    Also where the current folder has a `configs/` of its own, or another one was imported before.
+    """
+    if not (folder / "__init__.py").exists():
+        return
+    for name in [n for n in sys.modules if n.partition(".")[0] == folder.name]:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is None or Path(file).resolve().parent != folder:
+            del sys.modules[name]
+    if str(folder.parent) in sys.path:
+        sys.path.remove(str(folder.parent))
+    sys.path.insert(0, str(folder.parent))
+
+
+def _found_configs() -> list[str]:
+    return sorted(map(str, Path("configs").glob("[!_]*.py")))
+
+
+def _configs() -> str:
+    if found := _found_configs():
+        return f"there are: {', '.join(found)}"
+    return f"there is no configs/ in {Path.cwd()}: run it in the checkout, or name a path"
+
+
+def _config_argument(argv: list[str]) -> str | None:
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if argument in ("-config", "--config"):
+            return following
+        if argument.startswith(("-config=", "--config=")):
+            return argument.partition("=")[2]
+    return None

@@ -1,0 +1,155 @@
+"""The files of a run: whole or absent, and none of another run's."""
+
+import shutil
+
+import pytest
+
+from bn_vgg import api, provenance
+from bn_vgg.errors import UserError
+from bn_vgg.run_dir import FORMAT, Workdir, flatten
+from tests.runs import epochs_of, run
+
+DATA = {"source": "s", "fingerprint": "f"}
+CONFIG = {"num_epochs": 2, "seed": 0, "model": {"norm": "mine:Norm", "features": (1, 2)}}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return Workdir(str(tmp_path))
+
+
+def test_flatten():
+    assert flatten({"a": {"b": (1, 2), "c": {"d": None}}, "e": "x", "f": {}}) == {
+        "a.b": [1, 2], "a.c.d": None, "e": "x", "f": {},
+    }  # fmt: skip
+
+
+def test_all_differing_fields_are_named_and_only_the_epochs_may_grow(workdir):
+    workdir.claim({"num_epochs": 2, "seed": 0, "old": 1}, DATA)
+    with pytest.raises(UserError) as raised:
+        workdir.claim({"num_epochs": 3, "seed": 1, "new": 2}, DATA)
+    message = str(raised.value)
+    assert "seed was 0 and is 1" in message
+    assert "old was 1 and is (not there)" in message
+    assert "new was (not there) and is 2" in message
+    assert "num_epochs was" not in message
+    workdir.claim({"num_epochs": 3, "seed": 0, "old": 1, "debug": {"nans": True}}, DATA)
+    with pytest.raises(UserError, match=r"num_epochs was 3 and is 2\. .*only num_epochs may grow"):
+        workdir.claim({"num_epochs": 2, "seed": 0, "old": 1}, DATA)
+
+
+def test_other_data_are_refused(workdir):
+    workdir.claim(CONFIG, DATA)
+    with pytest.raises(UserError, match="on other data: the content of s has changed"):
+        workdir.claim(CONFIG, DATA | {"fingerprint": "g"})
+
+
+def test_an_own_normalizer_that_was_edited_is_another_one(workdir):
+    workdir.claim(CONFIG, DATA, "before")
+    workdir.claim(CONFIG, DATA, "before")
+    with pytest.raises(UserError, match="another version of mine:Norm: its file has changed"):
+        workdir.claim(CONFIG, DATA, "after")
+    assert not workdir.norm_changed("before")
+    assert not workdir.norm_changed("")
+
+
+def test_what_a_normalizers_file_is_known_by(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "edited_norms.py"
+    path.write_text("gain = 1")
+    before = provenance.norm_digest("edited_norms:Norm")
+    path.write_text("gain = 2")
+    # What was imported is what was there before.
+    assert provenance.norm_digest("edited_norms:Norm") == before
+    provenance.norm_digest.cache_clear()
+    assert "" not in (before, provenance.norm_digest("edited_norms:Norm"))
+    assert provenance.norm_digest("edited_norms:Norm") != before
+    (tmp_path / "failing_norms").mkdir()
+    (tmp_path / "failing_norms" / "__init__.py").write_text("1 / 0")
+    others = ("full", "flax.linen:RMSNorm", "sys:x", "nowhere.norms:Norm", "failing_norms.a:Norm")
+    assert [provenance.norm_digest(norm) for norm in others] == [""] * 5
+
+
+@pytest.mark.parametrize(("written", "named"), [
+    (None, "of format 1; this"),
+    ({"format": 2, "bn_vgg": "0.1.0"}, "of format 2, written by bn_vgg 0.1.0; this"),
+    ({"format": FORMAT + 1, "bn_vgg": "7"}, f"of format {FORMAT + 1}, written by bn_vgg 7; this"),
+])  # fmt: skip
+def test_runs_of_other_versions_are_refused_by_name(written, named, workdir):
+    """To go on with, and to read their weights; format 1 had no format.json."""
+    workdir.claim(CONFIG, DATA)
+    (workdir.path / "format.json").unlink()
+    if written:
+        workdir.write("format.json", written)
+    before = {path: path.read_bytes() for path in workdir.path.iterdir()}
+    for use in (lambda: workdir.claim(CONFIG, DATA), lambda: api.load(workdir.path)):
+        with pytest.raises(UserError, match=named):
+            use()
+    assert {path: path.read_bytes() for path in workdir.path.iterdir()} == before
+
+
+def test_a_failed_write_keeps_the_old_file(workdir):
+    workdir.write("result.json", {"a": 1})
+    with pytest.raises(TypeError):
+        workdir.write("result.json", {"a": object()})
+    assert workdir.read("result.json") == {"a": 1}
+    assert [path.name for path in workdir.path.iterdir()] == ["result.json"]
+
+
+def test_metrics_are_read_as_written_damaged_and_missing_files_are_named(workdir):
+    assert workdir.read_metrics() == []
+    workdir.write_metrics([{"epoch": 1}, {"epoch": 2}])
+    assert workdir.read_metrics() == [{"epoch": 1}, {"epoch": 2}]
+    with pytest.raises(UserError, match=r"holds no run: there is no result.json"):
+        workdir.read("result.json")
+    for content in (b"{", b"{\xb5"):
+        (workdir.path / "result.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"result.json is damaged: "):
+            workdir.read("result.json")
+    (workdir.path / "metrics.jsonl").unlink()
+    (workdir.path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"cannot read .*metrics.jsonl: Is a directory"):
+        workdir.read_metrics()
+
+
+@pytest.mark.parametrize("name", ["wd[1]", "a*", "a?", "a\\b", "a\udcff"])
+def test_names_that_orbax_cannot_keep_checkpoints_under(name, tmp_path, monkeypatch):
+    """Also those of a folder above it, and of the current one."""
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    for path in (str(tmp_path / name / "run"), "run"):
+        with pytest.raises(UserError, match=r"no checkpoint can be kept .* another --workdir"):
+            Workdir(path)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_odd_names_that_orbax_takes(tiny_config, cache_folder, tmp_path):
+    """A run ends, grows and is read."""
+    path = tmp_path / " a{b,c}]\"'#%20$é☃~:\n x"
+    for epochs in (1, 2):
+        run(epochs_of(tiny_config, epochs), path, cache_folder)
+    assert api.load(path, "latest").step == 12
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_workdir_that_vanishes_is_told_of(tiny_config, cache_folder, tmp_path):
+    def remove(line):
+        if line.startswith("epoch   1"):
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+    with pytest.raises(UserError, match=r"run is gone, with what was kept of the run|No such file"):
+        run(epochs_of(tiny_config, 20), tmp_path / "run", cache_folder, say=remove)
+
+
+def test_other_hosts_write_nothing(tmp_path):
+    workdir = Workdir(str(tmp_path), writes=False)
+    workdir.claim({"num_epochs": 1}, DATA)
+    workdir.write_metrics([{"epoch": 1}])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_buckets_stay_buckets():
+    workdir = Workdir("gs://bucket/runs/a")
+    assert str(workdir.path) == "gs://bucket/runs/a"
+    assert str(workdir.checkpoints) == "gs://bucket/runs/a/checkpoints"
+    assert Workdir("runs/a").checkpoints.is_absolute()
