@@ -24,7 +24,6 @@ from bn_vgg.data.crops import five_crops
 from bn_vgg.data.images import scale_shorter_side
 from bn_vgg.errors import UserError
 from bn_vgg.models import make_model as _make_model
-from bn_vgg.models.vgg import VGG
 from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import Workdir, with_added
 from bn_vgg.steps import TrainState, init_state, make_predict_step
@@ -75,18 +74,20 @@ def train(
     )
 
 
-def make_model(config: ConfigDict) -> VGG:
+def make_model(config: ConfigDict) -> Any:
     """Builds the network of a configuration, for one device."""
     check_config(config.to_dict())
     return _make_model(**config.to_dict()["model"])
 
 
-def make_train_step(config: ConfigDict, model: VGG):
+def make_train_step(config: ConfigDict, model: Any):
     """Returns the training step of one device, see `steps.make_train_step`.
 
     A schedule's epoch is of 200 updates, as with the 20,000 training photographs.
     """
-    return _make_train_step(model, make_optimizer(config.to_dict(), steps_per_epoch=200))
+    settings = config.to_dict()
+    optimizer = make_optimizer(settings, steps_per_epoch=200)
+    return _make_train_step(model, optimizer, augment=settings["augment"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Trained:
       step: updates done by the checkpoint.
     """
 
-    model: VGG
+    model: Any
     state: TrainState
     config: dict[str, Any]
     class_names: list[str]
@@ -137,7 +138,9 @@ class Trained:
     @functools.cached_property
     def _predict(self) -> Callable[[np.ndarray], jax.Array]:
         variables = jax.device_put(self.state.variables)
-        return functools.partial(jax.jit(make_predict_step(self.model)), variables)
+        return functools.partial(
+            jax.jit(make_predict_step(self.model, self.config["eval"]["flips"])), variables
+        )
 
 
 def load(workdir: str | Path, which: str = "best") -> Trained:

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bn_vgg.data.pipeline import PLACEMENTS
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, described
 from bn_vgg.models import DTYPES, PRECISIONS, make_model
 from bn_vgg.models.batch_norm import AVERAGES
 from bn_vgg.models.layers import PADDINGS
@@ -105,6 +107,14 @@ _CHECKS: dict[str, _Check] = {
     "model.dropout_rate": _number(0, 1),
     "model.dtype": _one_of(DTYPES),
     "model.precision": _one_of(PRECISIONS),
+    "augment.horizontal_flip": (lambda x: isinstance(x, bool), "True or False"),
+    "augment.colour_jitter": _number(0, 1),
+    "augment.cutout": _at_least(0),
+    "augment.mixup": _number(0, 1e6),
+    "augment.label_smoothing": _number(0, 1),
+    "eval.flips": (lambda x: isinstance(x, bool), "True or False"),
+    "model.name": (_is_text, "a name"),
+    "model.kwargs": (lambda x: isinstance(x, dict), "a dict"),
     "optimizer.name": (_is_text, "a name"),
     "optimizer.kwargs": (lambda x: isinstance(x, dict), "a dict"),
     "optimizer.weight_decay": _number(0, 1e6),
@@ -162,7 +172,10 @@ def check_config(config: dict[str, Any]) -> None:
         ) from error
     make_optimizer(config, steps_per_epoch=1)
     model = make_model(**config["model"])
-    _check_size(flat)
+    if flat["model.name"] == "vgg8":
+        _check_size(flat)
+    else:
+        _try_network(model, flat)
     if model.norm.name in NORMALIZERS and flat["model.norm_kwargs"]:
         _try_norm(model.norm, flat)
 
@@ -183,6 +196,18 @@ def _check_size(flat: Mapping[str, Any]) -> None:
             f"config.model.features, hidden_units and num_classes: a network of {parameters:,} "
             f"parameters that computes {computed:,} values for each example; {MAX_VALUES:,} at most"
         )
+
+
+def _try_network(model: nn.Module, flat: Mapping[str, Any]) -> None:
+    """Traces the network: wrong settings fail nowhere before that."""
+    name, side = flat["model.name"], flat["data.crop_size"]
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    try:
+        jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"config.model.name={name} fails: {described(error)}") from error
 
 
 def _try_norm(norm: NormFactory, flat: Mapping[str, Any]) -> None:

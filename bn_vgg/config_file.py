@@ -17,6 +17,13 @@ from bn_vgg.run_dir import ONLY_SPEED, flatten
 
 # A folder's name may have 255 bytes, and TensorBoard shows fewer.
 _LONGEST_NAME = 100
+# Fields that one optimizer, or one network, has for itself.
+_OWNERS = {
+    "optimizer.name": (
+        "rmsprop", ("optimizer.decay", "optimizer.epsilon", "optimizer.bias_correction"),
+    ),
+    "model.name": ("vgg8", ("model.features", "model.hidden_units", "model.padding")),
+}  # fmt: skip
 # Of the last file that was loaded, its fields before they are overridden.
 _file_fields: dict[str, object] = {}
 
@@ -55,7 +62,20 @@ def checked_config(flag: flags.FlagHolder) -> ConfigDict:
     except Exception as error:  # values that other values stand for may be missing
         raise UserError(f"--config has values that cannot be read: {one_line(error)}") from error
     check_config(config)
+    _check_owners(flatten(config))
     return flag.value
+
+
+def _check_owners(config: Mapping[str, object]) -> None:
+    """Raises a UserError where an override is one that the optimizer or network would not see."""
+    for chooser, (owner, fields) in _OWNERS.items():
+        for field in fields if config[chooser] != owner else ():
+            if config[field] != _file_fields.get(field, config[field]):
+                group = field.partition(".")[0]
+                raise UserError(
+                    f"config.{field} is {owner}'s alone; what {config[chooser]} takes is given as "
+                    f"--config.{group}.kwargs=\"{{'name': value}}\""
+                )
 
 
 def default_workdir(config: ConfigDict) -> str:

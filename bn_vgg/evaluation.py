@@ -6,7 +6,7 @@ means over some batches of training images, without dropout, at the present weig
 weight `momentum` has them: batch k is averaged in with momentum 1 - 1/k.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 import flax
@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bn_vgg.augment import OFF, to_intensities, training_images
 from bn_vgg.devices import Devices
 from bn_vgg.metrics import ComparedMetrics, Moments, merge_moments
 from bn_vgg.models.layers import layer_activations, layer_statistics
-from bn_vgg.models.vgg import VGG
-from bn_vgg.steps import TrainState, errors, to_intensities
+from bn_vgg.steps import TrainState, errors
 
 
 class Precise(flax.struct.PyTreeNode):
@@ -51,15 +51,15 @@ class Evaluated(NamedTuple):
     moments: dict[str, Moments]
 
 
-def make_precise_step(model: VGG, axis_name: str | None = None):
-    """Returns `precise_step(precise, state, batch) -> Precise`; `batch` as in training."""
+def make_precise_step(model: Any, axis_name: str | None = None, augment: Mapping[str, Any] = OFF):
+    """Returns `precise_step(precise, state, batch, rng) -> Precise`; arguments as in training."""
 
-    def precise_step(precise: Precise, state: TrainState, batch):
+    def precise_step(precise: Precise, state: TrainState, batch, rng):
         batches = precise.batches + 1
         averaging = model.clone(dropout_rate=0.0, norm=model.norm.with_momentum(1 - 1 / batches))
         _, updated = averaging.apply(
             {"params": state.params, "batch_stats": precise.batch_stats},
-            to_intensities(batch["crops"][:, 0]),
+            training_images(batch, rng, augment),
             train=True,
             mutable=["batch_stats", "intermediates"],
         )
@@ -76,7 +76,7 @@ def make_precise_step(model: VGG, axis_name: str | None = None):
     return precise_step
 
 
-def make_compare_step(model: VGG, axis_name: str | None = None):
+def make_compare_step(model: Any, axis_name: str | None = None):
     """Returns `compare_step(state, precise_batch_stats, batch) -> ComparedMetrics`.
 
     `batch` holds `crops` (K = 1), `label` and `mask`. Padding does not count as an error, but takes

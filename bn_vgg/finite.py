@@ -79,7 +79,8 @@ def _operation(programs: Programs, state, rng, one: Chunk) -> str:
 
 def make_inspect(programs: Programs):
     """Returns `inspect(state, rng, batches, pixels)`: loss, gradients and statistics of a step."""
-    loss_of, axis_name = make_loss(programs.model), programs.devices.axis_name
+    loss_of = make_loss(programs.model, programs.augment)
+    axis_name = programs.devices.axis_name
 
     def inspect(state: TrainState, rng, batches, pixels):
         batch = {key: array[0] for key, array in batches.items()}

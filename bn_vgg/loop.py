@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bn_vgg import checkpoint, evaluation, finite, multihost, provenance
+from bn_vgg.augment import to_intensities
 from bn_vgg.checkpoint import Checkpointer, Progress, digest_of
 from bn_vgg.data.pipeline import Chunk, Data, Split
 from bn_vgg.errors import Interrupted, UserError
@@ -30,7 +31,7 @@ from bn_vgg.metrics import TrainMetrics
 from bn_vgg.optimizer import make_schedule
 from bn_vgg.programs import Programs
 from bn_vgg.run_dir import Workdir, flatten
-from bn_vgg.steps import TrainState, to_intensities
+from bn_vgg.steps import TrainState
 from bn_vgg.stopping import StopRequest
 from bn_vgg.writers import TensorBoard, epoch_line, format_seconds
 
@@ -204,7 +205,7 @@ class Run:
         scalars = {f"train/{name}": trained[name] for name in ("loss", "error_rate")}
         scalars["train/gradient_norm"] = trained["gradient_norm"]
         rate = make_schedule(config.to_dict(), self.data.steps_per_epoch)
-        scalars["train/learning_rate"] = float(rate(step - 1) if callable(rate) else rate)
+        scalars["train/learning_rate"] = float(rate(step - 1))
         if speed is not None:
             scalars["train/images_per_second"] = speed
         self.progress = progress = self.progress.after_epoch(
@@ -238,7 +239,8 @@ class Run:
 
     def _precise(self, state: TrainState, epoch: int) -> evaluation.Precise:
         empty = self.programs.empty_precise.replace(batch_stats=state.batch_stats)
-        return self._fold(self.programs.precise_chunk, empty, self.data.precise(epoch), state)
+        rng = self.devices.replicate(dropout_key(self.config.seed, epoch))
+        return self._fold(self.programs.precise_chunk, empty, self.data.precise(epoch), state, rng)
 
     def _fold(self, program: Callable, carry, chunks: Iterable[Chunk], *args) -> Any:
         for chunk in chunks:

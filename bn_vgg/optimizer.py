@@ -1,7 +1,8 @@
 """Optimizers and learning-rate schedules by name, the recipe's RMSProp among them."""
 
-import importlib
-from collections.abc import Callable, Mapping
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import optax
 from optax import contrib
 
 from bn_vgg.errors import UserError, described
+from bn_vgg.models.lookup import find_class
 
 
 class ScaleByRmsWithCountState(NamedTuple):
@@ -57,27 +59,28 @@ def scale_by_floored_rms(
 def rmsprop(
     learning_rate, *, decay: float, epsilon: float, bias_correction: bool
 ) -> optax.GradientTransformation:
-    """The recipe's optimizer; `config.optimizer` explains the arguments."""
+    """The recipe's optimizer; configs/default.py explains the arguments."""
     scale = scale_by_floored_rms(decay, epsilon, bias_correction)
-    if callable(learning_rate):
-        return optax.chain(scale, optax.scale_by_learning_rate(learning_rate))
-    return optax.chain(scale, optax.scale(-learning_rate))
+    return optax.chain(scale, optax.scale_by_learning_rate(learning_rate))
 
 
-def muon(learning_rate, **kwargs) -> optax.GradientTransformation:
-    """Muon (Jordan 2024) on kernels, convolutions as matrices (9 I, O); AdamW on the rest."""
+def muon(learning_rate, weight_decay=0.0, mask=None, **kwargs) -> optax.GradientTransformation:
+    """Muon (Jordan 2024) on kernels, those of convolutions as (9 I, O); Adam on the rest."""
 
     def dimensions(params):
         def of(x):
-            if x.ndim < 2:
-                return None
-            return contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), (x.ndim - 1,))
+            rows = tuple(range(x.ndim - 1))
+            return contrib.MuonDimensionNumbers(rows, (x.ndim - 1,)) if rows else None
 
         return jax.tree.map(of, params)
 
-    return contrib.muon(learning_rate, muon_weight_dimension_numbers=dimensions, **kwargs)
+    return contrib.muon(
+        learning_rate, weight_decay=weight_decay, weight_decay_mask=mask,
+        muon_weight_dimension_numbers=dimensions, **kwargs,
+    )  # fmt: skip
 
 
+# Functions of the learning rate, a number or a schedule, and of `config.optimizer.kwargs`.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "rmsprop": rmsprop,
     "sgd": optax.sgd,
@@ -86,9 +89,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "lamb": optax.lamb,
     "muon": muon,
 }
-
-
-# Of (learning_rate, total): schedules over the updates after the warm-up, `total` of them.
+# Functions of the learning rate, of the updates in all, and of `config.schedule.kwargs`.
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "constant": lambda rate, total: optax.constant_schedule(rate),
     "cosine": lambda rate, total, final=0.0: optax.cosine_decay_schedule(rate, total, final),
@@ -96,41 +97,33 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "one_cycle": lambda rate, total, **kwargs: optax.cosine_onecycle_schedule(
         total, rate, **kwargs
     ),
-    "step": lambda rate, total, boundaries=(0.5, 0.75), factor=0.1: (
-        optax.piecewise_constant_schedule(rate, {round(b * total): factor for b in boundaries})
+    "step": lambda rate, total, at=(0.5, 0.75), factor=0.1: optax.piecewise_constant_schedule(
+        rate, {round(share * total): factor for share in at}
     ),
 }
 
 
-def make_schedule(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Schedule | float:
-    """Returns the learning rate: a number, or a function of the updates done.
+def make_schedule(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the updates done.
 
     Args:
       config: the run's, nested.
       steps_per_epoch: updates of an epoch.
 
     Raises:
-      UserError: there is no such schedule, or it does not take its `kwargs`.
+      UserError: the schedule does not take its `kwargs`.
     """
-    schedule, learning_rate = config["schedule"], config["optimizer"]["learning_rate"]
-    name, warmup = schedule["name"], round(schedule["warmup_epochs"] * steps_per_epoch)
-    if name not in SCHEDULES:
-        raise UserError(f"config.schedule.name: no {name!r}; there are: {', '.join(SCHEDULES)}")
-    if name == "constant" and not warmup:
-        return learning_rate
-    total = max(1, config["num_epochs"] * steps_per_epoch - warmup)
-    try:
-        decay = SCHEDULES[name](learning_rate, total, **schedule["kwargs"])
-    except Exception as error:
-        raise UserError(
-            f"config.schedule.kwargs: {name} fails with {dict(schedule['kwargs'])}: "
-            f"{described(error)}"
-        ) from error
+    schedule, rate = config["schedule"], config["optimizer"]["learning_rate"]
+    warmup = round(schedule["warmup_epochs"] * steps_per_epoch)
+    total = config["num_epochs"] * steps_per_epoch - warmup
+    if total <= 0:
+        raise UserError("config.schedule.warmup_epochs: no epoch is left of config.num_epochs")
+    with _told("schedule", schedule):
+        after = SCHEDULES[schedule["name"]](rate, total, **schedule["kwargs"])
+        after(0)
     if not warmup:
-        return decay
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, learning_rate, warmup), decay], [warmup]
-    )
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
 
 
 def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.GradientTransformation:
@@ -141,51 +134,42 @@ def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Gra
       steps_per_epoch: updates of an epoch.
 
     Raises:
-      UserError: there is no such optimizer or schedule, or it does not take its `kwargs`.
+      UserError: there is no such optimizer, or it or the schedule does not take its `kwargs`.
     """
     settings = config["optimizer"]
-    name, rate = settings["name"], make_schedule(config, steps_per_epoch)
-    kwargs = dict(settings["kwargs"])
-    if name == "rmsprop":
-        kwargs |= {field: settings[field] for field in ("decay", "epsilon", "bias_correction")}
-    build = _find(name)
-    try:
-        optimizer = build(rate, **kwargs)
-    except Exception as error:
-        raise UserError(
-            f"config.optimizer: {name} fails with {kwargs}: {described(error)}"
-        ) from error
-    parts = [optimizer]
+    name, rate = settings["name"], settings["learning_rate"]
+    if (config["schedule"]["name"], config["schedule"]["warmup_epochs"]) != ("constant", 0):
+        rate = make_schedule(config, steps_per_epoch)
+    build = find_class("config.optimizer.name", name, OPTIMIZERS, {})
+    kwargs, decay = dict(settings["kwargs"]), settings["weight_decay"]
+    if build is rmsprop:
+        own = {x: settings[x] for x in ("decay", "epsilon", "bias_correction")}
+        kwargs = own | kwargs
+    with _told("optimizer", settings):
+        takes = inspect.signature(build).parameters
+        if decays := {"weight_decay", "mask"} <= takes.keys():
+            kwargs |= {"weight_decay": decay, "mask": _are_kernels}
+        parts = [build(rate, **kwargs)]
     if settings["clip_norm"]:
         parts.insert(0, optax.clip_by_global_norm(settings["clip_norm"]))
-    if settings["weight_decay"]:
-        # Decoupled from the gradients' scaling (Loshchilov and Hutter 2019): p -= rate * decay * p.
-        parts.append(_decay_weights(rate, settings["weight_decay"]))
-    return optax.chain(*parts) if len(parts) > 1 else optimizer
+    if decay and not decays:  # as AdamW does (Loshchilov and Hutter 2019)
+        step = (lambda count: -decay * rate(count)) if callable(rate) else -decay * rate
+        parts.append(optax.add_decayed_weights(step, _are_kernels))
+    return optax.chain(*parts) if len(parts) > 1 else parts[0]
 
 
-def _decay_weights(rate, weight_decay: float) -> optax.GradientTransformation:
-    """Subtracts rate * weight_decay * p from kernels, which have two axes or more."""
-
-    def update(updates, count, params):
-        step = weight_decay * (rate(count) if callable(rate) else rate)
-        decayed = jax.tree.map(lambda u, p: u - step * p if p.ndim > 1 else u, updates, params)
-        return decayed, optax.safe_increment(count)
-
-    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+def _are_kernels(params):
+    """Biases and scales, which have one axis, are not decayed."""
+    return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
-def _find(name: str) -> Callable[..., optax.GradientTransformation]:
-    if name in OPTIMIZERS:
-        return OPTIMIZERS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise UserError(
-            f"config.optimizer.name: no {name!r}; there are: {', '.join(OPTIMIZERS)}, and any "
-            "function that returns an optax.GradientTransformation, as optax:lion or "
-            "package.module:function"
-        )
+@contextlib.contextmanager
+def _told(field: str, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Says which optimizer or schedule does not take its arguments."""
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # whatever the module's own code raises
-        raise UserError(f"config.optimizer.name={name}: {described(error)}") from error
+        yield
+    except Exception as error:
+        raise UserError(
+            f"config.{field}: {settings['name']} fails with kwargs={dict(settings['kwargs'])}: "
+            f"{described(error)}"
+        ) from error

@@ -15,7 +15,6 @@ from bn_vgg.evaluation import Precise, make_compare_step, make_precise_step
 from bn_vgg.metrics import ComparedMetrics, EvalMetrics, Moments, TrainMetrics, merge_moments
 from bn_vgg.models import make_model
 from bn_vgg.models.layers import layer_channels
-from bn_vgg.models.vgg import VGG
 from bn_vgg.optimizer import make_optimizer
 from bn_vgg.steps import TrainState, init_state, make_eval_step, make_train_step
 
@@ -27,18 +26,20 @@ class Programs(NamedTuple):
       devices: that it runs on.
       model: of `config.model`.
       optimizer: of `config.optimizer`.
+      augment: `config.augment`.
       crop_size: side of a crop in pixels.
       init: `(rng, images_NHWC) -> TrainState`.
       train_chunk: `((state, metrics), rng, batches, pixels) -> (state, metrics)`.
       eval_chunk: `((metrics, moments), variables, batches, pixels) -> (metrics, moments)`.
-      precise_chunk: `(precise, state, batches, pixels) -> precise`.
+      precise_chunk: `(precise, state, rng, batches, pixels) -> precise`.
       compare_chunk: `(metrics, state, batch_stats, batches, pixels) -> metrics`.
       empty_training, empty_evaluation, empty_precise, empty_comparison: what these start from.
     """
 
     devices: Devices
-    model: VGG
+    model: Any
     optimizer: optax.GradientTransformation
+    augment: Mapping[str, Any]
     crop_size: int
     init: Callable[[jax.Array, jax.Array], TrainState]
     train_chunk: Callable
@@ -62,9 +63,10 @@ def make_programs(config: Mapping[str, Any], devices: Devices, steps_per_epoch: 
     axis_name, crop_size = devices.axis_name, config["data"]["crop_size"]
     model = make_model(**config["model"], axis_name=axis_name)
     optimizer = make_optimizer(config, steps_per_epoch)
-    train_step = make_train_step(model, optimizer, axis_name)
-    eval_step = make_eval_step(model, axis_name)
-    precise_step = make_precise_step(model, axis_name)
+    augment = config["augment"]
+    train_step = make_train_step(model, optimizer, axis_name, augment)
+    eval_step = make_eval_step(model, axis_name, config["eval"]["flips"])
+    precise_step = make_precise_step(model, axis_name, augment)
     compare_step = make_compare_step(model, axis_name)
 
     def fold(update: Callable, carry, batches, pixels):
@@ -91,8 +93,8 @@ def make_programs(config: Mapping[str, Any], devices: Devices, steps_per_epoch: 
 
         return fold(update, metrics_and_moments, batches, pixels)
 
-    def precise_chunk(precise, state, batches, pixels):
-        return fold(lambda p, batch: precise_step(p, state, batch), precise, batches, pixels)
+    def precise_chunk(precise, state, rng, batches, pixels):
+        return fold(lambda p, batch: precise_step(p, state, batch, rng), precise, batches, pixels)
 
     def compare_chunk(metrics, state, batch_stats, batches, pixels):
         def update(metrics, batch):
@@ -113,6 +115,7 @@ def make_programs(config: Mapping[str, Any], devices: Devices, steps_per_epoch: 
         devices=devices,
         model=model,
         optimizer=optimizer,
+        augment=augment,
         crop_size=crop_size,
         init=init,
         train_chunk=devices.compile(train_chunk),

@@ -22,6 +22,7 @@ from etils import epath
 
 import bn_vgg
 from bn_vgg import locking
+from bn_vgg.augment import OFF
 from bn_vgg.errors import UserError
 
 # Of a run's files. Raise it when this code could not go on with a run of the version before.
@@ -33,7 +34,7 @@ ONLY_SPEED = {
 }  # fmt: skip
 # Fields that were added since runs were recorded, and what these ran with.
 ADDED: dict[str, dict[str, Any]] = {
-    "model": {"precision": "highest"},
+    "model": {"precision": "highest", "name": "vgg8", "kwargs": {}},
     "optimizer": {
         "bias_correction": False,
         "name": "rmsprop",
@@ -41,6 +42,8 @@ ADDED: dict[str, dict[str, Any]] = {
         "weight_decay": 0.0,
         "clip_norm": 0.0,
     },
+    "augment": OFF,
+    "eval": {"flips": False},
     "schedule": {"name": "constant", "warmup_epochs": 0.0, "kwargs": {}},
 }
 

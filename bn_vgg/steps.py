@@ -5,6 +5,7 @@ mapped over several, each with its share of the batch, and agree on gradients, s
 metrics.
 """
 
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
@@ -15,9 +16,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from bn_vgg.augment import OFF, flip, to_intensities, training_images, training_losses
 from bn_vgg.metrics import EvalMetrics, Moments, TrainMetrics
 from bn_vgg.models.layers import layer_activations
-from bn_vgg.models.vgg import VGG
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -62,41 +63,45 @@ def init_state(
     )
 
 
-def make_loss(model: VGG):
+def make_loss(model: Any, augment: Mapping[str, Any] = OFF):
     """Returns `loss(params, batch_stats, batch, rng) -> (loss, (logits_NC, batch_stats))`.
 
-    The training step's: cross-entropy, mean over the batch, with dropout.
+    The training step's: cross-entropy, mean over the batch, with dropout and `config.augment`.
     """
 
     def loss(params, batch_stats, batch, rng):
         logits_NC, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            to_intensities(batch["crops"][:, 0]),
+            training_images(batch, rng, augment),
             train=True,
             positions_N=batch["position"],
             rngs={"dropout": rng},
             mutable=["batch_stats"],
         )
-        losses_N = optax.softmax_cross_entropy_with_integer_labels(logits_NC, batch["label"])
+        losses_N = training_losses(logits_NC, batch, rng, augment)
         return losses_N.mean(), (logits_NC, updated.get("batch_stats", {}))
 
     return loss
 
 
 def make_train_step(
-    model: VGG, optimizer: optax.GradientTransformation, axis_name: str | None = None
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    axis_name: str | None = None,
+    augment: Mapping[str, Any] = OFF,
 ):
     """Returns `train_step(state, batch, rng) -> (state, TrainMetrics)`.
 
     `batch` holds `crops` (N, 1, H, W, C), uint8, `label` (N,) and `position` (N,), int32: the
-    example's position in the epoch. `rng` is the epoch's dropout key; what an example draws depends
-    on it and on the example's position alone.
+    example's position in the epoch; with mixup `crops` (N, 2, H, W, C), those of the example and of
+    its partner, and `partner_label`. `rng` is the epoch's key; what an example draws depends on it
+    and on the example's position alone.
 
     With `model.norm.stats_pass` `clean` the running statistics come from a second pass over the
     batch, with the same weights but no dropout. Without dropout there is no second pass.
     """
     passes_twice = model.norm.stats_pass == "clean" and model.dropout_rate > 0
-    loss_of = make_loss(model)
+    loss_of = make_loss(model, augment)
 
     def train_step(state: TrainState, batch, rng):
         (loss, (logits_NC, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
@@ -105,7 +110,7 @@ def make_train_step(
         error_rate = jnp.mean(logits_NC.argmax(-1) != batch["label"])
         if passes_twice:
             _, updated = model.clone(dropout_rate=0.0).apply(
-                state.variables, to_intensities(batch["crops"][:, 0]), train=True,
+                state.variables, training_images(batch, rng, augment), train=True,
                 mutable=["batch_stats"],
             )  # fmt: skip
             batch_stats = updated.get("batch_stats", {})
@@ -147,17 +152,20 @@ def all_finite(tree):
     return (jnp.stack(largest) < jnp.inf).all()
 
 
-def make_eval_step(model: VGG, axis_name: str | None = None):
+def make_eval_step(model: Any, axis_name: str | None = None, flips: bool = False):
     """Returns `eval_step(variables, batch) -> (EvalMetrics, moments)`.
 
     `batch` holds `crops` (N, K, H, W, C), the K crops of each example, the centre last, `label`,
     `mask` (1 for an example, 0 for padding) and `compared` (1 for the examples of
-    `error_rate_running`), (N,) each. `moments` are those of each layer's output, by layer.
+    `error_rate_running`), (N,) each. `moments` are those of each layer's output, by layer. With
+    `flips` the mirror image of each crop is evaluated, too.
     """
 
     def eval_step(variables, batch):
         label_N, mask_N = batch["label"], batch["mask"]
-        probabilities_NKC, updated = _predict(model, variables, batch["crops"], ["intermediates"])
+        crops = batch["crops"]
+        crops = jnp.concatenate([flip(crops), crops], axis=1) if flips else crops
+        probabilities_NKC, updated = _predict(model, variables, crops, ["intermediates"])
         probabilities_NC = probabilities_NKC.mean(axis=1)
         of_label_N = jnp.take_along_axis(probabilities_NC, label_N[:, None], axis=1)[:, 0]
         metrics = EvalMetrics.of(
@@ -169,27 +177,30 @@ def make_eval_step(model: VGG, axis_name: str | None = None):
             mask=mask_N,
             compared=batch["compared"],
         )
-        weights = jnp.repeat(mask_N, batch["crops"].shape[1])
+        weights = jnp.repeat(mask_N, crops.shape[1])
         outputs = layer_activations(updated, "output")
         return metrics, {layer: Moments.of(x, weights, axis_name) for layer, x in outputs.items()}
 
     return eval_step
 
 
-def make_predict_step(model: VGG):
+def make_predict_step(model: Any, flips: bool = False):
     """Returns `predict_step(variables, crops_NKHWC) -> probabilities_NC`.
 
-    The mean over an example's crops of the softmax outputs, with running statistics.
+    The mean over an example's crops of the softmax outputs, with running statistics; with `flips`
+    over their mirror images, too.
     """
 
     def predict_step(variables, crops_NKHWC):
+        if flips:
+            crops_NKHWC = jnp.concatenate([flip(crops_NKHWC), crops_NKHWC], axis=1)
         probabilities_NKC, _ = _predict(model, variables, crops_NKHWC, [])
         return probabilities_NKC.mean(axis=1)
 
     return predict_step
 
 
-def _predict(model: VGG, variables, crops_NKHWC, mutable: list[str]):
+def _predict(model: Any, variables, crops_NKHWC, mutable: list[str]):
     """Returns the softmax outputs (N, K, classes) and the collections `mutable`."""
     images = crops_NKHWC.reshape(-1, *crops_NKHWC.shape[2:])
     logits, updated = model.apply(variables, to_intensities(images), train=False, mutable=mutable)
@@ -199,8 +210,3 @@ def _predict(model: VGG, variables, crops_NKHWC, mutable: list[str]):
 def errors(scores_NC, label_N):
     """1 for each example whose highest score is not its label's, otherwise 0; float32."""
     return (scores_NC.argmax(-1) != label_N).astype(jnp.float32)
-
-
-def to_intensities(images_uint8):
-    """Scales 0..255 to 0..1. No mean is subtracted."""
-    return images_uint8.astype(jnp.float32) / 255

@@ -44,7 +44,24 @@ def get_config(variant: str = "full") -> ConfigDict:
     data.valid_examples = 2500
     data.test_examples = 2500
 
+    # In training alone; each example draws anew in each epoch. All are off in the recipe.
+    config.augment = augment = ConfigDict()
+    # Mirror every second image from left to right.
+    augment.horizontal_flip = False
+    # Scale brightness, contrast and saturation by factors from 1 - x to 1 + x.
+    augment.colour_jitter = 0.0
+    # Side of a square to grey out, in pixels.
+    augment.cutout = 0
+    # Mix images and labels of two examples, with a share drawn from Beta(mixup, mixup).
+    augment.mixup = 0.0
+    # Share of each label that is spread over all classes.
+    augment.label_smoothing = 0.0
+
     config.model = model = ConfigDict()
+    # A name in bn_vgg/models/__init__.py (`vgg8`, `resnet`), or your own: `package.module:Class`.
+    model.name = "vgg8"
+    # What the network itself takes, such as {'depth': 20}; its docstring explains it.
+    model.kwargs = ConfigDict()
     # A name in bn_vgg/models/norms.py, or your own: `package.module:ClassName`.
     model.norm = "none"
     # What the normalizer itself takes, such as {'num_groups': 5}; its docstring explains it.
@@ -60,11 +77,11 @@ def get_config(variant: str = "full") -> ConfigDict:
     model.stats_pass = "clean"
     # Statistics of each device's own share of the batch instead of the whole batch's.
     model.per_device_stats = False
-    # Feature maps of the convolutions; 2x2 max pooling after every second one.
+    # Of `vgg8`: feature maps of the convolutions; 2x2 max pooling after every second one.
     model.features = (20, 20, 50, 50, 50, 50, 50, 50)
     model.hidden_units = 500
     model.num_classes = 2
-    # `full` pads by 2, so that a layer grows its input by 2; `same` keeps its size.
+    # Of `vgg8`: `full` pads by 2, so that a layer grows its input by 2; `same` keeps its size.
     model.padding = "full"
     # Probability of dropping a ReLU's output.
     model.dropout_rate = 0.0
@@ -104,6 +121,8 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.eval = ConfigDict()
     # Examples of one evaluation step, over all devices. Changes only the speed.
     config.eval.batch_size = 100
+    # Evaluate the mirror images of the five crops, too.
+    config.eval.flips = False
     # Training images over which statistics are recomputed with each epoch's weights, to see
     # how far the running ones lag; 0: not at all. Changes nothing in training.
     config.eval.precise_examples = 1000

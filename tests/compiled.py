@@ -82,9 +82,9 @@ def compile_program(devices, program: str, changes: dict):
     config.model.update(changes)
     elsewhere, side = Elsewhere(devices), config.data.crop_size
     own = config.batch_size // elsewhere.count
-    programs = make_programs(config.to_dict(), elsewhere)
+    programs = make_programs(config.to_dict(), elsewhere, 200)
     # Initialization needs no other devices, and has no mapped axis.
-    init = make_programs(config.to_dict(), Elsewhere(devices[:1])).init
+    init = make_programs(config.to_dict(), Elsewhere(devices[:1]), 200).init
     key, image = jax.random.key(0), jnp.zeros((1, side, side, 3))
     state = jax.eval_shape(init, key, image)
 

@@ -14,7 +14,7 @@ import bn_vgg
 from bn_vgg import loop
 from bn_vgg.data.crops import five_crops
 from bn_vgg.errors import UserError
-from bn_vgg.optimizer import rmsprop
+from bn_vgg.optimizer import make_optimizer
 from bn_vgg.steps import init_state
 from tests.conftest import ROOT
 
@@ -59,7 +59,7 @@ def test_predictions_are_means_of_softmaxes_over_five_crops(trained_run):
 def test_ones_own_loop(tiny_config):
     model = bn_vgg.make_model(tiny_config)
     step = jax.jit(bn_vgg.make_train_step(tiny_config, model))
-    optimizer = rmsprop(**tiny_config.optimizer)
+    optimizer = make_optimizer(tiny_config.to_dict(), 200)
     state = init_state(model, optimizer, loop.init_key(0), jnp.zeros((1, 16, 16, 3)))
     rng = np.random.default_rng(0)
     batch = {

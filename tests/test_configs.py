@@ -12,7 +12,7 @@ import bn_vgg
 from bn_vgg import config_file
 from bn_vgg.config import _CHECKS, check_config
 from bn_vgg.errors import UserError
-from bn_vgg.optimizer import rmsprop
+from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import flatten
 from bn_vgg.steps import init_state
 from configs import default
@@ -46,7 +46,7 @@ def test_every_cell_traces_a_step(cell):
     side, count = config.data.crop_size, config.batch_size
 
     def one_step():
-        optimizer = rmsprop(**config.optimizer)
+        optimizer = make_optimizer(config.to_dict(), 200)
         state = init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
         batch = {
             "crops": jnp.zeros((count, 1, side, side, 3), "uint8"),

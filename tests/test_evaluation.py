@@ -27,7 +27,7 @@ def precise_of(norm, count=3, **changes):
     state = state.replace(batch_stats=jax.tree.map(lambda x: x + 3.0, state.batch_stats))
     precise, step = empty_precise(model, state), jax.jit(make_precise_step(model))
     for batch in batches(count):
-        precise = step(precise, state, batch)
+        precise = step(precise, state, batch, jax.random.key(0))
     return model, state, jax.device_get(precise)
 
 

@@ -20,7 +20,7 @@ config programs
 evaluation
 data
 devices optimizer run_dir steps writers
-checkpoint locking metrics models multihost provenance stopping
+augment checkpoint locking metrics models multihost provenance stopping
 errors
 """
 LEVEL = {name: i for i, line in enumerate(ORDER.split("\n")) for name in line.split()}

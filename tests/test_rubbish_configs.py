@@ -17,7 +17,7 @@ from bn_vgg.config import check_config
 from bn_vgg.config_file import load_config
 from bn_vgg.errors import UserError
 from bn_vgg.models import make_model
-from bn_vgg.optimizer import rmsprop
+from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import flatten
 from bn_vgg.steps import init_state
 from configs import default
@@ -89,12 +89,13 @@ FILES = {
 
 
 @functools.cache
-def build(model: str, optimizer: str, crop_size: int) -> None:
+def build(about: str, crop_size: int) -> None:
     """Traces the network and its optimizer as a run would; nothing is computed."""
-    network = make_model(**json.loads(model))
+    config = json.loads(about)
+    network = make_model(**config["model"])
     shape = jax.ShapeDtypeStruct((1, crop_size, crop_size, 3), jnp.float32)
     jax.eval_shape(
-        functools.partial(init_state, network, rmsprop(**json.loads(optimizer))),
+        functools.partial(init_state, network, make_optimizer(config, 200)),
         jax.random.key(0), shape,
     )  # fmt: skip
 
@@ -108,7 +109,8 @@ def outcome(load) -> str:
         assert text
         assert len(text.splitlines()) == 1
         return text
-    build(json.dumps(config["model"]), json.dumps(config["optimizer"]), config["data"]["crop_size"])
+    about = {key: config[key] for key in ("model", "optimizer", "schedule", "num_epochs")}
+    build(json.dumps(about), config["data"]["crop_size"])
     return ""
 
 

@@ -12,7 +12,7 @@ from jax import export
 
 from bn_vgg.models import DTYPES, make_model
 from bn_vgg.models.norms import NORMALIZERS
-from bn_vgg.optimizer import rmsprop
+from bn_vgg.optimizer import make_optimizer, rmsprop
 from bn_vgg.steps import (
     init_state,
     make_eval_step,
@@ -36,7 +36,7 @@ def build(norm="mean_only", **changes):
         "norm_kwargs": NORM_KWARGS.get(norm, {}), **changes,
     }  # fmt: skip
     model = make_model(**settings)
-    optimizer = rmsprop(**default.get_config().optimizer)
+    optimizer = make_optimizer(default.get_config().to_dict(), 200)
     images = to_intensities(train_batch()["crops"][:, 0])
     init = jax.jit(functools.partial(init_state, model, optimizer))
     return model, optimizer, init(jax.random.key(0), images)
@@ -159,7 +159,7 @@ def lower(model, platforms, evaluate=False):
     def of(*shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    optimizer = rmsprop(**default.get_config().optimizer)
+    optimizer = make_optimizer(default.get_config().to_dict(), 200)
     image = jnp.zeros((1, 128, 128, 3))
     state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), image))
     crops = of(100, 5 if evaluate else 1, 128, 128, 3, dtype=np.uint8)

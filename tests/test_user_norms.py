@@ -9,7 +9,7 @@ from bn_vgg.errors import UserError
 from bn_vgg.models import make_model
 from bn_vgg.models.layers import layer_activations
 from bn_vgg.models.norms import make_norm_factory
-from bn_vgg.optimizer import rmsprop
+from bn_vgg.optimizer import make_optimizer
 from bn_vgg.steps import init_state, make_train_step
 from configs import default
 from tests.test_steps import train_batch
@@ -230,7 +230,7 @@ def test_what_it_does_wrong_is_said_by_name(name, message):
 def test_a_statistic_that_changes_its_shape_is_said_by_name():
     model, optimizer = (
         network("own_norms:OtherStatistic"),
-        rmsprop(**default.get_config().optimizer),
+        make_optimizer(default.get_config().to_dict(), 200),
     )
     state = init_state(model, optimizer, jax.random.key(0), jnp.ones((1, 16, 16, 3)))
     match = r"after a training step batch_stats/block0/norm/mean is float32\(4,\) and must be "

@@ -21,7 +21,7 @@ from bn_vgg.models.layers import (
 )
 from bn_vgg.models.norms import NORMALIZERS, NormFactory
 from bn_vgg.models.vgg import Block
-from bn_vgg.optimizer import rmsprop
+from bn_vgg.optimizer import make_optimizer
 from bn_vgg.programs import make_programs
 from bn_vgg.steps import init_state
 from configs import default
@@ -78,7 +78,7 @@ def test_initialization_is_glorot_uniform_with_zero_biases():
 def test_what_is_compiled_quickly_draws_the_same_weights():
     config = default.get_config("demo").to_dict()
     given = jax.random.key(0), jnp.zeros((1, 32, 32, 3))
-    programs = make_programs(config, Devices())
+    programs = make_programs(config, Devices(), 60)
     as_usual = jax.jit(partial(init_state, programs.model, programs.optimizer))(*given)
     # Another draw would be nowhere near; which digit is last depends on the processor.
     same = partial(np.testing.assert_allclose, rtol=1e-6)
@@ -172,7 +172,7 @@ def test_layers_of_another_network_are_called_by_their_paths():
 def test_initializing_from_data_gives_each_channel_mean_0_and_variance_1():
     network = model(norm="weight_norm", features=(4, 4, 6, 6))
     images = jax.random.uniform(jax.random.key(1), (8, 20, 20, 3))
-    optimizer = rmsprop(**default.get_config().optimizer)
+    optimizer = make_optimizer(default.get_config().to_dict(), 200)
     state = jax.jit(partial(init_state, network, optimizer))(jax.random.key(0), images)
     _, captured = network.apply(
         state.variables, images, train=True, mutable=["intermediates"],

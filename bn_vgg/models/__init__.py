@@ -1,9 +1,21 @@
-"""Registry of networks.
+"""Registry of networks, and the interface for user-defined ones.
 
-A network is a Flax module with a field `norm`, a `NormFactory`, and a field `dropout_rate`, which
-is set to 0 where statistics are taken without dropout; `bn_vgg.models.vgg` has an example.
+A network is a Flax module. `config.model.name` names one of `MODELS`, or your own as
+`package.module:Class`. `__call__(images_NHWC, *, train, positions_N=None)` returns logits
+(N, num_classes), float32; `vgg.py` explains the arguments. Its fields are recognized by name:
+
+  norm              a `NormFactory`: `norm.after(conv, x, train=train)` convolves, by `layers.Conv`,
+                    and normalizes; `norm.activate(x, train=train)` normalizes;
+  dropout_rate      for `layers.Dropout`; set to 0 where statistics are taken without dropout;
+  num_classes       outputs;
+  dtype, precision  of the computation, for `layers.Conv` and `flax.linen.Dense`;
+  features, hidden_units, padding  if it has them, from `config.model`.
+
+All others are set from `config.model.kwargs`. What a module reports by
+`self.sow("intermediates", "output", x)` is observed at every evaluation.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +23,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
+from bn_vgg.errors import UserError
+from bn_vgg.models.lookup import blaming, find_class
 from bn_vgg.models.norms import make_norm_factory
+from bn_vgg.models.resnet import ResNet
 from bn_vgg.models.vgg import VGG
 
-MODELS: dict[str, type[nn.Module]] = {"vgg8": VGG}
+MODELS: dict[str, type[nn.Module]] = {"vgg8": VGG, "resnet": ResNet}
+# Fields that other networks may lack.
+_OF_VGG = {"features", "hidden_units", "padding"}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Of products of float32 numbers. Unless `HIGHEST` is asked for, TPUs round the factors to bfloat16
 # and NVIDIA's GPUs to TensorFloat-32, whose significands have 11 bits instead of 24.
@@ -34,20 +51,36 @@ def make_model(
     precision: str,
     axis_name: str | None = None,
     name: str = "vgg8",
-    **network: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    **common: Any,
 ) -> Any:
     """Builds the network from the fields of `config.model`, which configs/default.py explains.
 
     `axis_name` is the mapped axis over which devices share a batch, None under plain `jit`.
-    `network` are the fields of the class in `MODELS`.
+    `common` are fields of networks by the same name.
 
     Raises:
-      UserError: as `make_norm_factory`.
+      UserError: as `make_norm_factory`; or there is no such network, or it does not take `kwargs`.
     """
     factory = make_norm_factory(
         norm, norm_kwargs, momentum=norm_decay, epsilon=norm_epsilon, average=stats_average,
         stats_pass=stats_pass, axis_name=None if per_device_stats else axis_name,
         dtype=DTYPES[dtype],
     )  # fmt: skip
-    precision_used = PRECISIONS[precision] if dtype == "float32" else None
-    return MODELS[name](norm=factory, dtype=DTYPES[dtype], precision=precision_used, **network)
+    build = find_class("config.model.name", name, MODELS, {})
+    common |= {
+        "norm": factory, "dtype": DTYPES[dtype],
+        "precision": PRECISIONS[precision] if dtype == "float32" else None,
+    }  # fmt: skip
+    with blaming("config.model.name", name, build):
+        takes = list(inspect.signature(build).parameters)
+    if missing := set(common) - set(takes) - _OF_VGG:
+        raise UserError(f"config.model.name: {name} has no field {min(missing)}")
+    own = [x for x in takes if x not in (*common, "parent", "name")]
+    if unknown := sorted(set(kwargs or {}) - set(own)):
+        raise UserError(
+            f"config.model.kwargs: {name} takes no {unknown[0]!r}; "
+            f"it takes: {', '.join(own) or 'nothing'}"
+        )
+    with blaming("config.model.name", name, build):
+        return build(**{x: common[x] for x in takes if x in common}, **(kwargs or {}))

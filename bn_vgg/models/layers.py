@@ -22,7 +22,7 @@ PADDINGS = {"full": 2, "same": 1}
 
 
 class Conv(nn.Module):
-    """A 3x3 convolution with stride 1, Glorot uniform kernel and an optional bias from 0.
+    """A 3x3 convolution with Glorot uniform kernel and an optional bias from 0.
 
     `padding` is a key of `PADDINGS`, `dtype` that of the computation, and `precision` that of
     products of float32 numbers on accelerators.
@@ -33,6 +33,7 @@ class Conv(nn.Module):
     use_bias: bool
     dtype: Any
     precision: lax.Precision | None
+    strides: int = 1
 
     @nn.compact
     def __call__(self, x_NHWC, weights_of: Callable[[jax.Array], jax.Array] | None = None):
@@ -44,6 +45,8 @@ class Conv(nn.Module):
             x_NHWC.astype(self.dtype), weights.astype(self.dtype),
             PADDINGS[self.padding], self.precision,
         )  # fmt: skip
+        # The gradients of `conv3x3` are of stride 1 alone.
+        y = y[:, :: self.strides, :: self.strides]
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
@@ -58,7 +61,7 @@ class Conv(nn.Module):
     @property
     def knows_mean(self) -> bool:
         """Whether the mean of the result is cheaper to compute from the input."""
-        return self.padding == "full" and not self.use_bias
+        return (self.padding, self.strides, self.use_bias) == ("full", 1, False)
 
 
 class Dropout(nn.Module):

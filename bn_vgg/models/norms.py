@@ -127,6 +127,21 @@ class NormFactory:
         mean_of_y = partial(conv.mean_of_result, x_NHWC, weights_of) if conv.knows_mean else None
         return self.normalize(norm, y, train=train, mean_of_x=mean_of_y)
 
+    def relu(self, y):
+        """Applies a ReLU to the normalizer's result, unless it has an activation of its own."""
+        return y if self.has_activation else nn.relu(y)
+
+    def activate(self, x, *, train: bool, name: str = "norm"):
+        """Normalizes `x` where no convolution precedes, and applies a ReLU as `relu` does.
+
+        Raises:
+          UserError: as `after`; or the normalizer is one of a convolution's weights.
+        """
+        norm = self.make(name)
+        if hasattr(norm, "kernel"):
+            raise UserError(f"{_FIELD}={self.name} needs a convolution in front of it")
+        return self.relu(self.normalize(norm, x, train=train))
+
     def normalize(self, norm: nn.Module, x, *, train: bool, mean_of_x=None):
         """Calls `norm`, which `make` made, and reports its input as `before_norm`.
 

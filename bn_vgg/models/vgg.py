@@ -36,7 +36,7 @@ class Block(nn.Module):
         x = self.norm.after(conv, x_NHWC, train=train)
         x = Dropout(self.dropout_rate)(x, positions_N, train)
         x = max_pool_2x2(x) if self.pool else x
-        x = x if self.norm.has_activation else nn.relu(x)
+        x = self.norm.relu(x)
         self.sow("intermediates", "output", x)
         return x
 

@@ -1,0 +1,128 @@
+"""What training changes of images and labels, inside the step: `config.augment`.
+
+What an example draws depends on the epoch's key and the example's position in the epoch alone, so
+that it is the same on any number of devices and after a restart.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# The recipe's, but for its random crops, which data/crops.py draws.
+OFF = {
+    "horizontal_flip": False,
+    "colour_jitter": 0.0,
+    "cutout": 0,
+    "mixup": 0.0,
+    "label_smoothing": 0.0,
+}
+# What the epoch's key is folded with, so that dropout draws other numbers.
+_AUGMENT = 2**31
+_FLIP, _COLOUR, _CUTOUT, _MIXUP, _PARTNER = range(5)
+
+
+def training_images(batch: Mapping[str, Any], rng: jax.Array, settings: Mapping[str, Any]):
+    """Returns a training batch's images as intensities from 0 to 1, (N, H, W, C), float32.
+
+    Args:
+      batch: as `make_train_step` takes it.
+      rng: the epoch's key.
+      settings: `config.augment`.
+    """
+    images = to_intensities(batch["crops"][:, 0])
+    keys = _keys(batch, rng)
+    images = _augment(images, keys, settings)
+    if settings["mixup"]:
+        partners = _augment(to_intensities(batch["crops"][:, 1]), _fold(keys, _PARTNER), settings)
+        share = mixup_shares(batch, rng, settings)[:, None, None, None]
+        images = share * images + (1 - share) * partners
+    return images
+
+
+def training_losses(logits_NC, batch: Mapping[str, Any], rng, settings: Mapping[str, Any]):
+    """Returns each example's cross-entropy, (N,), with smoothed or mixed labels if so configured.
+
+    Label smoothing is Szegedy et al. 2016's, "Rethinking the Inception Architecture", section 7.
+    """
+
+    def losses(label_N):
+        if not settings["label_smoothing"]:
+            return optax.softmax_cross_entropy_with_integer_labels(logits_NC, label_N)
+        one_hot = jax.nn.one_hot(label_N, logits_NC.shape[-1])
+        smooth = optax.smooth_labels(one_hot, settings["label_smoothing"])
+        return optax.softmax_cross_entropy(logits_NC, smooth)
+
+    if not settings["mixup"]:
+        return losses(batch["label"])
+    share = mixup_shares(batch, rng, settings)
+    return share * losses(batch["label"]) + (1 - share) * losses(batch["partner_label"])
+
+
+def mixup_shares(batch: Mapping[str, Any], rng, settings: Mapping[str, Any]):
+    """Draws each example's share of its mixture, (N,): Beta(mixup, mixup).
+
+    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization". The partner is the example
+    before it in the batch.
+    """
+    alpha = settings["mixup"]
+    keys = _fold(_keys(batch, rng), _MIXUP)
+    return jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
+
+
+def to_intensities(images_uint8):
+    """Scales 0..255 to 0..1. No mean is subtracted."""
+    return images_uint8.astype(jnp.float32) / 255
+
+
+def flip(images):
+    """Mirrors images (..., H, W, C) from left to right."""
+    return images[..., ::-1, :]
+
+
+def _augment(images, keys_N, settings: Mapping[str, Any]):
+    if settings["horizontal_flip"]:
+        flipped_N = jax.vmap(jax.random.bernoulli)(_fold(keys_N, _FLIP))
+        images = jnp.where(flipped_N[:, None, None, None], flip(images), images)
+    if settings["colour_jitter"]:
+        images = jax.vmap(_jitter, (0, 0, None))(
+            images, _fold(keys_N, _COLOUR), settings["colour_jitter"]
+        )
+    if settings["cutout"]:
+        images = jax.vmap(_cut_out, (0, 0, None))(
+            images, _fold(keys_N, _CUTOUT), settings["cutout"]
+        )
+    return images
+
+
+def _jitter(image_HWC, key, strength: float):
+    """Scales brightness, contrast and saturation, by factors from 1 - strength to 1 + strength."""
+    brightness, contrast, saturation = jax.random.uniform(
+        key, (3,), minval=1 - strength, maxval=1 + strength
+    )
+    image = image_HWC * brightness
+    grey = image @ jnp.array([0.299, 0.587, 0.114])
+    mean = grey.mean()
+    image = (image - mean) * contrast + mean
+    grey = ((grey - mean) * contrast + mean)[..., None]
+    return ((image - grey) * saturation + grey).clip(0, 1)
+
+
+def _cut_out(image_HWC, key, side: int):
+    """Greys a square of `side` pixels, less what is outside (DeVries and Taylor 2017)."""
+    height, width, _ = image_HWC.shape
+    down, across = jax.random.uniform(key, (2,)) * jnp.array([height, width])
+    inside_H = jnp.abs(jnp.arange(height) + 0.5 - down) < side / 2
+    inside_W = jnp.abs(jnp.arange(width) + 0.5 - across) < side / 2
+    return jnp.where((inside_H[:, None] & inside_W[None])[..., None], 0.5, image_HWC)
+
+
+def _keys(batch: Mapping[str, Any], rng):
+    rng = jax.random.fold_in(rng, _AUGMENT)
+    return jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["position"])
+
+
+def _fold(keys_N, purpose: int):
+    return jax.vmap(jax.random.fold_in, (0, None))(keys_N, purpose)

@@ -1,0 +1,148 @@
+"""Other networks than the VGG under the same normalizers: the residual one, and a user's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bn_vgg
+from bn_vgg.config_file import load_config
+from bn_vgg.errors import UserError
+from bn_vgg.models import make_model
+from bn_vgg.models.layers import layer_channels
+from bn_vgg.optimizer import make_optimizer
+from bn_vgg.steps import init_state
+from configs import default
+from tests.test_steps import train_batch
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+# A user's file.
+OWN = """
+from typing import Any
+
+import flax.linen as nn
+from bn_vgg.models.layers import Conv, Dropout
+
+
+class Own(nn.Module):
+    norm: Any
+    num_classes: int
+    dropout_rate: float
+    dtype: Any
+    precision: Any
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, images, *, train, positions_N=None):
+        bias = not self.norm.replaces_bias
+        conv = Conv(self.width, "same", bias, self.dtype, self.precision)
+        x = self.norm.relu(self.norm.after(conv, images, train=train))
+        self.sow("intermediates", "output", x)
+        x = Dropout(self.dropout_rate)(x.mean((1, 2)), positions_N, train)
+        return nn.Dense(self.num_classes)(x)
+
+
+class NoPrecision(nn.Module):
+    norm: Any
+    num_classes: int
+    dropout_rate: float
+    dtype: Any
+
+
+class Broken(Own):
+    def __call__(self, images, *, train, positions_N=None):
+        return images @ images
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_networks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def load(name, *more):
+    arguments = ["--config=tests/tiny_config.py", "--config.data.source=cartoons"]
+    return load_config([*arguments, f"--config.model.name={name}", *more])
+
+
+@pytest.mark.parametrize(
+    ("norm", "pre_activation"),
+    [("full", False), ("filter_response", False), ("mean_only", True)],
+)
+def test_a_residual_network_learns_with_each_normalizer(norm, pre_activation):
+    config = load("resnet", f"--config.model.norm={norm}", "--config.model.dropout_rate=0.2")
+    config.model.kwargs = {"depth": 8, "width": 4, "pre_activation": pre_activation}
+    config.optimizer.name, config.optimizer.learning_rate = "adam", 0.01
+    model = bn_vgg.make_model(config)
+    optimizer = make_optimizer(config.to_dict(), 200)
+    state = init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    step = jax.jit(bn_vgg.make_train_step(config, model))
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, train_batch(8), jax.random.key(0))
+        losses.append(float(metrics.compute()["loss"]))
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+    assert bool(state.batch_stats) == (norm in ("mean_only", "full"))
+
+
+def test_resnet_20_is_the_papers():
+    """0.27 million parameters; stages of 32, 16 and 8 pixels with 16, 32 and 64 channels."""
+    settings = default.get_config().model.to_dict()
+    model = make_model(**settings | {"name": "resnet", "norm": "full", "num_classes": 10})
+    given = jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    variables = jax.eval_shape(lambda *x: model.init(*x, train=False), *given)
+    kernels = 9 * (3 * 16 + 6 * 16 * 16 + 16 * 32 + 5 * 32 * 32 + 32 * 64 + 5 * 64 * 64)
+    norms = 2 * (7 * 16 + 6 * 32 + 6 * 64)
+    sizes = jax.tree.leaves(jax.tree.map(lambda x: x.size, variables["params"]))
+    assert sum(sizes) == kernels + norms + 64 * 10 + 10
+    assert list(layer_channels(model, "output", 32).values()) == 3 * [16] + 3 * [32] + 3 * [64]
+
+
+def test_a_users_network_trains_and_predicts(own, tmp_path, cache_folder, cartoon_folder):
+    """One file of the user's own, none of ours."""
+    config = load("own_networks:Own", "--config.model.kwargs={'width': 4}")
+    config.data.source = str(cartoon_folder)
+    result = bn_vgg.train(config, tmp_path / "run", cache_dir=cache_folder)
+    assert result["num_parameters"] == 27 * 4 + 4 + 4 * 2 + 2
+    images = np.zeros((3, 20, 20, 3), np.uint8)
+    assert bn_vgg.load(tmp_path / "run").predict(images).shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnt"], "no 'resnt'; did you mean resnet. there are: vgg8, resnet, and your own"),
+        (["resnet", "{'depht': 8}"], "config.model.kwargs: resnet takes no 'depht'; it takes: dep"),
+        (["resnet", "{'depth': 9}"], "config.model.kwargs: depth is 9; it takes 8, 14, 20"),
+        (["resnet", "{'width': 'a'}"], "config.model.name=resnet fails: TypeError"),
+        (["own_networks:Missing"], "cannot import own_networks:Missing"),
+        (["own_networks:NoPrecision"], "own_networks:NoPrecision has no field precision"),
+        (["own_networks:Broken"], "config.model.name=own_networks:Broken fails: TypeError: "),
+    ],
+)
+def test_what_is_no_network_is_refused(arguments, message, own):
+    name, *kwargs = arguments
+    with pytest.raises(UserError, match=message):
+        load(name, *(f"--config.model.kwargs={each}" for each in kwargs))
+
+
+def test_weights_cannot_be_normalized_before_their_convolution():
+    with pytest.raises(UserError, match="weight_norm needs a convolution in front"):
+        load(
+            "resnet", "--config.model.norm=weight_norm",
+            "--config.model.kwargs={'pre_activation': True}",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.padding=same", "config.model.padding is vgg8's alone; what resnet takes"),
+        ("optimizer.decay=0.5", "config.optimizer.decay is rmsprop's alone; what sgd takes"),
+    ],
+)
+def test_what_nobody_would_read_is_refused(override, message):
+    with pytest.raises(UserError, match=message):
+        load("resnet", "--config.optimizer.name=sgd", f"--config.{override}")
