@@ -26,6 +26,8 @@ from bn_vgg.programs import make_programs
 from bn_vgg.steps import init_state
 from configs import default
 
+quickly = pytest.mark.usefixtures("quick_compilation")
+
 
 def model(**changes):
     return make_model(**(default.get_config().model.to_dict() | changes))
@@ -62,8 +64,9 @@ def test_sizes_follow_the_recipe():
     assert list(channels) == [*(f"block{i}" for i in range(8)), "hidden"]
 
 
+@quickly
 def test_initialization_is_glorot_uniform_with_zero_biases():
-    params = init(model(), 48)["params"]
+    params = jax.jit(lambda: init(model(), 32)["params"])()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if path[-1].key == "bias":
             assert not leaf.any()
@@ -169,8 +172,9 @@ def test_layers_of_another_network_are_called_by_their_paths():
     }
 
 
+@quickly
 def test_initializing_from_data_gives_each_channel_mean_0_and_variance_1():
-    network = model(norm="weight_norm", features=(4, 4, 6, 6))
+    network = model(norm="weight_norm", features=(4, 6))
     images = jax.random.uniform(jax.random.key(1), (8, 20, 20, 3))
     optimizer = make_optimizer(default.get_config().to_dict(), 200)
     state = jax.jit(partial(init_state, network, optimizer))(jax.random.key(0), images)
@@ -178,12 +182,13 @@ def test_initializing_from_data_gives_each_channel_mean_0_and_variance_1():
         state.variables, images, train=True, mutable=["intermediates"],
         capture_intermediates=lambda module, _: module.name == "norm",
     )  # fmt: skip
-    for i in range(4):
+    for i in range(2):
         (y,) = captured["intermediates"][f"block{i}"]["norm"]["__call__"]
         np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-4)
         np.testing.assert_allclose(y.std((0, 1, 2)), 1, rtol=1e-3)
 
 
+@quickly
 @pytest.mark.parametrize("norm", ["mean_only", "weight_norm_mean_only"])
 class TestMeanOnlyAsABias:
     """The convolution knows its mean beforehand; taking it from the result is the reference."""
@@ -191,9 +196,8 @@ class TestMeanOnlyAsABias:
     def outcome(self, norm, takes_mean, axis_name=None, padding="full"):
         """Loss, gradients and statistics of a training pass over 6 images, 2 a device."""
         network = model(
-            norm=norm, features=(4, 4, 6, 6), hidden_units=8, padding=padding,
-            axis_name=axis_name,
-        )  # fmt: skip
+            norm=norm, features=(4, 6), hidden_units=8, padding=padding, axis_name=axis_name
+        )
         given = ("use_running_average", "mean_of_x")[: 2 if takes_mean else 1]
         network = network.clone(norm=dataclasses.replace(network.norm, given=given))
         rng = np.random.default_rng(0)
@@ -226,8 +230,11 @@ class TestMeanOnlyAsABias:
         jax.tree.map(close, plain, fused)
 
     def test_same_padding_takes_the_plain_path(self, norm):
-        plain, fused = (self.outcome(norm, takes, padding="same") for takes in (False, True))
-        jax.tree.map(np.testing.assert_array_equal, plain, fused)
+        plain, fused = (
+            str(jax.make_jaxpr(lambda takes=takes: self.outcome(norm, takes, padding="same"))())
+            for takes in (False, True)
+        )
+        assert plain == fused
 
 
 class TestDropout:
