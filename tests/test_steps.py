@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax import export
 
-from bn_vgg.models import DTYPES, make_model
+from bn_vgg.models import make_model
 from bn_vgg.models.norms import NORMALIZERS
 from bn_vgg.optimizer import make_optimizer, rmsprop
 from bn_vgg.steps import (
@@ -86,8 +86,10 @@ def test_one_step_computes_the_numbers_that_it_always_did():
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("norm", NORMALIZERS)
+@pytest.mark.parametrize(
+    ("norm", "dtype"),
+    [*((norm, "float32") for norm in NORMALIZERS), ("mean_only", "bfloat16"), ("full", "bfloat16")],
+)
 def test_a_train_step_learns_its_batch_and_keeps_float32(norm, dtype):
     model, optimizer, state = build(norm, dtype=dtype)
     step = jax.jit(make_train_step(model, optimizer))
@@ -176,8 +178,10 @@ def lower(model, platforms, evaluate=False):
     return lowered(state, batch, of(dtype=np.int32))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("norm", NORMALIZERS)
+@pytest.mark.parametrize(
+    ("norm", "dtype"),
+    [("batch_renorm", "float32"), ("weight_norm_mean_only", "float32"), ("ghost", "bfloat16")],
+)
 def test_steps_lower_for_cpu_cuda_and_tpu(norm, dtype):
     settings = {"norm": norm, "dtype": dtype, "dropout_rate": 0.5}
     model = make_model(**default.get_config().model.to_dict() | settings)
