@@ -25,11 +25,7 @@ def split(
     Where the data's publisher brings a `validation` or `test` split, it is used whole, and only
     the missing one is held out of the training examples.
 
-    Args:
-      keys: one per example, unique.
-      published: `train`, `validation`, `test` or empty, one per example.
-      valid_examples: how many to hold out for validation.
-      test_examples: how many to hold out for test.
+    `published` is `train`, `validation`, `test` or empty, one per example.
 
     Raises:
       UserError: no example is left for training.
