@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -66,26 +65,14 @@ class ImageCache:
     labels: np.ndarray  # int32, (N,)
     keys: list[str]
     splits: list[str]  # as published, see `Record`
-    about: dict[str, Any]  # the content of about.json
-
-    def __len__(self):
-        return len(self.labels)
+    class_names: list[str]
+    fingerprint: str  # hexadecimal digest of the source's content and the settings
 
     def image(self, index: int) -> np.ndarray:
         """Returns (height, width, 3), uint8, a view."""
         height, width = self.sizes[index]
         start = self.starts[index]
         return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
-
-    @property
-    def class_names(self) -> list[str]:
-        """One per label."""
-        return self.about["class_names"]
-
-    @property
-    def fingerprint(self) -> str:
-        """Hexadecimal digest of the source's content and the settings."""
-        return self.about["fingerprint"]
 
 
 def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False) -> ImageCache:
@@ -120,7 +107,10 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
         with _readable_by_others():
             if not cache.is_dir():
                 folder.mkdir(parents=True, exist_ok=True)
-                with locking.held(folder / f".{cache.name}.lock", wait=_say_who_builds):
+                waiting = "waiting for {}, which builds the image cache"
+                with locking.held(
+                    folder / f".{cache.name}.lock", wait=lambda owner: _say(waiting.format(owner))
+                ):
                     if not cache.is_dir():
                         _build(source, min_side, cache, quiet)
             if known != cache:
@@ -151,10 +141,6 @@ def _readable_by_others() -> Iterator[None]:
 
 def _say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
-
-
-def _say_who_builds(owner: str) -> None:
-    _say(f"waiting for {owner}, which builds the image cache")
 
 
 def _open(folder: Path) -> ImageCache:
@@ -195,7 +181,8 @@ def _read(folder: Path) -> ImageCache:
         labels=arrays["labels"],
         keys=arrays["keys"].tolist(),
         splits=arrays["splits"].tolist(),
-        about=about,
+        class_names=about["class_names"],
+        fingerprint=about["fingerprint"],
     )
 
 

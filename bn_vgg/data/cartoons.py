@@ -19,17 +19,13 @@ VERSION = 2
 MAX_IMAGES = 1_000_000
 
 _COATS = ((226, 140, 62), (240, 222, 190), (150, 150, 156), (84, 80, 88), (134, 88, 54))
-_IRISES = ((120, 170, 70), (215, 170, 60), (90, 150, 200), (150, 95, 50))
 _PINK, _DARK, _WHITE = (232, 130, 142), (34, 28, 32), (250, 248, 244)
 
 
 def cartoons(num_images: int = 4000) -> Source:
     """Draws cats (even indices) and dogs: RGB, both sides from 35 to 120 pixels.
 
-    Image i is a function of i alone, so a smaller set is the beginning of a larger one.
-
-    Raises:
-      UserError: there are not 2 to MAX_IMAGES of them.
+    Image i is a function of i alone. Raises UserError unless there are 2 to MAX_IMAGES of them.
     """
     if not 2 <= num_images <= MAX_IMAGES:
         raise UserError(f"cartoons:{num_images}: give at least 2, at most {MAX_IMAGES:,}")
@@ -55,14 +51,13 @@ def draw(index: int) -> Image.Image:
     canvas = Image.fromarray(tiles).resize(tuple(size), smooth)
     for _ in range(dice.randrange(5)):  # clutter: tents, boxes and balls
         circle = [dice.uniform(0, side) for side in size], size.min() * dice.uniform(0.06, 0.2)
-        ImageDraw.Draw(canvas).regular_polygon(
-            circle, dice.choice((3, 4, 20)), dice.uniform(0, 360), _colour(dice), _DARK
-        )
-    head = _head(dice, is_dog=index % 2 == 1).rotate(
-        dice.uniform(-35, 35), Image.Resampling.BICUBIC, expand=True
-    )
+        corners, turn = dice.choice((3, 4, 20)), dice.uniform(0, 360)
+        ImageDraw.Draw(canvas).regular_polygon(circle, corners, turn, _colour(dice), _DARK)
+    head = _head(dice, is_dog=index % 2 == 1)
     head = head.crop(head.getbbox())
-    head.thumbnail([size.min() * dice.uniform(0.5, 1)] * 2)
+    head.thumbnail([size.min() * dice.uniform(0.5, 0.95)] * 2)
+    head = head.rotate(dice.uniform(-35, 35), Image.Resampling.BICUBIC, expand=True)
+    head = head.crop(head.getbbox())
     # Up to an eighth of it may lie outside.
     over = np.array(head.size) // 8
     place = [round(dice.uniform(-a, b + a)) for a, b in zip(over, size - head.size, strict=True)]
@@ -75,16 +70,17 @@ def _head(dice: random.Random, is_dog: bool) -> Image.Image:
     pen = ImageDraw.Draw(head)
 
     def oval(x: float, y: float, rx: float, ry: float, colour: tuple[int, ...]) -> None:
-        pen.ellipse((x - rx, y - ry, x + rx, y + ry), colour, _shade(colour), 5)
+        pen.ellipse((x - rx, y - ry, x + rx, y + ry), colour, _DARK, 4)
 
-    coat, second = (_colour(dice, dice.choice(_COATS), 22) for _ in range(2))
-    ear, iris, nose = dice.choice((coat, second)), dice.choice(_IRISES), dice.choice((_PINK, _DARK))
+    coat, second, iris = (_colour(dice, dice.choice(_COATS), 22) for _ in range(3))
+    ear, nose, whisker = dice.choice((coat, second)), dice.choice((_PINK, _DARK)), _WHITE
     length, wide = dice.uniform(60, 80), dice.uniform(-7, 7)
     for side in (-1, 1):
         if not is_dog:
-            x, tip = 160 + 75 * side, (160 + 85 * side, 90 - length)
-            pen.polygon([(160 + 98 * side, 160), tip, (160 + 12 * side, 95)], ear, _shade(ear), 5)
-            pen.polygon([(x + 5 * side, 130), (x, 115 - length), (x - 35 * side, 105)], _PINK)
+            tip = (160 + 85 * side, 90 - length)
+            pen.polygon([(160 + 98 * side, 160), tip, (160 + 12 * side, 95)], ear, _DARK, 4)
+            tip = (160 + 75 * side, 115 - length)
+            pen.polygon([(160 + 80 * side, 130), tip, (160 + 40 * side, 105)], _PINK)
     oval(160, 175, (88 if is_dog else 103) + wide, 92 if is_dog else 85, coat)
     if dice.random() < 0.5:
         oval(120, 155, 34, 38, second)
@@ -93,28 +89,23 @@ def _head(dice: random.Random, is_dog: bool) -> Image.Image:
             oval(160 + 96 * side, 115 + length, 32, length, ear)
         else:
             oval(160 + 21 * side, 217, 27, 21, second)
-            whisker = _WHITE if sum(coat) < 400 else _DARK
             for y in (200, 218, 236):
                 pen.line((160 + 40 * side, 212, 160 + 140 * side, y), whisker, 4)
         oval(160 + 40 * side, 158, 21, 22, iris)
         oval(160 + 40 * side, 158, 13 if is_dog else 6, 15, _DARK)
-        oval(160 + 40 * side + 5, 151, 5, 5, _WHITE)
+        oval(165 + 40 * side, 151, 5, 5, _WHITE)
     if is_dog:
         oval(160, 260, 16, 32, _PINK)
         oval(160, 222, 48, 44, second)
     oval(160, 202, 24 if is_dog else 13, 16 if is_dog else 9, nose)
     pen.arc((132, 205, 160, 240), 20, 160, _DARK, 5)
     pen.arc((160, 205, 188, 240), 20, 160, _DARK, 5)
-    return head.crop(head.getbbox())
+    return head
 
 
 def _colour(dice: random.Random, base=None, spread: float = 60) -> tuple[int, ...]:
     base = base or [dice.uniform(45, 235)] * 3
     return tuple(round(min(255, max(0, c + dice.uniform(-spread, spread)))) for c in base)
-
-
-def _shade(colour: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(c * 5 // 9 for c in colour)
 
 
 def _light(dice: random.Random, image: Image.Image) -> Image.Image:

@@ -156,10 +156,7 @@ class Data:
         return cut_crops(self._unplaced.pixels, first, stride, self._crop_size)[:, 0]
 
     def _epoch(self, epoch: int, split: Split) -> Batches:
-        return train_batches(
-            split, seed=self.seed, epoch=epoch, batch_size=self._batch_size,
-            crop_size=self._crop_size,
-        )  # fmt: skip
+        return train_batches(split, self.seed, epoch, self._batch_size, self._crop_size)
 
     def _chunks(self, split: Split, batches: Batches, skip: int = 0) -> Iterator[Chunk]:
         num_batches, batch_size, num_crops = batches["crop_start"].shape
@@ -172,8 +169,7 @@ class Data:
             start, stride = some.pop("crop_start"), some.pop("row_stride")
             if split.on_host:
                 return some | {"crops": cut_crops(split.pixels, start, stride, self._crop_size)}
-            at = {"crop_start": start.astype(np.int32), "row_stride": stride.astype(np.int32)}
-            return some | at
+            return some | {"crop_start": np.int32(start), "row_stride": np.int32(stride)}
 
         def to_devices(some: Batches) -> Chunk:
             pixels = None if split.on_host else split.pixels
@@ -206,9 +202,7 @@ def chunk_length(num_batches: int, num_pixels: int) -> int:
     return max(divisors, default=limit)
 
 
-def train_batches(
-    split: Split, *, seed: int, epoch: int, batch_size: int, crop_size: int
-) -> Batches:
+def train_batches(split: Split, seed: int, epoch: int, batch_size: int, crop_size: int) -> Batches:
     """Draws one epoch: every example at most once, in full batches, one random crop of each.
 
     Returns `crop_start` (K = 1), `row_stride`, `label` and `position`, the example's in the epoch.

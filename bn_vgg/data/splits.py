@@ -50,8 +50,7 @@ def split(
 def shuffled(keys: Sequence[str]) -> np.ndarray:
     """Orders examples by a digest of their keys; returns indices, int64.
 
-    Unlike a permutation drawn for a number of examples, this keeps a file where it is when others
-    are added, left out or listed in another order.
+    A file keeps its place when others are added, left out or listed in another order.
     """
 
     def place(index: int) -> tuple[bytes, str]:

@@ -75,7 +75,7 @@ def tfds_images(name: str, *, data_dir: str | None = None) -> Source:
 
     rows = [
         (split, position, int(example[label_key]), file_name(example))
-        for split, position, example in _labelled(builder, label_key, *file_keys)
+        for split, position, example in _labelled(builder, label_key)
     ]
     if not rows:
         raise UserError(
@@ -94,7 +94,7 @@ def tfds_images(name: str, *, data_dir: str | None = None) -> Source:
     content = info.full_name, image_key, class_names, [tuple(record) for record in records]
 
     def readers() -> Iterator[Callable[[], Image.Image]]:
-        for _, _, example in _labelled(builder, label_key, image_key):
+        for _, _, example in _labelled(builder, label_key):
             yield partial(images.decode, example[image_key])
 
     return Source(
@@ -155,24 +155,20 @@ def _prepare(builder: Any) -> None:
             builder.download_and_prepare()
 
 
-def _labelled(builder: Any, label: str, *others: str) -> Iterator[tuple[str, int, dict]]:
-    """Yields split, position and these features of examples with a label; images stay encoded."""
-    features, file_format = builder.info.features, builder.info.file_format.value
-    encoded = [key for key in others if isinstance(features[key], tfds.features.Image)]
-    decoders = tfds.decode.PartialDecoding(
-        dict.fromkeys((label, *others), True),
-        decoders=dict.fromkeys(encoded, tfds.decode.SkipDecoding()),
-    )
+def _labelled(builder: Any, label: str) -> Iterator[tuple[str, int, dict]]:
+    """Yields split, position and features of the examples with a label; images stay encoded."""
+    features = builder.info.features
+    encoded = [key for key in features if isinstance(features[key], tfds.features.Image)]
+    decoders = dict.fromkeys(encoded, tfds.decode.SkipDecoding())
+    in_order = tfds.ReadConfig(interleave_cycle_length=1)
     advice = f"delete {builder.data_dir} or set TFDS_DATA_DIR to another folder, and run again"
     with _reported(f"cannot read the TFDS set {builder.info.full_name}", advice):
         for split in filter(builder.info.splits.__contains__, SPLITS):
-            if file_format == "array_record":  # which tf.data cannot read
+            if builder.info.file_format.value == "array_record":  # which tf.data cannot read
                 examples = builder.as_data_source(split, decoders=decoders)
             else:
-                in_order = tfds.ReadConfig(interleave_cycle_length=1)
-                examples = builder.as_dataset(
-                    split, decoders=decoders, read_config=in_order
-                ).as_numpy_iterator()
+                dataset = builder.as_dataset(split, decoders=decoders, read_config=in_order)
+                examples = dataset.as_numpy_iterator()
             for position, example in enumerate(examples):
                 if example[label] >= 0:
                     yield split, position, example
