@@ -165,6 +165,7 @@ def _read(folder: Path) -> ImageCache:
         arrays = {name: index[name] for name in ("sizes", "labels", "keys", "splits")}
     sizes = arrays["sizes"].astype(np.int64)
     lengths = sizes.prod(axis=1) * 3
+    pixels: np.ndarray
     try:
         pixels = np.memmap(folder / "images.bin", np.uint8, "r")
     except OSError as error:

@@ -55,13 +55,14 @@ def draw(index: int) -> Image.Image:
         ImageDraw.Draw(canvas).regular_polygon(circle, corners, turn, _colour(dice), _DARK)
     head = _head(dice, is_dog=index % 2 == 1)
     head = head.crop(head.getbbox())
-    head.thumbnail([size.min() * dice.uniform(0.5, 0.95)] * 2)
+    extent = size.min() * dice.uniform(0.5, 0.95)
+    head.thumbnail((extent, extent))
     head = head.rotate(dice.uniform(-35, 35), Image.Resampling.BICUBIC, expand=True)
     head = head.crop(head.getbbox())
     # Up to an eighth of it may lie outside.
     over = np.array(head.size) // 8
-    place = [round(dice.uniform(-a, b + a)) for a, b in zip(over, size - head.size, strict=True)]
-    canvas.paste(head, place, head)
+    x, y = (round(dice.uniform(-a, b + a)) for a, b in zip(over, size - head.size, strict=True))
+    canvas.paste(head, (x, y), head)
     return _light(dice, canvas)
 
 

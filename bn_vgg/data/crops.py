@@ -46,7 +46,7 @@ def five_corners(height, width, crop_size: int) -> np.ndarray:
 
 def five_crops(image_HWC: np.ndarray, crop_size: int) -> np.ndarray:
     """Returns (5, crop_size, crop_size, C): the four corners and the centre."""
-    corners = five_corners(*image_HWC.shape[:2], crop_size)
+    corners = five_corners(image_HWC.shape[0], image_HWC.shape[1], crop_size)
     return np.stack([image_HWC[y : y + crop_size, x : x + crop_size] for y, x in corners])
 
 

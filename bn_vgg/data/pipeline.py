@@ -169,7 +169,8 @@ class Data:
             start, stride = some.pop("crop_start"), some.pop("row_stride")
             if split.on_host:
                 return some | {"crops": cut_crops(split.pixels, start, stride, self._crop_size)}
-            return some | {"crop_start": np.int32(start), "row_stride": np.int32(stride)}
+            at = {"crop_start": start.astype(np.int32), "row_stride": stride.astype(np.int32)}
+            return some | at
 
         def to_devices(some: Batches) -> Chunk:
             pixels = None if split.on_host else split.pixels
@@ -230,7 +231,7 @@ def eval_batches(split: Split, batch_size: int, crop_size: int, num_compared: in
     1 for the first `num_compared` examples. The batch size is over all hosts.
     """
     count = len(split.labels)
-    corners_N52 = five_corners(*split.sizes.T, crop_size)
+    corners_N52 = five_corners(split.sizes[:, 0], split.sizes[:, 1], crop_size)
     if (split.sizes == crop_size).all():
         corners_N52 = corners_N52[:, -1:]
     first, stride = places(corners_N52, split.starts[:, None], split.sizes[:, None, 1])
