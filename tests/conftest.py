@@ -89,9 +89,8 @@ def cartoon_folder(tmp_path_factory):
     """72 drawings in Kaggle's layout, 36 of each class."""
     folder = tmp_path_factory.mktemp("cartoons")
     drawings = cartoons(72)
-    for i, record in enumerate(drawings.records):
-        name = drawings.class_names[record.label]
-        drawings.read(i).save(folder / f"{name}.{i}.png")
+    for i, (record, read) in enumerate(zip(drawings.records, drawings.readers(), strict=True)):
+        read().save(folder / f"{drawings.class_names[record.label]}.{i}.png")
     return folder
 
 

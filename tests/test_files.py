@@ -117,12 +117,12 @@ def test_what_cannot_be_listed(tmp_path, monkeypatch):
     assert "'*.tar' matches no folder, zip archive or image" in refused("*.tar")
     assert "null byte" in refused("a\0.zip")
     assert "no images given" in refused(" , ,")
-    assert "'short.zip' is not a complete zip archive" in refused("short.zip")
-    assert "'x.tar' is not a folder, zip archive or image" in refused("x.tar")
+    assert "'short.zip' is not a folder, an image or a complete zip archive" in refused("short.zip")
+    assert "'x.tar' is not a folder, an image or a complete zip archive" in refused("x.tar")
     nested = {"test1.zip": whole, "train.zip": whole, "notes.txt": b"x"}
     for path in (write_zip(tmp_path / "all.zip", nested), write_folder(tmp_path / "all", nested)):
         assert f"'{path}' holds no images: their names end in .jpg" in refused(path)
-        assert "unzip the outer one" in refused(path)
+        assert "unzip archives that are inside" in refused(path)
 
 
 @pytest.mark.parametrize("kind", ["folder", "archive"])

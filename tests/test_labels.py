@@ -46,7 +46,7 @@ def test_every_layout_gives_the_same_records(tmp_path, capsys):
         assert source.class_names == ("cat", "dog"), layout
         assert keys(source) == KEYS, layout
         assert [record.label for record in source.records] == [0, 0, 0, 1, 1, 1], layout
-        reds = [np.asarray(source.read(index))[0, 0, 0] for index in range(6)]
+        reds = [np.asarray(read())[0, 0, 0] for read in source.readers()]
         assert reds == [0, 2, 10, 0, 2, 10], layout
         prints[layout] = source.fingerprint
     archives = ("kaggle zip", "kaggle root", "parts", "microsoft zip")
@@ -141,12 +141,20 @@ def test_strays_and_unlabelled_images_are_left_out_and_named(tmp_path, capsys):
     source = opened(tmp_path / "folders", ["Cat/1.jpg", "Dog/2.jpg", "test/3.jpg"])
     assert keys(source) == ["cat/1.jpg", "dog/2.jpg"]
     assert "left out 1 images without labels, such as 'test/3.jpg'" in capsys.readouterr().err
+    for test in ("test/all/3.jpg", "test_set/3.jpg"):  # the last folder is no third class
+        source = opened(tmp_path / test, ["train/Cat/1.jpg", "train/Dog/2.jpg", test])
+        assert keys(source) == ["cat/1.jpg", "dog/2.jpg"]
+        assert f"without labels, such as '{test}'" in capsys.readouterr().err
+    labelled = ["train/cat/1.jpg", "train/dog/2.jpg", "test/cat/3.jpg", "test/dog/4.jpg"]
+    assert len(keys(opened(tmp_path / "labelled", labelled))) == 4
+    assert opened(tmp_path / "alone", labelled[2:]).class_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        (["t/cat.1.jpg", "t/dog.1.jpg", "t/3.jpg"], r"mixes 2 images .*cat.1.* 1 others.*3.jpg"),
+        (["train/1.jpg", "train/2.jpg", "test/3.jpg"], r"two classes .*folders: train\)"),
+        (["t/cat.1.jpg", "t/dog.1.jpg", "t/3.jpg"], r"nothing says what .t/3.jpg. .*cat, dog"),
         (["t/cat.1.jpg", "t/cat.2.jpg"], r"two classes are needed .*names: cat; .*folders: t\)"),
         (["test1/1.jpg", "test1/2.jpg"], r"two classes are needed .*names: none; .*folders: none"),
         (["train/1.jpg", "valid/2.jpg"], r"two classes are needed .*folders: train, valid\)"),
@@ -170,6 +178,6 @@ def test_25000_images():
     source = labelled_files(str(spec))
     assert [record.label for record in source.records] == [0] * 12_500 + [1] * 12_500
     assert keys(source)[12_498:12_501] == ["cat/12498.jpg", "cat/12499.jpg", "dog/0.jpg"]
-    assert source.read(24_999).size == (200, 200)
+    assert next(iter(source.readers()))().size == (200, 200)
     # Part of the name of every cache that was made from them.
     assert source.fingerprint == "5523b60efd86efbd6136f99aa200d105"

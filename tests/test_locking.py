@@ -61,18 +61,17 @@ def test_who_comes_second_to_a_cache_waits_until_it_is_built(
     """This process builds it, as slowly as it takes the other one to find out."""
     cache = tmp_path / "cache"
     source = open_source(str(cartoon_folder))
-    read, others = source.read, []
+    others = []
 
-    def read_slowly(index):
-        if index == 0:
-            others.append(start(1, cache))
-            assert others[0].stderr.readline() == (
-                f"waiting for process {os.getpid()} on {socket.gethostname()}, since "
-                f"{others_since(cache)}, which builds the image cache\n"
-            )
-        return read(index)
+    def read_slowly():
+        others.append(start(1, cache))
+        assert others[0].stderr.readline() == (
+            f"waiting for process {os.getpid()} on {socket.gethostname()}, since "
+            f"{others_since(cache)}, which builds the image cache\n"
+        )
+        yield from source.readers()
 
-    slow = replace(source, read=read_slowly)
+    slow = replace(source, readers=read_slowly)
     monkeypatch.setattr(image_cache.sources, "open_source", lambda _: slow)
     image_cache.open_or_build(str(cartoon_folder), min_side=18, folder=cache, quiet=True)
     out, errors = others[0].communicate(timeout=120)

@@ -21,18 +21,19 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from bn_vgg import locking
-from bn_vgg.data import images, sources
-from bn_vgg.data.source import Source
+from bn_vgg.data import sources
+from bn_vgg.data.images import UnreadableImage, scale_shorter_side
+from bn_vgg.data.sources import Source
 from bn_vgg.errors import NotThereError, UserError, one_line
 
 # Part of every cache's name: raise it when the same source and settings give other bytes.
@@ -43,10 +44,8 @@ _MAX_UNREADABLE = 0.05
 
 def choose_folder(named: str | None = None) -> Path:
     """Returns `named` (`--cache_dir`), else `$BN_VGG_CACHE`, else bn_vgg in the user's cache."""
-    if named:
-        return Path(named)
-    if os.environ.get("BN_VGG_CACHE"):
-        return Path(os.environ["BN_VGG_CACHE"]).expanduser()
+    if named or os.environ.get("BN_VGG_CACHE"):
+        return Path(named or os.environ["BN_VGG_CACHE"]).expanduser()
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bn_vgg"
     except RuntimeError as error:
@@ -58,28 +57,16 @@ def choose_folder(named: str | None = None) -> Path:
 
 @dataclass(frozen=True)
 class ImageCache:
-    """Decoded images, read from disk as they are used.
+    """Decoded images, read from disk as they are used."""
 
-    Attributes:
-      pixels: all images' pixels one after the other, uint8, memory-mapped.
-      starts: where each image begins in `pixels`, int64, (N,).
-      sizes: height and width of each, int64, (N, 2).
-      labels: int32, (N,).
-      keys: one per image, unique.
-      splits: `train`, `validation`, `test` or empty, as published.
-      about: the content of `about.json`.
-    """
-
-    pixels: np.ndarray
-    starts: np.ndarray
-    sizes: np.ndarray
-    labels: np.ndarray
+    pixels: np.ndarray  # of all images one after the other, uint8, memory-mapped
+    starts: np.ndarray  # where each image begins in `pixels`, int64, (N,)
+    sizes: np.ndarray  # height and width of each, int64, (N, 2)
+    labels: np.ndarray  # int32, (N,)
     keys: list[str]
-    splits: list[str]
-    about: dict[str, Any]
-
-    def __len__(self):
-        return len(self.labels)
+    splits: list[str]  # as published, see `Record`
+    class_names: list[str]
+    fingerprint: str  # hexadecimal digest of the source's content and the settings
 
     def image(self, index: int) -> np.ndarray:
         """Returns (height, width, 3), uint8, a view."""
@@ -87,52 +74,51 @@ class ImageCache:
         start = self.starts[index]
         return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
 
-    @property
-    def class_names(self) -> list[str]:
-        """One per label."""
-        return self.about["class_names"]
-
-    @property
-    def fingerprint(self) -> str:
-        """Hexadecimal digest of the source's content and the settings."""
-        return self.about["fingerprint"]
-
 
 def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False) -> ImageCache:
     """Opens the cache for a source, building it where there is none.
 
     A TFDS source is not looked at again once its cache is there, nor are files that are gone
-    since: training then needs neither TensorFlow nor the archive.
-
-    Args:
-      spec: `config.data.source`.
-      min_side: what the shorter side is scaled to, in pixels.
-      folder: where caches are kept; made where it is missing.
-      quiet: without a progress bar.
+    since: training then needs neither TFDS nor the archive. `min_side` is what each image's shorter
+    side is scaled to, in pixels; `folder` is where caches are kept.
 
     Raises:
       UserError: the source cannot be used, or the folder cannot be read or written.
     """
     settings = f"{spec}\0{min_side}\0{_FORMAT}".encode("utf-8", "backslashreplace")
+    # Holds the name of the cache that this spec led to last time.
     note = folder / "sources" / hashlib.blake2b(settings, digest_size=16).hexdigest()
-    known = _recall(note)
+    known = None
+    with contextlib.suppress(OSError, ValueError):
+        name = note.read_text().strip()  # empty where the machine died while it was written
+        known = folder / name if name and (folder / name).is_dir() else None
     try:
-        if known is not None and sources.kind(spec) == "tfds":
+        if known and sources.kind(spec) == "tfds":
             return _open(known)
         source = sources.open_source(spec)
     except NotThereError as error:
-        if known is None:
+        if not known:
             raise
-        tqdm.write(f"{error}; using the cache made from it earlier, {known}", file=sys.stderr)
+        _say(f"{error}; using the cache made from it earlier, {known}")
         return _open(known)
     content = f"{source.fingerprint} {min_side} {_FORMAT}".encode()
-    name = f"images-{min_side}px-{hashlib.blake2b(content, digest_size=12).hexdigest()}"
+    cache = folder / f"images-{min_side}px-{hashlib.blake2b(content, digest_size=12).hexdigest()}"
     try:
-        if not (folder / name).is_dir():
-            _make_readable(folder)
-            with locking.held(folder / f".{name}.lock", wait=_say_who_builds):
-                if not (folder / name).is_dir():
-                    _build(source, min_side, folder, name, quiet)
+        with _readable_by_others():
+            if not cache.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                waiting = "waiting for {}, which builds the image cache"
+                with locking.held(
+                    folder / f".{cache.name}.lock", wait=lambda owner: _say(waiting.format(owner))
+                ):
+                    if not cache.is_dir():
+                        _build(source, min_side, cache, quiet)
+            if known != cache:
+                with contextlib.suppress(OSError):  # who may only read does without
+                    note.parent.mkdir(exist_ok=True)
+                    partial = note.with_name(f"{note.name}.{os.getpid()}.partial")
+                    partial.write_text(cache.name)
+                    partial.replace(note)
     except OSError as error:
         reason = ": ".join(str(x) for x in (error.strerror or error, error.filename) if x)
         raise UserError(
@@ -140,20 +126,21 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
             f"{len(source.records) * min_side**2 * 3:,} bytes: {reason}; "
             "set --cache_dir or BN_VGG_CACHE to a folder with room that this user may write"
         ) from error
-    if known != folder / name:
-        with contextlib.suppress(OSError):  # who may only read a shared cache does without
-            _make_readable(note.parent)
-            _write_text(note, name)
-    return _open(folder / name)
+    return _open(cache)
 
 
-def _recall(note: Path) -> Path | None:
-    """Returns the cache that a spec led to last time, for when its source cannot be asked."""
-    with contextlib.suppress(OSError, ValueError):
-        name = note.read_text().strip()  # empty where the machine died while it was written
-        if name and (note.parent.parent / name).is_dir():
-            return note.parent.parent / name
-    return None
+@contextlib.contextmanager
+def _readable_by_others() -> Iterator[None]:
+    before = os.umask(0)
+    os.umask(before & ~0o055)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
 
 
 def _open(folder: Path) -> ImageCache:
@@ -178,7 +165,14 @@ def _read(folder: Path) -> ImageCache:
         arrays = {name: index[name] for name in ("sizes", "labels", "keys", "splits")}
     sizes = arrays["sizes"].astype(np.int64)
     lengths = sizes.prod(axis=1) * 3
-    pixels = _map(folder / "images.bin")
+    pixels: np.ndarray
+    try:
+        pixels = np.memmap(folder / "images.bin", np.uint8, "r")
+    except OSError as error:
+        if error.errno != errno.ENODEV:  # of file systems in user space that map no files
+            raise
+        _say(f"{folder}/images.bin cannot be mapped and is read into memory")
+        pixels = np.fromfile(folder / "images.bin", np.uint8)
     if pixels.size != lengths.sum():
         raise ValueError(f"images.bin has {pixels.size} bytes, not {lengths.sum()}")
     return ImageCache(
@@ -188,28 +182,15 @@ def _read(folder: Path) -> ImageCache:
         labels=arrays["labels"],
         keys=arrays["keys"].tolist(),
         splits=arrays["splits"].tolist(),
-        about=about,
+        class_names=about["class_names"],
+        fingerprint=about["fingerprint"],
     )
 
 
-def _map(path: Path) -> np.ndarray:
-    try:
-        return np.memmap(path, np.uint8, "r")
-    except OSError as error:
-        if error.errno != errno.ENODEV:  # of file systems in user space that map no files
-            raise
-        tqdm.write(f"{path} cannot be mapped and is read into memory", file=sys.stderr)
-        return np.fromfile(path, np.uint8)
-
-
-def _say_who_builds(owner: str) -> None:
-    tqdm.write(f"waiting for {owner}, which builds the image cache", file=sys.stderr)
-
-
-def _build(source: Source, min_side: int, folder: Path, name: str, quiet: bool) -> None:
-    for left in folder.glob(f"building-{name}-*"):  # by a process that was killed
+def _build(source: Source, min_side: int, cache: Path, quiet: bool) -> None:
+    for left in cache.parent.glob(f"building-{cache.name}-*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
-    building = Path(tempfile.mkdtemp(prefix=f"building-{name}-", dir=folder))
+    building = Path(tempfile.mkdtemp(prefix=f"building-{cache.name}-", dir=cache.parent))
     try:
         records, sizes, unreadable = _write_images(source, min_side, building / "images.bin", quiet)
         np.savez(
@@ -221,25 +202,20 @@ def _build(source: Source, min_side: int, folder: Path, name: str, quiet: bool) 
         )
         about = {
             "source": source.description,
-            "fingerprint": name.rsplit("-", 1)[1],
+            "fingerprint": cache.name.rsplit("-", 1)[1],
             "class_names": list(source.class_names),
             "min_side": min_side,
             "images": len(records),
             "unreadable": unreadable,
             "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        _write_text(building / "about.json", json.dumps(about, indent=1))
-        for path in building.iterdir():
-            path.chmod(0o644)
-        building.chmod(0o755)
-        building.rename(folder / name)
+        (building / "about.json").write_text(json.dumps(about, indent=1))
+        building.chmod(0o755)  # `mkdtemp` makes a private folder
+        building.rename(cache)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     if unreadable and not quiet:
-        tqdm.write(
-            f"left out {len(unreadable)} unreadable images, see {folder / name}/about.json",
-            file=sys.stderr,
-        )
+        _say(f"left out {len(unreadable)} unreadable images, see {cache}/about.json")
 
 
 def _write_images(source: Source, min_side: int, path: Path, quiet: bool):
@@ -252,8 +228,8 @@ def _write_images(source: Source, min_side: int, path: Path, quiet: bool):
     )  # fmt: skip
     with bar, path.open("wb") as file:
         for record, result in zip(source.records, bar, strict=True):
-            if isinstance(result, images.UnreadableImage):
-                unreadable[record.key] = str(result)
+            if isinstance(result, str):
+                unreadable[record.key] = result
                 continue
             kept.append(record)
             sizes.append(result.shape[:2])
@@ -269,30 +245,17 @@ def _write_images(source: Source, min_side: int, path: Path, quiet: bool):
     return kept, sizes, unreadable
 
 
-def _decoded(source: Source, min_side: int) -> Iterator[np.ndarray | images.UnreadableImage]:
-    """Yields each record's pixels, in order, decoded in as many threads as there are cores."""
+def _decoded(source: Source, min_side: int) -> Iterator[np.ndarray | str]:
+    """Yields each image's pixels, or why it cannot be read, from as many threads as cores."""
 
-    def read(index: int) -> np.ndarray | images.UnreadableImage:
-        return images.read_scaled(lambda: source.read(index), min_side)
+    def scaled(read: Callable[[], Image.Image]) -> np.ndarray | str:
+        try:
+            return np.asarray(scale_shorter_side(read(), min_side))
+        except UnreadableImage as error:
+            return str(error)
 
-    indices = iter(range(len(source.records)))
+    readers = iter(source.readers())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # So few at a time bound what is decoded but not yet written.
-        while some := list(itertools.islice(indices, 256)):
-            yield from pool.map(read, some)
-
-
-def _make_readable(folder: Path) -> None:
-    """Makes a folder that others may read, whatever this process's umask."""
-    if not folder.is_dir():
-        _make_readable(folder.parent)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            folder.chmod(0o755)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.chmod(0o644)
-    partial.replace(path)
+        while some := list(itertools.islice(readers, 256)):
+            yield from pool.map(scaled, some)

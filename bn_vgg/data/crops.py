@@ -23,14 +23,8 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 def random_corners(seed: int, epoch: int, sizes_N2: np.ndarray, crop_size: int) -> np.ndarray:
     """Draws the top and left of one crop of each image, uniformly over all that fit.
 
-    Args:
-      seed: of the run.
-      epoch: counted from 0.
-      sizes_N2: height and width in pixels of the image at each position of the epoch.
-      crop_size: side of a crop in pixels, at most each height and width.
-
-    Returns:
-      (N, 2), int64.
+    `sizes_N2` has height and width of the image at each position of the epoch, at least
+    `crop_size`. Returns (N, 2), int64.
     """
     bits = _random_bits(seed, _CROPS, epoch, sizes_N2.size).reshape(sizes_N2.shape)
     choices = (sizes_N2 - crop_size + 1).astype(np.uint64)
@@ -39,15 +33,9 @@ def random_corners(seed: int, epoch: int, sizes_N2: np.ndarray, crop_size: int) 
 
 
 def five_corners(height, width, crop_size: int) -> np.ndarray:
-    """Returns the top and left of the four corner crops and the central one.
+    """Returns the top and left of the four corner crops and the central one of images.
 
-    Args:
-      height: of an image, or of N of them, in pixels.
-      width: likewise.
-      crop_size: side of a crop in pixels.
-
-    Returns:
-      int64, (5, 2) or (N, 5, 2).
+    `height` and `width` are one image's or (N,); the result is (5, 2) or (N, 5, 2), int64.
     """
     bottom, right = np.asarray(height) - crop_size, np.asarray(width) - crop_size
     zero = np.zeros_like(bottom)
@@ -58,13 +46,8 @@ def five_corners(height, width, crop_size: int) -> np.ndarray:
 
 def five_crops(image_HWC: np.ndarray, crop_size: int) -> np.ndarray:
     """Returns (5, crop_size, crop_size, C): the four corners and the centre."""
-    height, width, _ = image_HWC.shape
-    return np.stack(
-        [
-            image_HWC[top : top + crop_size, left : left + crop_size]
-            for top, left in five_corners(height, width, crop_size)
-        ]
-    )
+    corners = five_corners(image_HWC.shape[0], image_HWC.shape[1], crop_size)
+    return np.stack([image_HWC[y : y + crop_size, x : x + crop_size] for y, x in corners])
 
 
 def places(corners_N2: np.ndarray, starts: np.ndarray, widths: np.ndarray):
@@ -76,11 +59,8 @@ def places(corners_N2: np.ndarray, starts: np.ndarray, widths: np.ndarray):
 def cut_crops(pixels: np.ndarray, crop_start, row_stride, crop_size: int) -> np.ndarray:
     """Copies crops (..., K, H, W, 3) out of flat `pixels` on the host.
 
-    Args:
-      pixels: uint8.
-      crop_start: the first byte of each crop, (..., K).
-      row_stride: bytes from row to row of each image, (...).
-      crop_size: side of a crop in pixels.
+    `crop_start` (..., K) is the first byte of each crop, `row_stride` (...) the bytes from row to
+    row of each image.
     """
     result = np.empty((*crop_start.shape, crop_size, crop_size, 3), np.uint8)
     for index in np.ndindex(crop_start.shape):
@@ -94,10 +74,7 @@ def cut_crops(pixels: np.ndarray, crop_start, row_stride, crop_size: int) -> np.
 def crops_of(batch: Mapping[str, Any], pixels, crop_size: int):
     """Returns a batch's crops (N, K, H, W, 3), uint8, inside a compiled step.
 
-    Args:
-      batch: one of `Chunk.batches`.
-      pixels: `Chunk.pixels`.
-      crop_size: side of a crop in pixels.
+    `batch` is one of `Chunk.batches`, `pixels` is `Chunk.pixels`.
     """
     if pixels is None:
         return batch["crops"]

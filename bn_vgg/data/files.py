@@ -1,12 +1,11 @@
 """Lists and reads image files in folders and zip archives. Nothing is extracted to disk."""
 
 import glob
-import itertools
 import os
 import re
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,32 +24,18 @@ MAX_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file in a folder or in a zip archive.
+    """An image file in a folder or in a zip archive."""
 
-    Attributes:
-      name: path within the folder or archive that was given, with forward slashes.
-      parent: name of the folder that holds the file, empty at an archive's root.
-      size: in bytes, uncompressed.
-      stamp: changes with the content: an archive's CRC-32, a folder's modification time in ns.
-      container: path of the folder or archive that was given, without symbolic links.
-      path: unique: what is named or linked twice has the same.
-      read: returns the file's bytes.
-    """
-
-    name: str
-    parent: str
-    size: int
-    stamp: int
-    container: str
-    path: str
+    name: str  # path within the folder or archive that was given, with forward slashes
+    parent: str  # name of the folder that holds the file, empty at an archive's root
+    size: int  # in bytes, uncompressed
+    stamp: int  # an archive's CRC-32, or the modification time in ns
+    container: str  # path of the folder or archive that was given, without symbolic links
+    path: str  # unique: what is named or linked twice has the same
     read: Callable[[], bytes]
 
     def decode(self) -> Image.Image:
-        """Reads and decodes the file, from any thread.
-
-        Raises:
-          UnreadableImage: it is gone, damaged, encrypted, no image or larger than MAX_BYTES.
-        """
+        """Reads and decodes the file, in any thread; raises UnreadableImage."""
         if self.size > MAX_BYTES:
             raise UnreadableImage(f"{self.size:,} bytes: more than {MAX_BYTES:,}")
         try:
@@ -63,13 +48,10 @@ class ImageFile:
 def list_images(spec: str) -> list[ImageFile]:
     """Lists the images that a path, a pattern or several of them with commas between name.
 
-    Each path is a folder, a zip archive or an image file; `~` and the patterns of `glob` are
-    expanded. Folders are searched to the bottom, through links too, each real folder once; hidden
-    files and archives inside are passed over. What is named twice is listed once.
-
-    The order is that of the names, numbers by their value. Where two folders or archives hold
-    equal names, every name starts with the folder's or archive's own, and with as many folders
-    above it as tell them apart.
+    Each path is a folder, a zip archive or an image file. Folders are searched to the bottom,
+    through links too; hidden files and archives inside are passed over. What is named twice is
+    listed once. Names are in natural order; where two folders or archives hold equal ones, every
+    name starts with the folder's or archive's own.
 
     Raises:
       UserError: a path does not exist, cannot be read or holds no image.
@@ -77,12 +59,11 @@ def list_images(spec: str) -> list[ImageFile]:
     found: dict[str, ImageFile] = {}
     for path in _expand(spec):
         # Of two members of an archive with one name the later counts, as when extracting.
-        for file in {file.path: file for file in _list_path(path)}.values():
-            found.setdefault(file.path, file)
+        found = {file.path: file for file in _list_path(path)} | found
     files = list(found.values())
     if len({file.name for file in files}) < len(files):
-        prefixes = _distinct_ends({file.container for file in files})
-        files = [replace(f, name=f"{prefixes[f.container]}/{f.name}") for f in files]
+        common = os.path.commonpath([os.path.dirname(file.container) for file in files])
+        files = [replace(f, name=f"{os.path.relpath(f.container, common)}/{f.name}") for f in files]
     return sorted(files, key=lambda file: natural_key(file.name))
 
 
@@ -95,29 +76,25 @@ def natural_key(text: str) -> tuple[list, str]:
 
 
 def _expand(spec: str) -> list[str]:
-    whole = os.path.expanduser(spec.strip())  # it may hold commas and brackets
-    if os.path.exists(whole):
-        return [whole]
-    if matches := _matches(whole):
-        return matches
+    if whole := _matches(spec):  # a path may itself hold commas and brackets
+        return whole
     paths = []
     for part in filter(None, map(str.strip, spec.split(","))):
-        path = os.path.expanduser(part)
-        if os.path.exists(path) or not glob.has_magic(path):
-            paths.append(path)
-            continue
-        matches = _matches(path)
-        if not matches:
-            raise NotThereError(f"{path!r} matches no folder, zip archive or image; {_here()}")
-        paths += matches
+        matches = _matches(part)
+        if not matches and glob.has_magic(part):
+            raise NotThereError(f"{part!r} matches no folder, zip archive or image; {_here()}")
+        paths += matches or [os.path.expanduser(part)]
     if not paths:
         raise UserError("no images given: name a zip archive, a folder or a pattern such as *.zip")
     return paths
 
 
-def _matches(pattern: str) -> list[str]:
-    found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
-    return [path for path in found if os.path.isdir(path) or _is_zip(path) or _is_image(path)]
+def _matches(spec: str) -> list[str]:
+    path = os.path.expanduser(spec.strip())
+    if os.path.exists(path):
+        return [path]
+    found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
+    return [p for p in found if os.path.isdir(p) or p.lower().endswith((".zip", *EXTENSIONS))]
 
 
 def _list_path(path: str) -> list[ImageFile]:
@@ -135,14 +112,14 @@ def _list_path(path: str) -> list[ImageFile]:
         where = error.filename if os.path.isdir(path) else path
         raise NotThereError(f"{where!r} does not exist, or links to nothing; {_here()}") from error
     except Exception as error:  # zipfile raises a dozen types on a damaged directory
-        kind = "a complete zip archive" if _is_zip(path) else "a folder, zip archive or image"
         raise UserError(
-            f"{path!r} is not {kind} ({one_line(error)}): copy or download it again"
+            f"{path!r} is not a folder, an image or a complete zip archive ({one_line(error)}): "
+            "copy or download it again"
         ) from error
     if not files:
         raise UserError(
-            f"{path!r} holds no images: their names end in {', '.join(EXTENSIONS)}; zip archives "
-            "inside are not opened: name them themselves, or unzip the outer one once"
+            f"{path!r} holds no images: their names end in {', '.join(EXTENSIONS)}; unzip "
+            "archives that are inside, or name them themselves"
         )
     return files
 
@@ -211,22 +188,8 @@ def _in_archive(path: str) -> Iterator[ImageFile]:
         )
 
 
-def _distinct_ends(paths: Iterable[str]) -> dict[str, str]:
-    """Returns the last parts of each path, the same number of each, and as few as suffice."""
-    parts = {path: path.split(os.sep) for path in paths}
-    for count in itertools.count(1):
-        ends = {path: "/".join(split[-count:]) for path, split in parts.items()}
-        if len(set(ends.values())) == len(ends):
-            break
-    return ends
-
-
 def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
-
-
-def _is_zip(name: str) -> bool:
-    return name.lower().endswith(".zip")
 
 
 def _is_hidden(name: str) -> bool:

@@ -1,7 +1,6 @@
 """From the bytes of an image file to an upright 8-bit RGB image of a given shorter side."""
 
 import io
-from collections.abc import Callable
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -19,10 +18,9 @@ class UnreadableImage(Exception):  # noqa: N818 - a state of the data, not a fau
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decodes a JPEG, PNG, GIF (its first frame), BMP, WEBP or TIFF file.
+    """Decodes an image file to upright 8-bit RGB; of a GIF its first frame.
 
-    Every image becomes upright (the EXIF orientation is applied) 8-bit RGB: transparency is laid
-    over white, 16-bit grey is divided by 257.
+    The EXIF orientation is applied, transparency laid over white, 16-bit grey divided by 257.
 
     Raises:
       UnreadableImage: the data is truncated, no image of these types, has more than twice
@@ -43,19 +41,10 @@ def decode(data: bytes) -> Image.Image:
         raise UnreadableImage(one_line(error)) from error
 
 
-def read_scaled(read: Callable[[], Image.Image], side: int) -> np.ndarray | UnreadableImage:
-    """Scales what `read` returns: (height, width, 3), uint8. Returns the error if there is one."""
-    try:
-        return np.asarray(scale_shorter_side(read(), side))
-    except UnreadableImage as error:
-        return UnreadableImage(str(error))  # without a traceback, which holds the file's bytes
-
-
 def scale_shorter_side(image: Image.Image, side: int) -> Image.Image:
     """Scales an image, up or down, until its shorter side measures `side` pixels.
 
-    Bicubic, antialiased when scaling down. The aspect ratio is kept: the longer side is rounded
-    to the nearest pixel.
+    Bicubic, antialiased when scaling down. The longer side is rounded to the nearest pixel.
 
     Raises:
       UnreadableImage: one side is more than MAX_ASPECT_RATIO times the other.

@@ -8,13 +8,13 @@ from collections import Counter
 from tqdm import tqdm
 
 from bn_vgg.data.files import ImageFile, list_images, natural_key
-from bn_vgg.data.source import Record, Source
+from bn_vgg.data.sources import Record, Source
 from bn_vgg.errors import UserError
 
 _KAGGLE = re.compile(r"(?P<label>[^.]+)\.(?P<rest>[0-9]+\.[^.]+)")
-_TEST_FOLDER = re.compile(r"test\d*")
+_TEST_FOLDER = re.compile(r"test(ing)?([ _-]?(set|data|images))?\d*")
 # Folders that, without others, make no classes; the first is an archive's root.
-_NO_CLASS = re.compile(r"|train|training|valid|validation|val|test\d*")
+_NO_CLASS = re.compile(r"|train(ing)?|valid(ation)?|val|test\d*")
 # Where this share of the names is like Kaggle's, the others are strays.
 _NEARLY_ALL = 0.9
 
@@ -27,14 +27,12 @@ def labelled_files(spec: str) -> Source:
 
     A class is either in the names, `<class>.<number>.<extension>`, as Kaggle has it (`cat.12.jpg`),
     or it is the folder that holds the file, as Microsoft has it (`PetImages/Cat/12.jpg`). Classes
-    are lower case and in alphabetical order. A record's key is `cat/12.jpg` in either layout, in
-    archives as in folders; another file with the same key has `@` and its name added. Unlabelled
-    files in `test` or `test1`, and a few strays among Kaggle's names, are left out; standard error
-    says so.
+    are lower case and in alphabetical order. A record's key is `cat/12.jpg` in either layout;
+    another file with the same key has `@` and its name added. Unlabelled files in `test` or
+    `test1`, and a few strays among Kaggle's names, are left out; standard error says so.
 
     The fingerprint covers keys, sizes and, for archives, the CRC-32 of every image; for folders
-    the modification times. No image is read for it. It depends neither on where the archives and
-    folders are nor on their order.
+    the modification times. No image is read for it, and it does not depend on the paths.
 
     Raises:
       UserError: as for `list_images`; no two classes are found; or names and folders disagree.
@@ -47,7 +45,6 @@ def labelled_files(spec: str) -> Source:
         keyed[key] = class_name, file
     keys = sorted(keyed, key=natural_key)
     class_names = sorted({class_name for class_name, _ in keyed.values()})
-    labels = {class_name: label for label, class_name in enumerate(class_names)}
     files = [keyed[key][1] for key in keys]
     digest = hashlib.blake2b(digest_size=16)
     for key, file in zip(keys, files, strict=True):
@@ -56,8 +53,8 @@ def labelled_files(spec: str) -> Source:
         description=spec,
         fingerprint=digest.hexdigest(),
         class_names=tuple(class_names),
-        records=[Record(key, labels[keyed[key][0]]) for key in keys],
-        read=lambda index: files[index].decode(),
+        records=[Record(key, class_names.index(keyed[key][0])) for key in keys],
+        readers=lambda: (file.decode for file in files),
     )
 
 
@@ -65,16 +62,17 @@ def _classify(files: list[ImageFile], spec: str) -> list[_Labelled]:
     by_name: list[_Labelled] = []
     by_folder: list[_Labelled] = []
     unlabelled, strays = [], []
+    elsewhere = {_folder(file) for file in files if not _is_for_test(file)}
     for file in files:
-        base = file.name.rpartition("/")[2]
+        base, folder = file.name.rpartition("/")[2], _folder(file)
         if match := _KAGGLE.fullmatch(base):
             by_name.append((file, match["label"].lower(), match["rest"]))
-        elif _TEST_FOLDER.fullmatch(_folder(file)):
-            unlabelled.append(file)
+        elif _TEST_FOLDER.fullmatch(folder) or (elsewhere and folder not in elsewhere):
+            unlabelled.append(file)  # test/1.jpg, or test/all/1.jpg beside train/cat/1.jpg
             continue
         else:
             strays.append(file)
-        by_folder.append((file, _folder(file), base))
+        by_folder.append((file, folder, base))
     _say_left_out(unlabelled, "without labels", spec)
     names, folders = _classes(by_name), _classes(by_folder)
     have_names = len(names) > 1
@@ -90,36 +88,28 @@ def _classify(files: list[ImageFile], spec: str) -> list[_Labelled]:
     if have_names and len(by_name) >= _NEARLY_ALL * len(by_folder):
         _say_left_out(strays, "not named <class>.<number>.<extension>", spec)
         return by_name
-    if have_names:
-        raise UserError(
-            f"{spec!r} mixes {len(by_name)} images with their class in the name, such as "
-            f"{by_name[0][0].name!r}, and {len(strays)} others, such as {strays[0].name!r}: "
-            "give only one kind"
-        )
-    root = [file.name for file in strays if not file.parent]
-    unclear = f"nothing says what {root[0]!r} shows" if root else "two classes are needed"
+    unclear = [file.name for file in strays if have_names or not file.parent][:1]
+    problem = f"nothing says what {unclear[0]!r} shows" if unclear else "two classes are needed"
     raise UserError(
-        f"{spec!r}: {unclear} (classes by the files' names: {_some(names)}; by their folders: "
+        f"{spec!r}: {problem} (classes by the files' names: {_some(names)}; by their folders: "
         f"{_some(folders)}); call all files cat.1.jpg, dog.1.jpg, ... or put each class in a "
         "folder of its own"
     )
 
 
 def _disagree(by_name: list[_Labelled], by_folder: list[_Labelled]) -> bool:
-    """Whether names and folders make different groups, in all or in a folder named like Kaggle's.
+    """Whether names and folders make different groups; cat.1.jpg in cats, dog.1.jpg in dogs do not.
 
-    `cats/cat.1.jpg` and `dogs/dog.1.jpg` agree: these are the same two groups.
+    Folders in which only some files are named like Kaggle's do not count.
     """
-    groups = {(_folder(file), name) for file, name, _ in by_name}
-    if len(by_name) >= _NEARLY_ALL * len(by_folder):
-        return not len(groups) == len(_classes(by_name)) == len(_classes(by_folder))
-    num_groups = Counter(folder for folder, _ in groups)
-    num_named = Counter(_folder(file) for file, _, _ in by_name)
-    num_files = Counter(folder for _, folder, _ in by_folder)
-    return any(
-        num_groups[folder] > 1 and num_named[folder] >= _NEARLY_ALL * count
-        for folder, count in num_files.items()
-    )
+    sizes = Counter(folder for _, folder, _ in by_folder)
+    named = Counter(_folder(file) for file, _, _ in by_name)
+    groups = {
+        (_folder(file), name)
+        for file, name, _ in by_name
+        if named[_folder(file)] >= _NEARLY_ALL * sizes[_folder(file)]
+    }
+    return any(len(set(side)) < len(groups) for side in zip(*groups, strict=True))
 
 
 def _classes(labelled: list[_Labelled]) -> list[str]:
@@ -128,6 +118,10 @@ def _classes(labelled: list[_Labelled]) -> list[str]:
 
 def _folder(file: ImageFile) -> str:
     return file.parent.lower()
+
+
+def _is_for_test(file: ImageFile) -> bool:
+    return any(map(_TEST_FOLDER.fullmatch, [*file.name.lower().split("/")[:-1], _folder(file)]))
 
 
 def _some(names: list[str]) -> str:

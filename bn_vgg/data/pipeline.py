@@ -7,7 +7,6 @@ it and only integers travel, or on the host, where Grain's threads cut the same 
 
 import os
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -36,16 +35,10 @@ Batches = dict[str, np.ndarray]
 
 
 class Chunk(NamedTuple):
-    """Batches for one call of a compiled program, on the devices.
+    """Batches for one call of a compiled program, on the devices."""
 
-    Attributes:
-      batches: see `Batches`; with several devices these are the first axis.
-      pixels: the split's images on the devices, flat uint8; None where they are on the host.
-      num_steps: batches of the chunk.
-    """
-
-    batches: dict[str, Any]
-    pixels: Any
+    batches: dict[str, Any]  # see `Batches`; with several devices these are the first axis
+    pixels: Any  # the split's, flat uint8; None where they are on the host
     num_steps: int
 
     def step(self, index: int, devices: Devices) -> "Chunk":
@@ -59,26 +52,17 @@ class Chunk(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The images of one split.
+    """The images of one split."""
 
-    Attributes:
-      pixels: uint8, flat, one image after the other; others may lie between them.
-      starts: the first byte of each, int64, (N,).
-      sizes: height and width in pixels, int64, (N, 2).
-      labels: int32, (N,).
-      placed: `pixels` on the devices; None where they stay on the host.
-    """
-
-    pixels: np.ndarray
-    starts: np.ndarray
-    sizes: np.ndarray
-    labels: np.ndarray
-    placed: Any = None
+    pixels: Any  # flat uint8, on the host (others may lie between them) or on the devices
+    starts: np.ndarray  # the first byte of each, int64, (N,)
+    sizes: np.ndarray  # height and width in pixels, int64, (N, 2)
+    labels: np.ndarray  # int32, (N,)
 
     @property
-    def num_bytes(self) -> int:
-        """Of all images."""
-        return int(self.sizes.prod(axis=1).sum()) * 3
+    def on_host(self) -> bool:
+        """Whether the pixels are in the host's memory or its files."""
+        return isinstance(self.pixels, np.ndarray)
 
     def on_device(self, devices: Devices) -> "Split":
         """Copies the images to every device, without what lies between them."""
@@ -87,9 +71,7 @@ class Split(NamedTuple):
         packed = np.empty(ends[-1], np.uint8)
         for first, last, start in zip(ends - lengths, ends, self.starts, strict=True):
             packed[first:last] = self.pixels[start : start + last - first]
-        placed = devices.replicate(packed)
-        # Not `packed[:0]`, which would keep all of it in the host's memory.
-        return self._replace(pixels=np.empty(0, np.uint8), starts=ends - lengths, placed=placed)
+        return self._replace(starts=ends - lengths, pixels=devices.replicate(packed))
 
 
 class Data:
@@ -99,24 +81,19 @@ class Data:
       seed: of the order and the crops.
       description: the numbers of images and where they are kept, for a person.
       steps_per_epoch: training batches of an epoch; a last incomplete one is dropped.
+      train_split, valid_split, test_split: all on the devices or all on the host.
     """
 
     def __init__(
         self, config: Mapping[str, Any], cache: ImageCache, splits: Splits, devices: Devices
     ):
-        """Places the training and validation images.
-
-        Args:
-          config: the run's, nested.
-          cache: of `config.data.source`.
-          splits: indices into it.
-          devices: to place images on.
+        """Places the images of `config.data.source`.
 
         Raises:
           UserError: too few images for a batch, or `config.data.placement` is `device` and they
             do not fit there.
         """
-        self._config, self._devices = config, devices
+        self._eval_config, self._devices = config["eval"], devices
         self.seed, self._batch_size = config["seed"], config["batch_size"]
         self._crop_size = config["data"]["crop_size"]
         if len(splits.train) < self._batch_size:
@@ -124,107 +101,83 @@ class Data:
                 f"config.batch_size: {len(splits.train)} training images do not fill a batch of "
                 f"{self._batch_size}"
             )
-        self._on_host = on_host = {
-            name: Split(
-                cache.pixels, cache.starts[indices], cache.sizes[indices], cache.labels[indices]
-            )
-            for name, indices in splits._asdict().items()
-        }
         # More than a split's examples would be padding alone.
-        most = max(len(split.labels) for split in on_host.values())
-        self._eval_batch_size = devices.round_up(min(config["eval"]["batch_size"], most))
+        most = max(map(len, splits))
+        self._eval_batch_size = devices.round_up(min(self._eval_config["batch_size"], most))
         self.steps_per_epoch = len(splits.train) // self._batch_size
-        placement = config["data"]["placement"]
-        # The test images join the others at the end.
-        self._place_test = _fits(placement, list(on_host.values()))
-        place = self._place_test or _fits(placement, [on_host["train"], on_host["valid"]])
-        self.train_split, self.valid_split = (
-            on_host[name].on_device(devices) if place else on_host[name]
-            for name in ("train", "valid")
+        on_host = [
+            Split(cache.pixels, cache.starts[chosen], cache.sizes[chosen], cache.labels[chosen])
+            for chosen in splits
+        ]
+        self._unplaced = on_host[0]
+        place = _fits(config["data"]["placement"], on_host)
+        self.train_split, self.valid_split, self.test_split = (
+            split.on_device(devices) if place else split for split in on_host
         )
-        where = "device" if place else "host"
         self.description = (
             f"{len(splits.train)} training, {len(splits.valid)} validation, {len(splits.test)} "
-            f"test images on the {where}"
+            f"test images on the {'device' if place else 'host'}"
         )
 
     @property
     def chunks_per_epoch(self) -> int:
         """Chunks of an epoch's training steps."""
-        length = self._chunk_length(self.steps_per_epoch, self._batch_size)
-        return -(-self.steps_per_epoch // length)
-
-    def _chunk_length(self, num_batches: int, num_crops: int) -> int:
-        return chunk_length(num_batches, num_crops * self._crop_size**2)
-
-    @cached_property
-    def test_split(self) -> Split:
-        """The test images, placed when they are first used."""
-        split = self._on_host["test"]
-        return split.on_device(self._devices) if self._place_test else split
+        num_pixels = self._batch_size * self._crop_size**2
+        return -(-self.steps_per_epoch // chunk_length(self.steps_per_epoch, num_pixels))
 
     def train(self, epoch: int, *, skip: int = 0) -> Iterator[Chunk]:
         """Yields the training batches of `epoch`, counted from 0, without the first `skip`."""
-        return self._chunks(self.train_split, self._epoch(epoch, self.train_split), skip=skip)
+        return self._chunks(self.train_split, self._epoch(epoch, self.train_split), skip)
 
     def precise(self, epoch: int) -> Iterator[Chunk]:
         """Yields the first training batches of `epoch`, over which PreciseBN averages."""
-        count = -(-self._config["eval"]["precise_examples"] // self._batch_size)
-        batches = {
-            key: array[:count] for key, array in self._epoch(epoch, self.train_split).items()
-        }
-        return self._chunks(self.train_split, batches)
+        count = -(-self._eval_config["precise_examples"] // self._batch_size)
+        batches = self._epoch(epoch, self.train_split)
+        return self._chunks(self.train_split, {key: a[:count] for key, a in batches.items()})
 
     def evaluation(self, split: Split) -> Iterator[Chunk]:
         """Yields every example's five crops, see `eval_batches`."""
-        num_compared = self._config["eval"]["compared_examples"]
+        num_compared = self._eval_config["compared_examples"]
         batches = eval_batches(split, self._eval_batch_size, self._crop_size, num_compared)
         return self._chunks(split, batches)
 
     def compared(self) -> Iterator[Chunk]:
         """Yields the central crops of the first validation images, in batches as in training."""
-        count = self._config["eval"]["compared_examples"]
-        split = self.valid_split
-        first = split._replace(
-            starts=split.starts[:count], sizes=split.sizes[:count], labels=split.labels[:count]
-        )
+        count, split = self._eval_config["compared_examples"], self.valid_split
+        first = Split(split.pixels, *(each[:count] for each in split[1:4]))
         batches = eval_batches(first, self._batch_size, self._crop_size)
         batches["crop_start"] = batches["crop_start"][:, :, -1:]
         return self._chunks(split, batches)
 
     def first_crops(self) -> np.ndarray:
         """The crops of the first training batch: (N, H, W, C), uint8."""
-        split = self._on_host["train"]
-        batches = self._epoch(0, split)
+        batches = self._epoch(0, self._unplaced)
         first, stride = batches["crop_start"][0], batches["row_stride"][0]
-        return cut_crops(split.pixels, first, stride, self._crop_size)[:, 0]
+        return cut_crops(self._unplaced.pixels, first, stride, self._crop_size)[:, 0]
 
     def _epoch(self, epoch: int, split: Split) -> Batches:
-        return train_batches(
-            split, seed=self.seed, epoch=epoch, batch_size=self._batch_size,
-            crop_size=self._crop_size,
-        )  # fmt: skip
+        return train_batches(split, self.seed, epoch, self._batch_size, self._crop_size)
 
     def _chunks(self, split: Split, batches: Batches, skip: int = 0) -> Iterator[Chunk]:
         num_batches, batch_size, num_crops = batches["crop_start"].shape
         rows = self._devices.host_rows(batch_size)
-        length = self._chunk_length(num_batches, batch_size * num_crops)
+        length = chunk_length(num_batches, batch_size * num_crops * self._crop_size**2)
         batches = {key: array[skip:, rows] for key, array in batches.items()}
 
         def on_host(index: int) -> Batches:
             some = {k: a[index * length : (index + 1) * length] for k, a in batches.items()}
-            where = some["crop_start"], some["row_stride"]
-            if split.placed is not None:
-                names = ("crop_start", "row_stride")
-                return some | {k: a.astype(np.int32) for k, a in zip(names, where, strict=True)}
-            rest = {k: a for k, a in some.items() if k not in ("crop_start", "row_stride")}
-            return rest | {"crops": cut_crops(split.pixels, *where, self._crop_size)}
+            start, stride = some.pop("crop_start"), some.pop("row_stride")
+            if split.on_host:
+                return some | {"crops": cut_crops(split.pixels, start, stride, self._crop_size)}
+            at = {"crop_start": start.astype(np.int32), "row_stride": stride.astype(np.int32)}
+            return some | at
 
         def to_devices(some: Batches) -> Chunk:
-            return Chunk(self._devices.shard(some), split.placed, len(some["label"]))
+            pixels = None if split.on_host else split.pixels
+            return Chunk(self._devices.shard(some), pixels, len(some["label"]))
 
         indices = range(-(-(num_batches - skip) // length))
-        if split.placed is not None:
+        if not split.on_host:
             yield from map(to_devices, map(on_host, indices))
             return
         # Grain costs a third of a second to import, and is needed only here.
@@ -238,14 +191,10 @@ class Data:
 
 
 def chunk_length(num_batches: int, num_pixels: int) -> int:
-    """Returns how many batches make a chunk.
+    """Returns how many of `num_batches` batches, of crops with `num_pixels` each, make a chunk.
 
     A divisor of `num_batches` where one is near the limit, because a last chunk of another length
     is compiled for itself.
-
-    Args:
-      num_batches: of the epoch or the split.
-      num_pixels: of the crops of one batch.
     """
     limit = min(_MAX_STEPS, num_batches)
     if jax.default_backend() == "cpu":
@@ -254,21 +203,11 @@ def chunk_length(num_batches: int, num_pixels: int) -> int:
     return max(divisors, default=limit)
 
 
-def train_batches(
-    split: Split, *, seed: int, epoch: int, batch_size: int, crop_size: int
-) -> Batches:
+def train_batches(split: Split, seed: int, epoch: int, batch_size: int, crop_size: int) -> Batches:
     """Draws one epoch: every example at most once, in full batches, one random crop of each.
 
-    Args:
-      split: the training images.
-      seed: of the run.
-      epoch: counted from 0.
-      batch_size: over all hosts.
-      crop_size: side of a crop in pixels.
-
-    Returns:
-      `crop_start` (K = 1), `row_stride`, `label` and `position`, the example's
-      position in the epoch.
+    Returns `crop_start` (K = 1), `row_stride`, `label` and `position`, the example's in the epoch.
+    The batch size is over all hosts.
     """
     count = len(split.labels)
     order = epoch_order(seed, epoch, count)
@@ -287,21 +226,12 @@ def train_batches(
 def eval_batches(split: Split, batch_size: int, crop_size: int, num_compared: int = 0) -> Batches:
     """Lays out every example's five crops, each example once; the last batch is padded.
 
-    Where every image is as large as a crop, the five are one and it comes once.
-
-    Args:
-      split: the images.
-      batch_size: over all hosts.
-      crop_size: side of a crop in pixels.
-      num_compared: how many of the first examples `compared` marks.
-
-    Returns:
-      `crop_start` (the centre last), `row_stride`, `label`, `mask` (0 for padding)
-      and `compared`.
+    Where every image is as large as a crop, the five are one and it comes once. Returns
+    `crop_start` (the centre last), `row_stride`, `label`, `mask` (0 for padding) and `compared`,
+    1 for the first `num_compared` examples. The batch size is over all hosts.
     """
     count = len(split.labels)
-    height, width = split.sizes.T
-    corners_N52 = five_corners(height, width, crop_size)
+    corners_N52 = five_corners(split.sizes[:, 0], split.sizes[:, 1], crop_size)
     if (split.sizes == crop_size).all():
         corners_N52 = corners_N52[:, -1:]
     first, stride = places(corners_N52, split.starts[:, None], split.sizes[:, None, 1])
@@ -318,10 +248,10 @@ def eval_batches(split: Split, batch_size: int, crop_size: int, num_compared: in
 
 
 def _fits(placement: str, splits: list[Split]) -> bool:
-    """Decides whether `splits` are placed on the device, all at the same time."""
+    """Decides whether `splits` are placed on the device."""
     if placement == "host":
         return False
-    sizes = [split.num_bytes for split in splits]
+    sizes = [int(split.sizes.prod(axis=1).sum()) * 3 for split in splits]
     room = _room()
     fits = sum(sizes) <= room and max(sizes) <= _MAX_BYTES
     if placement == "device" and not fits:

@@ -1,9 +1,13 @@
-"""Opens the source of images that `config.data.source` names."""
+"""Labelled images wherever they come from, and which source `config.data.source` names."""
 
 import os
 import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from bn_vgg.data.source import Source
+from PIL import Image
+
 from bn_vgg.errors import NotThereError, UserError
 
 _CHOICES = (
@@ -12,13 +16,32 @@ _CHOICES = (
 )
 
 
+class Record(NamedTuple):
+    """One labelled image, before it is read."""
+
+    # Unique; the part before an `@` decides the split, so that copies of an image share one.
+    key: str
+    label: int  # index into the source's `class_names`
+    split: str = ""  # `train`, `validation` or `test` where the publisher assigned one
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled images."""
+
+    description: str  # for messages and reports
+    fingerprint: str  # hexadecimal digest of the content
+    class_names: tuple[str, ...]
+    records: Sequence[Record]  # in an order that depends on the content alone
+    # Yields, for each record in order, what decodes its image as upright RGB, in any thread, or
+    # raises UnreadableImage.
+    readers: Callable[[], Iterable[Callable[[], Image.Image]]]
+
+
 def kind(spec: str) -> str:
-    """Returns `cartoons`, `files` or `tfds`.
+    """Returns `cartoons`, `files` or `tfds`; raises UserError where it is none of these.
 
     A bare word is always a name: a folder in the working directory is written `./name`.
-
-    Raises:
-      UserError: it is none of these.
     """
     if not spec:
         raise UserError(f"config.data.source is empty; {_CHOICES}")
@@ -48,6 +71,6 @@ def open_source(spec: str) -> Source:
 
             return labelled_files(spec)
         case _:
-            from bn_vgg.data.tfds import tfds_images  # needs TFDS
+            from bn_vgg.data.tfds import tfds_images
 
             return tfds_images(spec)

@@ -25,11 +25,7 @@ def split(
     Where the data's publisher brings a `validation` or `test` split, it is used whole, and only
     the missing one is held out of the training examples.
 
-    Args:
-      keys: one per example, unique.
-      published: `train`, `validation`, `test` or empty, one per example.
-      valid_examples: how many to hold out for validation.
-      test_examples: how many to hold out for test.
+    `published` is `train`, `validation`, `test` or empty, one per example.
 
     Raises:
       UserError: no example is left for training.
@@ -54,8 +50,7 @@ def split(
 def shuffled(keys: Sequence[str]) -> np.ndarray:
     """Orders examples by a digest of their keys; returns indices, int64.
 
-    Unlike a permutation drawn for a number of examples, this keeps a file where it is when others
-    are added, left out or listed in another order.
+    A file keeps its place when others are added, left out or listed in another order.
     """
 
     def place(index: int) -> tuple[bytes, str]:

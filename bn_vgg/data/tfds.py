@@ -7,18 +7,17 @@ a TFDS set: what TFDS brings along, TensorFlow above all, takes seconds to load.
 import contextlib
 import difflib
 import hashlib
-import os
 import re
-import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from bn_vgg.data import images
-from bn_vgg.data.source import Record, Source
+from bn_vgg.data.sources import Record, Source
 from bn_vgg.errors import UserError, one_line
 
 SPLITS = ("train", "validation", "test")
@@ -40,16 +39,15 @@ def _reported(problem: str, advice: str) -> Iterator[None]:
 
 
 with _reported("cannot import TensorFlow Datasets", "reinstall tensorflow-datasets"):
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
 
 def tfds_images(name: str, *, data_dir: str | None = None) -> Source:
     """Opens the images of a TFDS set, downloaded and prepared where they are not yet.
 
-    The set needs an 8-bit image and a class label at the top level of its features.
-
-    The `train`, `validation` and `test` splits become the records' `split`; where only one of
-    them has labels, `split` is empty. Images with a negative label (unknown) are left out.
+    The set needs an 8-bit image and a class label at the top level of its features. Images with a
+    negative label (unknown) are left out. The records have TFDS's splits where several have labels.
 
     A key is `cat/12.jpg`, class and file name as in `labelled_files`, where the set tells file
     names and these keys are unique; otherwise `train/00000012`, TFDS's split and its order.
@@ -57,10 +55,6 @@ def tfds_images(name: str, *, data_dir: str | None = None) -> Source:
     The fingerprint covers name, configuration, version, classes and records. It trusts TFDS's
     rule that other images take another version: the encoded bytes of cats_vs_dogs vary between
     machines.
-
-    Args:
-      name: as TFDS has it: `cats_vs_dogs`, `cifar10:3.*.*`, `imagenet_resized/32x32`.
-      data_dir: TFDS's folder; None: `$TFDS_DATA_DIR`, or else `~/tensorflow_datasets`.
 
     Raises:
       UserError: there is no such set, it is not for image classification, or it cannot be
@@ -71,22 +65,26 @@ def tfds_images(name: str, *, data_dir: str | None = None) -> Source:
     image_key, label_key = _image_and_label(name, builder.info)
     _prepare(builder)
     info = builder.info
-    advice = f"delete {builder.data_dir} or set TFDS_DATA_DIR to another folder, and run again"
-    with _reported(f"cannot read the TFDS set {info.full_name}", advice):
-        examples = {s: _examples(builder, s) for s in SPLITS if s in info.splits}
-        rows = [
-            (split, *row)
-            for split in examples
-            for row in _labels(examples[split], info.features, label_key)
-        ]
+    # image/filename in cats_vs_dogs, for instance, and file_name in imagenet2012.
+    texts = [key for key in info.features if isinstance(info.features[key], tfds.features.Text)]
+    file_keys = [key for key in texts if re.search("file_?name$", key)][:1]
+
+    def file_name(example: dict[str, Any]) -> str:
+        paths = [example[key].decode(errors="replace") for key in file_keys]
+        return re.split(r"[/\\]", paths[0])[-1] if paths else ""
+
+    rows = [
+        (split, position, int(example[label_key]), file_name(example))
+        for split, position, example in _labelled(builder, label_key)
+    ]
     if not rows:
         raise UserError(
             f"the TFDS set {info.full_name} has no labelled images in {', '.join(SPLITS)} "
             f"(its splits: {', '.join(info.splits) or 'none'}); choose another set; {_OTHERS}"
         )
     class_names = tuple(info.features[label_key].names)
-    keys = [f"{class_names[label]}/{file_name}" for _, _, label, file_name in rows]
-    if not all(file_name for *_, file_name in rows) or len(set(keys)) < len(keys):
+    keys = [f"{class_names[label]}/{name}" for _, _, label, name in rows]
+    if not all(name for *_, name in rows) or len(set(keys)) < len(keys):
         keys = [f"{split}/{position:08d}" for split, position, *_ in rows]
     several = len({split for split, *_ in rows}) > 1
     records = [
@@ -94,20 +92,17 @@ def tfds_images(name: str, *, data_dir: str | None = None) -> Source:
         for key, (split, _, label, _) in zip(keys, rows, strict=True)
     ]
     content = info.full_name, image_key, class_names, [tuple(record) for record in records]
-    features = tfds.features.FeaturesDict({image_key: info.features[image_key]})
-    encoded = {image_key: tfds.decode.SkipDecoding()}
 
-    def read(index: int) -> Image.Image:
-        split, position, *_ = rows[index]
-        example = features.deserialize_example_np(examples[split][position], decoders=encoded)
-        return images.decode(example[image_key])
+    def readers() -> Iterator[Callable[[], Image.Image]]:
+        for _, _, example in _labelled(builder, label_key):
+            yield partial(images.decode, example[image_key])
 
     return Source(
         description=f"TFDS {info.full_name}",
         fingerprint=hashlib.sha256(repr(content).encode()).hexdigest(),
         class_names=class_names,
         records=records,
-        read=read,
+        readers=readers,
     )
 
 
@@ -148,65 +143,32 @@ def _prepare(builder: Any) -> None:
         "(TFDS_DATA_DIR sets another folder)"
     )
     with _reported(f"TFDS cannot download and prepare {builder.info.full_name}", advice):
-        if not builder.data_path.exists():
-            with contextlib.suppress(ImportError, RuntimeError):
-                import tensorflow as tf
+        with contextlib.suppress(RuntimeError):
+            tf.config.set_visible_devices([], "GPU")  # JAX needs its memory
+        with contextlib.suppress(ImportError):
+            from tensorflow_datasets.core.download import downloader
 
-                # TFDS encodes images with it; JAX needs the GPU's memory.
-                tf.config.set_visible_devices([], "GPU")
-            with contextlib.suppress(ImportError):
-                from tensorflow_datasets.core.download import downloader
-
-                # Without a network TFDS's 10 retries take 204 seconds, 5 take 6.
-                downloader.MAX_RETRIES = 5
+            # Without a network TFDS's 10 retries take 204 seconds, 5 take 6.
+            downloader.MAX_RETRIES = 5
         with contextlib.redirect_stdout(sys.stderr):
             # Does nothing where the set is there already, in whatever format.
             builder.download_and_prepare()
 
 
-def _examples(builder: Any, split: str) -> Sequence[bytes]:
-    if builder.info.file_format.value == "tfrecord":
-        return _TfRecords(builder.info.splits[split])
-    raw = tfds.decode.DeserializeMethod.RAW_BYTES
-    return builder.as_data_source(split, deserialize_method=raw)
-
-
-class _TfRecords(Sequence[bytes]):
-    """Random access to TFRecord files, which neither TFDS nor TensorFlow has.
-
-    A record is its length (uint64, little-endian), a checksum (4 bytes), the data and another
-    checksum: https://www.tensorflow.org/tutorials/load_data/tfrecord.
-    """
-
-    def __init__(self, split_info: Any):
-        self._places: list[tuple[Any, int, int]] = []
-        for path in split_info.filepaths:
-            with path.open("rb") as file:
-                while len(header := file.read(12)) == 12:
-                    (length,) = struct.unpack("<Q4x", header)
-                    self._places.append((path, file.tell(), length))
-                    file.seek(length + 4, os.SEEK_CUR)
-        if len(self) != split_info.num_examples:
-            raise ValueError(f"{len(self)} of {split_info.num_examples} examples are there")
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index):
-        path, start, length = self._places[index]
-        with path.open("rb") as file:  # opened anew: threads would share a file's position
-            file.seek(start)
-            return file.read(length)
-
-
-def _labels(examples: Sequence[bytes], features: Any, label: str) -> Iterator[tuple[int, int, str]]:
-    """Yields position, label and file name ('' where there is none) of labelled examples."""
-    texts = [key for key in features if isinstance(features[key], tfds.features.Text)]
-    # image/filename in cats_vs_dogs, for instance, and file_name in imagenet2012.
-    file_names = [key for key in texts if re.search("file_?name$", key)][:1]
-    wanted = tfds.features.FeaturesDict({key: features[key] for key in (label, *file_names)})
-    for position in range(len(examples)):
-        example = wanted.deserialize_example_np(examples[position])
-        if example[label] >= 0:
-            path = example[file_names[0]].decode(errors="replace") if file_names else ""
-            yield position, int(example[label]), re.split(r"[/\\]", path)[-1]
+def _labelled(builder: Any, label: str) -> Iterator[tuple[str, int, dict]]:
+    """Yields split, position and features of the examples with a label; images stay encoded."""
+    features = builder.info.features
+    encoded = [key for key in features if isinstance(features[key], tfds.features.Image)]
+    decoders = dict.fromkeys(encoded, tfds.decode.SkipDecoding())
+    in_order = tfds.ReadConfig(interleave_cycle_length=1)
+    advice = f"delete {builder.data_dir} or set TFDS_DATA_DIR to another folder, and run again"
+    with _reported(f"cannot read the TFDS set {builder.info.full_name}", advice):
+        for split in filter(builder.info.splits.__contains__, SPLITS):
+            if builder.info.file_format.value == "array_record":  # which tf.data cannot read
+                examples = builder.as_data_source(split, decoders=decoders)
+            else:
+                dataset = builder.as_dataset(split, decoders=decoders, read_config=in_order)
+                examples = dataset.as_numpy_iterator()
+            for position, example in enumerate(examples):
+                if example[label] >= 0:
+                    yield split, position, example
