@@ -93,7 +93,7 @@ def compile_program(devices, program: str, changes: dict):
 
     crops = 1 if program == "train" else 5
     batches = {
-        "crop_start": of(np.int32, crops), "row_stride": of(np.int32), "label": of(np.int32)
+        "crop_start": of(np.int32, crops), "row_stride": of(np.int32, crops), "label": of(np.int32)
     }  # fmt: skip
     pixels = jax.ShapeDtypeStruct((_PIXELS,), np.uint8)
     if program == "train":

@@ -42,11 +42,12 @@ def cut(split, batches):
     return crops.cut_crops(split.pixels, batches["crop_start"], batches["row_stride"], CROP)
 
 
-def make_data(cache, placement="auto", batch_size=2, valid=1, test=1):
+def make_data(cache, placement="auto", batch_size=2, valid=1, test=1, mixup=0.0):
     """Data whose training split is the cache but for the last images."""
     config = {
         "seed": 3, "batch_size": batch_size, "data": {"crop_size": CROP, "placement": placement},
         "eval": {"batch_size": 4, "precise_examples": 3, "compared_examples": 3},
+        "augment": {"mixup": mixup},
     }  # fmt: skip
     order = np.arange(len(cache.labels))[::-1]
     splits = Splits(order[valid + test :], order[:valid], order[valid : valid + test])
@@ -155,6 +156,25 @@ class TestChunks:
             assert length == 10
         # On a CPU a chunk of large batches is short: it is what a signal waits for.
         assert pipeline.chunk_length(num_batches, pipeline._MAX_CPU_PIXELS) == 1
+
+    @pytest.mark.parametrize("placement", ["device", "host"])
+    def test_with_mixup_each_example_brings_its_partner(self, placement):
+        cache = make_cache([(5 + i, 9 - i % 4) for i in range(12)])
+        plain, mixed = (
+            next(make_data(cache, placement, batch_size=5, mixup=mixup).train(0))
+            for mixup in (0.0, 0.2)
+        )
+        one, both = (
+            np.stack([
+                crops.crops_of({k: x[i] for k, x in chunk.batches.items()}, chunk.pixels, CROP)
+                for i in range(chunk.num_steps)
+            ])
+            for chunk in (plain, mixed)
+        )  # fmt: skip
+        np.testing.assert_array_equal(both[:, :, :1], one)
+        np.testing.assert_array_equal(both[:, :, 1:], np.roll(one, 1, axis=1))
+        partner, label = mixed.batches["partner_label"], plain.batches["label"]
+        np.testing.assert_array_equal(partner, np.roll(label, 1, axis=1))
 
     def test_an_error_in_a_thread_arrives(self, monkeypatch):
         def broken(*_):

@@ -53,18 +53,19 @@ def five_crops(image_HWC: np.ndarray, crop_size: int) -> np.ndarray:
 def places(corners_N2: np.ndarray, starts: np.ndarray, widths: np.ndarray):
     """Returns each crop's first byte in the flat pixels, and the bytes from row to row."""
     strides = widths * 3
-    return starts + corners_N2[..., 0] * strides + corners_N2[..., 1] * 3, strides
+    first = starts + corners_N2[..., 0] * strides + corners_N2[..., 1] * 3
+    return first, np.broadcast_to(strides, first.shape)
 
 
 def cut_crops(pixels: np.ndarray, crop_start, row_stride, crop_size: int) -> np.ndarray:
     """Copies crops (..., K, H, W, 3) out of flat `pixels` on the host.
 
-    `crop_start` (..., K) is the first byte of each crop, `row_stride` (...) the bytes from row to
-    row of each image.
+    `crop_start` (..., K) is the first byte of each crop, `row_stride` (..., K) the bytes from row
+    to row.
     """
     result = np.empty((*crop_start.shape, crop_size, crop_size, 3), np.uint8)
     for index in np.ndindex(crop_start.shape):
-        strides = (int(row_stride[index[:-1]]), 3, 1)
+        strides = (int(row_stride[index]), 3, 1)
         result[index] = np.lib.stride_tricks.as_strided(
             pixels[crop_start[index] :], result.shape[-3:], strides, writeable=False
         )
@@ -79,7 +80,7 @@ def crops_of(batch: Mapping[str, Any], pixels, crop_size: int):
     if pixels is None:
         return batch["crops"]
     rows_H = jnp.arange(crop_size, dtype=jnp.int32).reshape(1, 1, -1)
-    starts_NKH = batch["crop_start"][:, :, None] + batch["row_stride"][:, None, None] * rows_H
+    starts_NKH = batch["crop_start"][:, :, None] + batch["row_stride"][:, :, None] * rows_H
     numbers = lax.GatherDimensionNumbers(
         offset_dims=(3,), collapsed_slice_dims=(), start_index_map=(0,)
     )

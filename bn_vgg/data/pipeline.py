@@ -27,8 +27,8 @@ _MAX_CPU_PIXELS = 2_000_000
 # Positions in the flat array are int32 on the device.
 _MAX_BYTES = 2**31 - 1
 
-# S batches of N examples, by name: `crop_start` (S, N, K) and `row_stride` (S, N), int64, say where
-# the K crops of each example are in the flat pixels, in bytes; `label` and `position` (S, N),
+# S batches of N examples, by name: `crop_start` and `row_stride` (S, N, K), int64, say where the K
+# crops of each example are in the flat pixels, in bytes; `label` and `position` (S, N),
 # int32; `mask` and `compared` (S, N), float32. With images on the host `crops`
 # (S, N, K, H, W, C), uint8, takes the place of the first two.
 Batches = dict[str, np.ndarray]
@@ -95,7 +95,7 @@ class Data:
         """
         self._eval_config, self._devices = config["eval"], devices
         self.seed, self._batch_size = config["seed"], config["batch_size"]
-        self._crop_size = config["data"]["crop_size"]
+        self._crop_size, self._mixup = config["data"]["crop_size"], config["augment"]["mixup"]
         if len(splits.train) < self._batch_size:
             raise UserError(
                 f"config.batch_size: {len(splits.train)} training images do not fill a batch of "
@@ -146,7 +146,7 @@ class Data:
         count, split = self._eval_config["compared_examples"], self.valid_split
         first = Split(split.pixels, *(each[:count] for each in split[1:4]))
         batches = eval_batches(first, self._batch_size, self._crop_size)
-        batches["crop_start"] = batches["crop_start"][:, :, -1:]
+        batches |= {name: batches[name][:, :, -1:] for name in ("crop_start", "row_stride")}
         return self._chunks(split, batches)
 
     def first_crops(self) -> np.ndarray:
@@ -156,7 +156,8 @@ class Data:
         return cut_crops(self._unplaced.pixels, first, stride, self._crop_size)[:, 0]
 
     def _epoch(self, epoch: int, split: Split) -> Batches:
-        return train_batches(split, self.seed, epoch, self._batch_size, self._crop_size)
+        batches = train_batches(split, self.seed, epoch, self._batch_size, self._crop_size)
+        return with_partners(batches) if self._mixup else batches
 
     def _chunks(self, split: Split, batches: Batches, skip: int = 0) -> Iterator[Chunk]:
         num_batches, batch_size, num_crops = batches["crop_start"].shape
@@ -217,10 +218,19 @@ def train_batches(split: Split, seed: int, epoch: int, batch_size: int, crop_siz
     used, shape = num_batches * batch_size, (num_batches, batch_size)
     return {
         "crop_start": first[:used].reshape(*shape, 1),
-        "row_stride": stride[:used].reshape(shape),
+        "row_stride": stride[:used].reshape(*shape, 1),
         "label": split.labels[order[:used]].reshape(shape),
         "position": np.arange(used, dtype=np.int32).reshape(shape),
     }
+
+
+def with_partners(batches: Batches) -> Batches:
+    """Adds to each example the crop and `partner_label` of its partner: the one before it."""
+    twice = {
+        name: np.concatenate([batches[name], np.roll(batches[name], 1, axis=1)], axis=2)
+        for name in ("crop_start", "row_stride")
+    }
+    return batches | twice | {"partner_label": np.roll(batches["label"], 1, axis=1)}
 
 
 def eval_batches(split: Split, batch_size: int, crop_size: int, num_compared: int = 0) -> Batches:
@@ -240,7 +250,7 @@ def eval_batches(split: Split, batch_size: int, crop_size: int, num_compared: in
     index, shape = np.arange(len(chosen)), (num_batches, batch_size)
     return {
         "crop_start": first[chosen].reshape(*shape, -1),
-        "row_stride": stride[chosen, 0].reshape(shape),
+        "row_stride": stride[chosen].reshape(*shape, -1),
         "label": split.labels[chosen].reshape(shape),
         "mask": (index < count).astype(np.float32).reshape(shape),
         "compared": (index < min(count, num_compared)).astype(np.float32).reshape(shape),
