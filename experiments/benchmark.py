@@ -29,7 +29,6 @@ from bn_vgg import cli, config_file, provenance
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
-from bn_vgg.models import DTYPES, PRECISIONS
 from bn_vgg.programs import make_programs
 from bn_vgg.run_dir import Workdir
 from bn_vgg.steps import to_intensities
@@ -43,14 +42,12 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for benchmark.json.", requ
 _NORMS = flags.DEFINE_list("norms", ["none", "mean_only", "full"], "Normalizations to time.")
 _SIZES = flags.DEFINE_list("sizes", ["128", "48"], "Sides of the images, in pixels.")
 _DROPOUTS = flags.DEFINE_list("dropouts", ["0"], "Dropout rates.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Of the computation.")
-_PRECISION = flags.DEFINE_enum("precision", "highest", list(PRECISIONS), "Of float32 products.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns that each takes.", lower_bound=1)
-_EPOCHS = flags.DEFINE_integer("epochs", 0, "Of a whole run; 0 for none.", lower_bound=0)
 _RUN = flags.DEFINE_string(
     "run", "configs/meanonly_crop.py:small", "The network's configuration and the whole run's."
 )
-_SOURCE = flags.DEFINE_string("source", "cartoons:25000", "Of that run's images.")
+_SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE of it; may be repeated.")
+_EPOCHS = flags.DEFINE_integer("epochs", 0, "Of that run; 0 for none.", lower_bound=0)
 _STARTS = flags.DEFINE_integer("starts", 0, "Warm starts of the demo to time.", lower_bound=0)
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As bn_vgg.main's.")
 
@@ -65,17 +62,19 @@ def main() -> None:
         raise UserError("--epochs=1: the first epoch compiles, and does not count; 2 at least")
     # Otherwise JAX takes most of a GPU's memory, and PyTorch finds none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    config = config_file.load_config([f"--config={_RUN.value}"])
-    Devices().check(config.batch_size, _PRECISION.value)
+    settings = ["data.source=cartoons:25000", *_SET.value]
+    arguments = [f"--config={_RUN.value}", *(f"--config.{each}" for each in settings)]
+    config = config_file.load_config(arguments)
+    Devices().check(config.batch_size, config.model.precision)
     output = Path(_OUTPUT.value)
     torch = torch_vgg.torch.__version__ if torch_vgg else None
     about: dict[str, Any] = {
         "command": provenance.command(), "commit": provenance.commit(),
         "hardware": provenance.hardware(), "versions": provenance.versions() | {"torch": torch},
-        "dtype": _DTYPE.value, "precision": _PRECISION.value, "rows": [],
+        "dtype": config.model.dtype, "precision": config.model.precision, "rows": [],
     }  # fmt: skip
     # What is measured is written as it comes: a later part may fail.
-    for name, part in _measure_all(choose_folder(_CACHE_DIR.value)):
+    for name, part in _measure_all(arguments, choose_folder(_CACHE_DIR.value)):
         about |= {name: about["rows"] + part if name == "rows" else part}
         cli.show(json.dumps(part, indent=1))
         try:
@@ -85,26 +84,20 @@ def main() -> None:
             raise UserError(f"cannot write {output}: {error.strerror or error}") from error
 
 
-def _measure_all(cache_folder: Path) -> Iterator[tuple[str, Any]]:
-    numbers = {"dtype": _DTYPE.value, "precision": _PRECISION.value}
+def _measure_all(arguments: list[str], cache_folder: Path) -> Iterator[tuple[str, Any]]:
     if _STARTS.value:
         cli.show(f"starting the demo {_STARTS.value + 1} times ...")
         yield "start", measure_start(cache_folder, _STARTS.value)
     if _EPOCHS.value:
         cli.show(f"a run of {_EPOCHS.value} epochs, and its bare step ...")
-        arguments = [
-            f"--config={_RUN.value}",
-            f"--config.data.source={_SOURCE.value}", f"--config.num_epochs={_EPOCHS.value}",
-            *(f"--config.model.{name}={value}" for name, value in numbers.items()),
-        ]  # fmt: skip
-        yield "training", measure_training(arguments, cache_folder)
+        arguments_of_run = [*arguments, f"--config.num_epochs={_EPOCHS.value}"]
+        yield "training", measure_training(arguments_of_run, cache_folder)
     for size, dropout in itertools.product(_SIZES.value, _DROPOUTS.value):
-        config = config_file.load_config([f"--config={_RUN.value}"])
+        config = config_file.load_config(arguments)
         config.data.crop_size = int(size)
         config.model.dropout_rate = float(dropout)
         # One pass, as in PyTorch; the recipe's takes its statistics from a second one.
         config.model.stats_pass = "dropout"
-        config.model.update(numbers)
         yield "rows", measure_steps(config, _NORMS.value, _ROUNDS.value)
 
 

@@ -1,7 +1,6 @@
 """The claims of the post, in its order, each with a rule that was stated before its runs were made.
 
-A claim is a function of a section's runs and epochs (see `experiments.runs`) with its number, its
-text, its rule and what the post's own numbers say, added to `CLAIMS` by the decorator.
+A claim is a function of a section's runs and epochs (see `experiments.runs`); `@claim` adds it.
 """
 
 from collections.abc import Callable
@@ -70,7 +69,7 @@ class Claim:
     number: str
     text: str
     rule: str
-    post: str
+    post: str  # what its own numbers say
     decide: Callable[[pd.DataFrame, pd.DataFrame], Verdict]
 
 
@@ -219,11 +218,9 @@ def _with_dropout(runs, epochs):
     if missing:
         return Verdict(UNDECIDED, f"{missing} So far {sentence}.", numbers)
     mean_only, full = broken.values()
-    if mean_only.nunique() == full.nunique() == 1:
-        word = SUPPORTED if full.all() and not mean_only.any() else CONTRADICTED
-    else:
-        word = UNDECIDED
-    return Verdict(word, f"{sentence}.", numbers)
+    agree = mean_only.nunique() == full.nunique() == 1
+    decided = SUPPORTED if full.all() and not mean_only.any() else CONTRADICTED
+    return Verdict(decided if agree else UNDECIDED, f"{sentence}.", numbers)
 
 
 @claim(
@@ -269,13 +266,9 @@ def _of_spikes(runs, epochs):
 def usable(
     runs: pd.DataFrame, cells: list[str], fewest: int = FEWEST_EPOCHS, *, paired: bool = True
 ) -> tuple[pd.DataFrame, str]:
-    """Returns the finished runs that may take part, and what is missing for a verdict, if anything.
+    """Returns a section's finished runs of at least `fewest` epochs, and what a verdict lacks.
 
-    Args:
-      runs: of a section.
-      cells: to be compared.
-      fewest: epochs that a run must have.
-      paired: whether all cells must have a seed for it to count.
+    `paired`: a seed counts that all cells have.
     """
     found = runs[runs["cell"].isin(cells) & runs["finished"] & (runs["epochs"] >= fewest)]
     counts = {cell: int((found["cell"] == cell).sum()) for cell in cells}

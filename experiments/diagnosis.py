@@ -22,13 +22,8 @@ from experiments.stats import beyond_chance, percent, points
 # The averages' time constant, 200 batches, is about an epoch: after three, 95% of the averages'
 # start is forgotten.
 FIRST_EPOCHS = 3
-_COLUMNS = {
-    "train": "train/error_rate",
-    "valid": "valid/error_rate",
-    "running": RUNNING,
-    "precise": PRECISE,
-    "batch": BATCH,
-}
+_COLUMNS = {"train": "train/error_rate", "valid": "valid/error_rate", "running": RUNNING,
+            "precise": PRECISE, "batch": BATCH}  # fmt: skip
 NOTES = (
     "train: running mean over the epoch's batches. valid: five-crop evaluation by running "
     "averages. running, precise and batch: centre crops of the compared images, by running "
@@ -40,13 +35,7 @@ NOTES = (
 
 
 def explain(run: dict[str, Any], epochs: pd.DataFrame, found: pd.DataFrame) -> Iterator[str]:
-    """Says in plain sentences what a run's epochs show.
-
-    Args:
-      run: of `experiments.runs.read_run`.
-      epochs: of the same.
-      found: its spikes.
-    """
+    """Says in plain sentences what a run shows, by `experiments.runs.read_run` and its spikes."""
     if found.empty:
         yield f"There are no spikes in the validation error of {len(epochs)} epochs."
     for cause, of in found.groupby("cause", sort=False):

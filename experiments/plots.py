@@ -18,13 +18,8 @@ from matplotlib.figure import Figure
 from experiments import published
 
 # Okabe and Ito 2008: told apart by colour-blind readers too.
-COLOURS = {
-    "black": "#000000",
-    "grey": "#7f7f7f",
-    "green": "#009E73",
-    "blue": "#0072B2",
-    "vermilion": "#D55E00",
-}
+COLOURS = {"black": "#000000", "grey": "#7f7f7f", "green": "#009E73", "blue": "#0072B2",
+           "vermilion": "#D55E00"}  # fmt: skip
 # Each cell has its colour in every figure: greens without normalization, reds with mean-only, blues
 # with full; the more augmentation, the lighter.
 CELL_COLOURS = {
@@ -36,25 +31,27 @@ POST_COLOUR = "#8a8a8a"
 # Inches. Figures of the report are narrow, so that their text can be read on a telephone.
 WIDTH, NARROW, DPI = 10.0, 5.6, 160
 STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.6,
+    "font.size": 10, "axes.titlesize": 10.5, "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "grid.color": "#e6e6e6", "grid.linewidth": 0.8, "lines.linewidth": 1.6,
     "legend.frameon": False,
-}
+}  # fmt: skip
+# Of each of the post's figures: its title, and its cells by what they are called there.
 FIGURES = {
-    "figure1": ("Without augmentation (the post's figure 1)", ["baseline", "meanonly"]),
+    "figure1": (
+        "Without augmentation (the post's figure 1)",
+        {"baseline": "none", "meanonly": "mean-only"},
+    ),
     "figure2": (
         "With random cropping (the post's figure 2)",
-        ["full_crop", "full_crop_dropout", "meanonly_crop", "meanonly_crop_dropout"],
+        {"full_crop": "full", "full_crop_dropout": "full, dropout",
+         "meanonly_crop": "mean-only", "meanonly_crop_dropout": "mean-only, dropout"},
     ),
-}
+}  # fmt: skip
+_LEGEND = (
+    "Solid: validation; dashed: training. Mean over seeds; band: lowest to highest.\n"
+    "Grey: the post's validation errors, 128x128, one run."
+)
 # Runs that got this far, of the longest run's epochs, make a cell's mean.
 _FAR = 0.8
 # Dots would hide a line of more epochs.
@@ -71,48 +68,33 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, format="png", dpi=DPI)
 
 
-def cell_name(cell: str) -> str:
-    """Writes a cell as figures and tables name it: `mean-only, cropping, dropout`."""
-    words = {"baseline": "none", "meanonly": "mean-only", "crop": "cropping"}
-    return ", ".join(words.get(word, word) for word in cell.split("_"))
-
-
 def draw_post_figure(name: str, runs: pd.DataFrame, epochs: pd.DataFrame) -> Figure | None:
     """Redraws one of the post's figures over a section's seeds; None without a run of its cells."""
-    title, cells = FIGURES[name]
-    # The title says that all of figure 2 is with cropping.
-    names = {cell: cell_name(cell).replace(", cropping", "") for cell in cells}
-    there = [cell for cell in cells if cell in set(runs["cell"])]
+    title, names = FIGURES[name]
+    there = [cell for cell in names if cell in set(runs["cell"])]
     if not there:
         return None
     with style():
-        figure, axes = _frame(title, "Grey: the post's validation errors, 128x128, one run.")
+        figure = Figure(figsize=(NARROW, 4.1))
+        figure.text(0.015, 0.98, title, va="top", size=12, weight="bold")
+        figure.text(0.015, 0.91, _LEGEND, va="top", size=8.5, color="#555555")
+        axes = figure.add_axes((0.11, 0.12, 0.53, 0.68))
+        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(7, integer=True, min_n_ticks=1))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("error rate")
+        axes.grid(visible=True, axis="y")
         ends = [
             _draw_cell(axes, runs, epochs, cell, names[cell], CELL_COLOURS[cell]) for cell in there
         ]
         curves = published.curves()
         curves = curves[(curves["split"] == "valid") & (curves["epoch"] <= axes.dataLim.x1)]
-        for cell in cells:
+        for cell, called in names.items():
             x, y = curves.loc[curves["cell"] == cell, ["epoch", "error_rate"]].to_numpy().T
             axes.plot(x, y, color=POST_COLOUR, lw=1, zorder=1.5)
-            ends.append((x[-1], y[-1], f"post: {names[cell]}", POST_COLOUR))
+            ends.append((x[-1], y[-1], f"post: {called}", POST_COLOUR))
         _finish(axes, ends)
     return figure
-
-
-def _frame(title: str, note: str) -> tuple[Figure, Axes]:
-    """Makes a figure of errors over epochs, without them."""
-    figure = Figure(figsize=(NARROW, 4.1))
-    figure.text(0.015, 0.98, title, va="top", size=12, weight="bold")
-    looks = "Solid: validation; dashed: training. Mean over seeds; band: lowest to highest."
-    figure.text(0.015, 0.91, f"{looks}\n{note}", va="top", size=8.5, color="#555555")
-    axes = figure.add_axes((0.11, 0.12, 0.53, 0.68))
-    axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(7, integer=True, min_n_ticks=1))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("error rate")
-    axes.grid(visible=True, axis="y")
-    return figure, axes
 
 
 def _draw_cell(

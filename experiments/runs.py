@@ -85,9 +85,8 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
     Returns:
       config: flat: `model.norm`.
       run: `epochs` (done), `finished`, `best_valid_error_rate` (so far), `stood_still` (first
-        epochs in a row whose training error is not below `TAKEN_OFF`), `valid_examples` and
-        `compared_examples` (0: not known), `fingerprint`, and of a finished run `RESULTS`,
-        `hardware` and `commit`.
+        epochs in a row whose training error is not below `TAKEN_OFF`), numbers of examples (0: not
+        known), `fingerprint`, and of a finished run `RESULTS`, `hardware` and `commit`.
       epochs: of metrics.jsonl, `epoch` among the columns; NaN: not measured.
 
     Raises:

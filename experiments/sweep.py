@@ -50,19 +50,18 @@ _STATUS = flags.DEFINE_bool("status", False, "Print how far the sweep in --out i
 def main() -> int | None:
     """Runs the command. Returns 1 if runs were given up."""
     until = time.monotonic() + 60 * _BUDGET.value if _BUDGET.value else float("inf")
-    if _STATUS.value and _OUT.value is None and _PRESET.value is None:
-        raise UserError("--out is missing: the sweep's folder")
-    if _PRESET.value is None and not _STATUS.value:
+    preset = _PRESET.value or ""
+    if not (preset or (_STATUS.value and _OUT.value)):
         raise UserError(f"--preset is missing; there are: {', '.join(PRESETS)}")
     suffix = "" if _VARIANT.value == "full" else f"-{_VARIANT.value}"
-    out = _OUT.value or f"runs/{Path(_PRESET.value).stem}{suffix}"
+    out = _OUT.value or f"runs/{Path(preset).stem}{suffix}"
     if _STATUS.value:
         sweep = state.read_sweep(out)
         width = min(shutil.get_terminal_size((status.WIDTH, 0)).columns, 160)
         print(status.run_table(sweep.runs, sweep.states(driven=state.is_driven(out)), width))
         return None
     runs = plan.plan(
-        plan.find_preset(_PRESET.value), variant=_VARIANT.value,
+        plan.find_preset(preset), variant=_VARIANT.value,
         seeds=plan.parse_seeds(_SEEDS.value), settings=plan.parse_settings(_SET.value),
     )  # fmt: skip
     executor = _make_executor(out)

@@ -10,11 +10,12 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
 def test_it_says_what_it_does_and_writes_all_parts(tmp_path, cache_folder, cartoon_folder):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.benchmark", f"--output={tmp_path}", "--sizes=16",
          "--norms=none,mean_only", "--rounds=1", "--epochs=2", "--run=tests/tiny_config.py",
-         f"--source={cartoon_folder}", f"--cache_dir={cache_folder}"],
+         f"--set=data.source={cartoon_folder}", f"--cache_dir={cache_folder}"],
         cwd=ROOT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

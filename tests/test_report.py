@@ -192,7 +192,7 @@ class TestFigures:
 
     @pytest.mark.parametrize("end", [0.0, 0.3])
     def test_labels_do_not_overlap(self, end):
-        names = plots.FIGURES["figure2"][1]
+        names = list(plots.FIGURES["figure2"][1])
         figure = self.figure({name: [lines_of([0.5, end])] * 2 for name in names})
         figure.canvas.draw()
         boxes = [text.get_window_extent() for text in figure.axes[0].texts]

@@ -197,6 +197,11 @@ def test_hardware_that_does_not_suit_is_refused_before_a_launch(
     assert not sky.launched
 
 
+def test_a_folder_of_this_machine_is_refused(sky):
+    with pytest.raises(UserError, match="with sky it is an address that all see"):
+        Sky("runs", [], [], str(TASK))
+
+
 def test_a_task_file_that_is_none_is_refused(tmp_path):
     pytest.importorskip("sky")
     path = tmp_path / "task.yaml"
