@@ -20,9 +20,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for the report; RUNS/repor
 
 def main() -> None:
     """Runs the command."""
-    with cli.needing(
-        "report", dict.fromkeys(("pandas", "matplotlib", "jinja2", "markdown"), "report")
-    ):
+    with cli.needing("report", dict.fromkeys(_PACKAGES, "report")):
         from experiments import page
         from experiments.runs import read_runs
     if not _RUNS.value:
@@ -33,11 +31,9 @@ def main() -> None:
     output = Path(_OUTPUT.value or root / "report").expanduser()
     runs, epochs, unused = read_runs(root)
     about = {
-        "root": _RUNS.value,
-        "unused": unused,
-        "command": provenance.command(),
+        "root": _RUNS.value, "unused": unused, "command": provenance.command(),
         "commit": provenance.commit() or "not known",
-    }
+    }  # fmt: skip
     try:
         page.write(runs, epochs, output, about)
     except OSError as error:

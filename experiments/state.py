@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
-from filelock import FileLock, Timeout
 
-from bn_vgg import cli
+from bn_vgg import cli, locking
 from bn_vgg.errors import UserError
 from bn_vgg.run_dir import ONLY_SPEED, Workdir
 from experiments.plan import PlannedRun
@@ -134,15 +133,11 @@ def driving(out: str, runs: list[PlannedRun]) -> Iterator[Sweep]:
                 )
             folder.mkdir(parents=True, exist_ok=True)
             if "://" not in out:
-                stack.enter_context(_lock(out).acquire(timeout=1))  # --status holds it for a moment
+                stack.enter_context(locking.held(Path(out) / _LOCK))
             sweep = Sweep(out, runs, writes=True)
             if (folder / SWEEP).exists():
                 _go_on(sweep, read_sweep(out))
             sweep.write()
-        except Timeout as error:
-            raise UserError(
-                f"another process drives the sweep in {out}: wait for it, or see --status"
-            ) from error
         except OSError as error:
             raise UserError(f"cannot write {out}: {error.strerror or error}") from error
         yield sweep
@@ -170,19 +165,14 @@ def _settings(run: PlannedRun) -> str:
     return " ".join([run.config, *(f"{key}={value}" for key, value in sorted(fixed.items()))])
 
 
-def _lock(out: str) -> FileLock:
-    # A lock that is a file's existence would outlive a killed driver.
-    return FileLock(Path(out) / _LOCK, fallback_to_soft=False)
-
-
 def is_driven(out: str) -> bool:
     """Whether a process is in charge; without locks, as of gs://, one may be."""
     if "://" in out or not (Path(out) / _LOCK).exists():
         return "://" in out
     try:
-        with _lock(out).acquire(timeout=0):
+        with locking.held(Path(out) / _LOCK):
             return False
-    except (Timeout, OSError):
+    except (OSError, UserError):
         return True
 
 

@@ -49,9 +49,8 @@ def summary(runs: Sequence[PlannedRun], states: Sequence[RunState], at_once: int
 
     Without it, with as many as are running.
     """
-    counts = {
-        name: sum(of.state == name for of in states) for name in (DONE, RUNNING, FAILED, TO_DO)
-    }
+    found = [of.state for of in states]
+    counts = {state: found.count(state) for state in (DONE, RUNNING, FAILED, TO_DO)}
     text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     pace = _seconds_an_epoch(states)
     left = [

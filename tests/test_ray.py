@@ -71,7 +71,7 @@ def test_what_no_node_has_is_said_at_once(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", stand_in)
     jobs = executor.Ray("out", [])
     fits, not_there = (replace(planned("a"), resources=x) for x in ({"CPU": 8}, {"TPU": 4}))
-    assert jobs.open(jobs.divide([fits])) == ["a Ray cluster of 2 nodes"]
+    assert jobs.open(jobs.divide([fits])) == ["a Ray cluster of 1 nodes"]
     with pytest.raises(UserError, match=r"a/seed0 asks for {'TPU': 4} \(config.resources\)"):
         jobs.open(jobs.divide([not_there]))
 

@@ -43,7 +43,7 @@ def test_ci_runs_the_test_command_as_printed():
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
     local = [target for target in targets if not target.startswith("https://")]
-    assert len(local) > 5
+    assert local
     assert [target for target in local if not (page.parent / target).exists()] == []
 
 
@@ -83,6 +83,7 @@ def test_the_example_of_a_normalizer_runs_as_printed(tmp_path, cache_folder):
     (tmp_path / "my_norms.py").write_text(module)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     smaller = "".join(f" --config.{field}='{value}'" for field, value in SMALLER.items())
+    smaller += " --notensorboard"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         command.rstrip() + smaller, shell=True, cwd=tmp_path, capture_output=True, text=True,

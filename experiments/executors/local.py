@@ -84,7 +84,6 @@ class Local(Executor):
         self._outputs = tempfile.mkdtemp(prefix="bn_vgg-") if "://" in out else out
 
     def open(self, work: Sequence[Work]) -> list[str]:
-        """See `Executor`."""
         done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"JAX finds no devices: {done.stderr.strip().splitlines()[-1]}")
@@ -96,17 +95,14 @@ class Local(Executor):
         return [share.name for share in self._shares]
 
     def start(self, work: Work, slot: int) -> Process:
-        """See `Executor`."""
         share = self._shares[slot]
         output = Path(self._outputs) / f"{work.name}.out"
         return Process(work.arguments, output, share.environment, share.cores)
 
     def poll(self, process: Process) -> Ended | None:
-        """See `Executor`."""
         return process.poll()
 
     def stop(self, process: Process) -> None:
-        """See `Executor`."""
         process.popen.terminate()
 
 

@@ -64,7 +64,6 @@ class Ray(Executor):
         return [f"a Ray cluster of {len(nodes)} nodes"] * len(work)
 
     def start(self, work: Work, slot: int) -> Any:
-        """See `Executor`."""
         resources = dict(work.runs[0].resources)
         cpus, gpus = resources.pop("CPU", 0), resources.pop("GPU", 0)
         folder = "/tmp/bn_vgg" if "://" in self._out else self._out
@@ -76,7 +75,6 @@ class Ray(Executor):
         return task.remote(work.arguments, f"{folder}/{work.name}.out", environment)
 
     def poll(self, process: Any) -> Ended | None:
-        """See `Executor`."""
         if not self._ray.wait([process], timeout=0)[0]:
             return None
         errors = self._ray.exceptions
@@ -87,7 +85,6 @@ class Ray(Executor):
             return Ended(1, said, lost=isinstance(error, errors.NodeDiedError))
 
     def stop(self, process: Any) -> None:
-        """See `Executor`."""
         self._ray.cancel(process)
 
 

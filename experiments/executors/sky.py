@@ -137,7 +137,6 @@ class Sky(Executor):
         return job_id
 
     def poll(self, process: Any) -> Ended | None:
-        """See `Executor`."""
         if isinstance(process, Ended):
             return process
         try:
@@ -158,7 +157,6 @@ class Sky(Executor):
         return Ended(EXIT_USER_ERROR if impossible else EXIT_BUG, said)
 
     def stop(self, process: Any) -> None:
-        """See `Executor`."""
         if isinstance(process, Ended):
             return
         try:
