@@ -49,7 +49,7 @@ def node_of(run, cluster):
 def test_a_killed_node_costs_no_run_and_changes_no_number(
     cluster, tmp_path, cartoon_folder, cache_folder, tiny_config
 ):
-    preset = write_preset(tmp_path, cartoon_folder, epochs=40)
+    preset = write_preset(tmp_path, cartoon_folder, epochs=30)
     process = start(
         f"--preset={preset}", "--notensorboard", f"--cache_dir={cache_folder}", "--executor=ray",
         f"--ray_address={cluster.address}", f"--out={tmp_path / 'ray'}",
@@ -58,10 +58,10 @@ def test_a_killed_node_costs_no_run_and_changes_no_number(
     cluster.remove_node(node_of(RUN, cluster), allow_graceful=False)
     out, _ = finish(process)
     assert "2 runs to do, 2 at once on a Ray cluster of 3 nodes" in out
-    assert "long/seed0  epoch 40/40" in out
+    assert "long/seed0  epoch 30/30" in out
     assert "2 runs: 2 done" in out
     assert "resuming after epoch" in (tmp_path / "ray" / RUN / "log.txt").read_text()
-    alone = run_alone(tiny_config, 40, tmp_path / "alone", cache_folder)
+    alone = run_alone(tiny_config, 30, tmp_path / "alone", cache_folder)
     assert lines(tmp_path / "ray" / RUN) == alone
 
 
