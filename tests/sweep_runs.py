@@ -67,12 +67,12 @@ def planned(name, seed=0, num_epochs=2):
     return PlannedRun(name, seed, "configs/baseline.py", {}, num_epochs=num_epochs)
 
 
-def write_preset(folder, source, epochs=2):
-    """Writes a preset of two runs at a tiny size; `epochs` are of the first, to kill it in."""
+def write_preset(folder, source, epochs=2, *, short=True):
+    """Writes a preset of a run of `epochs`, to kill it in, and a short one, at a tiny size."""
     path = folder / "tiny.py"
     path.write_text(f"""
 def sweep():
-    for name, epochs in (("long", {epochs}), ("short", 2)):
+    for name, epochs in (("long", {epochs}), ("short", 2))[: {1 + short}]:
         yield {{
             "config": "tests/tiny_config.py", "name": name, "model.norm": "none",
             "data.source": {str(source)!r}, "num_epochs": epochs,

@@ -28,7 +28,9 @@ def cluster():
     patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's processes are otherwise so nice that beside other tests they hardly get on.
     patched.setenv("RAY_worker_niceness", "0")
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    found = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     found.workers = [found.add_node(num_cpus=1) for _ in range(2)]
     yield found
     found.shutdown()
@@ -49,7 +51,7 @@ def node_of(run, cluster):
 def test_a_killed_node_costs_no_run_and_changes_no_number(
     cluster, tmp_path, cartoon_folder, cache_folder, tiny_config
 ):
-    preset = write_preset(tmp_path, cartoon_folder, epochs=30)
+    preset = write_preset(tmp_path, cartoon_folder, epochs=20, short=False)
     process = start(
         f"--preset={preset}", "--notensorboard", f"--cache_dir={cache_folder}", "--executor=ray",
         f"--ray_address={cluster.address}", f"--out={tmp_path / 'ray'}",
@@ -57,11 +59,11 @@ def test_a_killed_node_costs_no_run_and_changes_no_number(
     wait_for_checkpoint(tmp_path / "ray" / RUN, process)
     cluster.remove_node(node_of(RUN, cluster), allow_graceful=False)
     out, _ = finish(process)
-    assert "2 runs to do, 2 at once on a Ray cluster of 3 nodes" in out
-    assert "long/seed0  epoch 30/30" in out
-    assert "2 runs: 2 done" in out
+    assert "1 runs to do, 1 at once on a Ray cluster of 3 nodes" in out
+    assert "long/seed0  epoch 20/20" in out
+    assert "1 runs: 1 done" in out
     assert "resuming after epoch" in (tmp_path / "ray" / RUN / "log.txt").read_text()
-    alone = run_alone(tiny_config, 30, tmp_path / "alone", cache_folder)
+    alone = run_alone(tiny_config, 20, tmp_path / "alone", cache_folder)
     assert lines(tmp_path / "ray" / RUN) == alone
 
 

@@ -42,7 +42,7 @@ def test_killed_crashed_and_started_again(
     preset = write_preset(tmp_path, cartoon_folder, epochs=20)
     folder = tmp_path / "out" / "long" / "seed0"
     process = sweep(f"--preset={preset}")
-    wait_for_checkpoint(folder, process, 2)
+    wait_for_checkpoint(folder, process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     _, alive = psutil.wait_procs(children, timeout=20)
