@@ -32,6 +32,8 @@ ONLY_SPEED = {
     "data.placement", "eval.batch_size", "checkpoint.every_steps", "debug.nans",
     "resources.CPU", "resources.GPU", "resources.TPU",
 }  # fmt: skip
+# Fields whose values are dicts of anybody's own.
+KWARGS = ("model.norm_kwargs", "model.kwargs", "optimizer.kwargs", "schedule.kwargs")
 # Fields that were added since runs were recorded, and what these ran with.
 ADDED: dict[str, dict[str, Any]] = {
     "model": {"precision": "highest", "name": "vgg8", "kwargs": {}},

@@ -1,7 +1,6 @@
 """The claims of the post, in its order, each with a rule that was stated before its runs were made.
 
-A claim is a function of a section's runs and epochs (see `experiments.runs`) with its number, its
-text, its rule and what the post's own numbers say, added to `CLAIMS` by the decorator.
+A claim is a function of a section's runs and epochs (see `experiments.runs`); `@claim` adds it.
 """
 
 from collections.abc import Callable
@@ -70,7 +69,7 @@ class Claim:
     number: str
     text: str
     rule: str
-    post: str
+    post: str  # what its own numbers say
     decide: Callable[[pd.DataFrame, pd.DataFrame], Verdict]
 
 
@@ -98,13 +97,14 @@ def claim(number: str, text: str, *, rule: str, post: str):
     post="17.2%, 6.8% and 5.1%.",
 )
 def _without_augmentation(runs, epochs):
-    best, missing = best_errors(runs, epochs, ["baseline", "meanonly", "baseline_crop_dropout"])
-    gap = best["baseline"] - best["baseline_crop_dropout"]
-    beyond = best["baseline"] - best["meanonly"] - ALMOST * gap
-    interval = paired_interval(gap)
-    if not missing and interval and interval.low <= 0:
-        missing = f"Needs a gap whose interval is above 0; it is {interval}."
-    return by_interval(best, f"what `meanonly` closes beyond {ALMOST:.0%}", beyond, missing)
+    # baseline - meanonly - ALMOST * gap; and the gap itself, of the same runs.
+    weights = {"baseline": 1 - ALMOST, "meanonly": -1, "baseline_crop_dropout": ALMOST}
+    verdict = by_interval(runs, epochs, weights, f"what `meanonly` closes beyond {ALMOST:.0%}")
+    weights = {"baseline": 1, "meanonly": 0, "baseline_crop_dropout": -1}
+    gap = by_interval(runs, epochs, weights, "gap")
+    if verdict.word != UNDECIDED and gap.word != SUPPORTED:
+        return Verdict(UNDECIDED, f"Needs a gap above 0. {gap.sentence}", verdict.numbers)
+    return verdict
 
 
 @claim(
@@ -168,8 +168,7 @@ def _mean_of_first(chosen, epochs, cells, count):
     post="5.4% against 4.1% in the figure.",
 )
 def _with_cropping(runs, epochs):
-    best, missing = best_errors(runs, epochs, ["full_crop", "meanonly_crop"], most=SHOWN_EPOCHS)
-    return by_interval(best, "difference", best["full_crop"] - best["meanonly_crop"], missing)
+    return by_interval(runs, epochs, {"full_crop": 1, "meanonly_crop": -1}, most=SHOWN_EPOCHS)
 
 
 @claim(
@@ -181,8 +180,7 @@ def _with_cropping(runs, epochs):
     post="4.1% against 3.6% in the end.",
 )
 def _with_longer_training(runs, epochs):
-    best, missing = best_errors(runs, epochs, ["meanonly_crop", "full_crop"], fewest=LONGER_EPOCHS)
-    return by_interval(best, "difference", best["meanonly_crop"] - best["full_crop"], missing)
+    return by_interval(runs, epochs, {"meanonly_crop": 1, "full_crop": -1}, fewest=LONGER_EPOCHS)
 
 
 @claim(
@@ -219,11 +217,9 @@ def _with_dropout(runs, epochs):
     if missing:
         return Verdict(UNDECIDED, f"{missing} So far {sentence}.", numbers)
     mean_only, full = broken.values()
-    if mean_only.nunique() == full.nunique() == 1:
-        word = SUPPORTED if full.all() and not mean_only.any() else CONTRADICTED
-    else:
-        word = UNDECIDED
-    return Verdict(word, f"{sentence}.", numbers)
+    agree = mean_only.nunique() == full.nunique() == 1
+    decided = SUPPORTED if full.all() and not mean_only.any() else CONTRADICTED
+    return Verdict(decided if agree else UNDECIDED, f"{sentence}.", numbers)
 
 
 @claim(
@@ -269,13 +265,9 @@ def _of_spikes(runs, epochs):
 def usable(
     runs: pd.DataFrame, cells: list[str], fewest: int = FEWEST_EPOCHS, *, paired: bool = True
 ) -> tuple[pd.DataFrame, str]:
-    """Returns the finished runs that may take part, and what is missing for a verdict, if anything.
+    """Returns a section's finished runs of at least `fewest` epochs, and what a verdict lacks.
 
-    Args:
-      runs: of a section.
-      cells: to be compared.
-      fewest: epochs that a run must have.
-      paired: whether all cells must have a seed for it to count.
+    `paired`: a seed counts that all cells have.
     """
     found = runs[runs["cell"].isin(cells) & runs["finished"] & (runs["epochs"] >= fewest)]
     counts = {cell: int((found["cell"] == cell).sum()) for cell in cells}
@@ -290,27 +282,27 @@ def usable(
     return (found[found["seed"].isin(common)] if paired else found), missing
 
 
-def best_errors(runs, epochs, cells, fewest=FEWEST_EPOCHS, most=None):
-    """Returns best validation errors (seed, cell) over equally many epochs, and what is missing."""
-    chosen, missing = usable(runs, cells, fewest)
+def by_interval(runs, epochs, weights, name="difference", *, fewest=FEWEST_EPOCHS, most=None):
+    """Decides by a weighted sum of cells' best errors whose being above 0 supports the claim.
+
+    Args:
+      runs: of a section.
+      epochs: of the same.
+      weights: by cell.
+      name: of the sum.
+      fewest: epochs that a run must have.
+      most: epochs that are looked at; as many as the shortest run has, if these are fewer.
+    """
+    chosen, missing = usable(runs, list(weights), fewest)
     shortest = min([*chosen["epochs"], *([most] if most else [])], default=fewest)
     own = epochs[epochs["folder"].isin(chosen["folder"]) & (epochs["epoch"] <= shortest)]
-    best = own.groupby(["seed", "cell"])[VALID].min().unstack().reindex(columns=cells)
-    best.attrs["epochs"] = shortest
-    return best, missing
-
-
-def by_interval(best, name, differences, missing):
-    """Decides by a difference whose being above 0 supports the claim, one a seed."""
-    numbers = best.map(percent).assign(**{name.replace("`", ""): differences.map(points)})
-    numbers = numbers.reset_index()
-    interval = paired_interval(differences)
+    best = own.groupby(["seed", "cell"])[VALID].min().unstack().reindex(columns=list(weights))
+    sums = (best * pd.Series(weights)).sum(axis=1, skipna=False)
+    numbers = best.map(percent).assign(**{name.replace("`", ""): sums.map(points)}).reset_index()
+    interval = paired_interval(sums)
     if missing or interval is None:
         return Verdict(UNDECIDED, missing, numbers)
     word = SUPPORTED if interval.low > 0 else CONTRADICTED if interval.high < 0 else UNDECIDED
     means = ", ".join(f"`{cell}` {error_rate(best[cell])}" for cell in best)
-    sentence = (
-        f"Best validation errors of the first {best.attrs['epochs']} epochs: {means}; {name} "
-        f"{interval}."
-    )
+    sentence = f"Best validation errors of the first {shortest} epochs: {means}; {name} {interval}."
     return Verdict(word, sentence, numbers)

@@ -1,9 +1,9 @@
-"""A page about a run: its errors, running averages and dead units, and what they mean.
+"""What a run's metrics mean: its spikes, lagging averages and dead units, in words and a picture.
 
 python -m experiments.diagnose RUN [--output=DIR]
 
-Reads a run's folder, of a run in progress too, and writes diagnosis.md and diagnosis.png. Needs
-pip install -e '.[report]'.
+Reads a run's folder, of a run in progress too, prints what it shows and a table of its epochs, and
+draws diagnosis.png. Needs pip install -e '.[report]'.
 """
 
 from pathlib import Path
@@ -13,44 +13,33 @@ from absl import flags
 from bn_vgg import cli
 from bn_vgg.errors import UserError
 
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder for diagnosis.md and .png; RUN/diagnosis unless it is given."
-)
-_PACKAGES = {"pandas": "diagnosis", "matplotlib": "picture"}
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for diagnosis.png; RUN unless it is given.")
 
 
 def main(path: str) -> None:
     """Runs the command."""
-    with cli.needing("report", _PACKAGES):
+    with cli.needing("report", {"pandas": "diagnosis", "matplotlib": "picture"}):
         from experiments import diagnosis, plots, runs, spikes
     config, run, epochs = runs.read_run(path)
     if "://" in path and not _OUTPUT.value:
         raise UserError(f"{path} is not on this machine: name a folder with --output")
-    output = Path(_OUTPUT.value or Path(path).expanduser() / "diagnosis")
+    output = Path(_OUTPUT.value or path).expanduser()
     found = spikes.find_spikes(epochs, run["valid_examples"], run["compared_examples"])
     title = f"{config.get('name', 'A run')}, seed {config.get('seed', 'not known')}"
-    counts = (
-        f"{run['epochs']} of {config.get('num_epochs', 'an unknown number of')} epochs; "
+    print(
+        f"{title}: {run['epochs']} epochs of {config.get('num_epochs', 'an unknown number')}; "
         f"{run['valid_examples'] or 'an unknown number of'} validation images, of which "
-        f"{run['compared_examples'] or 'an unknown number'} are compared."
+        f"{run['compared_examples'] or 'an unknown number'} are compared.\n"
     )
-    sentences = diagnosis.explain(run, epochs, found)
-    rows = [*diagnosis.table(epochs, found).T.reset_index().T.astype(str).to_numpy()]
-    rows.insert(1, ["---"] * len(rows[0]))
-    page = [
-        f"# {title}", "", counts, "", *(f"- {sentence}" for sentence in sentences), "",
-        "![Errors, running averages and dead units over epochs](diagnosis.png)", "",
-        *(f"| {' | '.join(row)} |" for row in rows), "", diagnosis.NOTES, "", spikes.RULE, "",
-    ]  # fmt: skip
+    print("\n".join(f"- {sentence}" for sentence in diagnosis.explain(run, epochs, found)))
+    print(f"\n{diagnosis.table(epochs, found).to_string(index=False)}\n\n{diagnosis.NOTES}\n")
     try:
         output.mkdir(parents=True, exist_ok=True)
         with cli.replacing(output / "diagnosis.png") as partial:
             plots.save(diagnosis.draw(epochs, found, title), partial)
-        with cli.replacing(output / "diagnosis.md") as partial:
-            partial.write_text("\n".join(page), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from error
-    print("\n".join([*sentences, f"{output}/diagnosis.md"]))
+    print(f"{output}/diagnosis.png")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Running averages, precise statistics and each batch's own are compared, layer by
 error that each gives on the same images; see `bn_vgg.evaluation`.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,41 +22,20 @@ from experiments.stats import beyond_chance, percent, points
 # The averages' time constant, 200 batches, is about an epoch: after three, 95% of the averages'
 # start is forgotten.
 FIRST_EPOCHS = 3
-_COLUMNS = {
-    "train": "train/error_rate",
-    "valid": "valid/error_rate",
-    "best": "valid/best_error_rate",
-    "running": RUNNING,
-    "precise": PRECISE,
-    "batch": BATCH,
-}
-
+_COLUMNS = {"train": "train/error_rate", "valid": "valid/error_rate", "running": RUNNING,
+            "precise": PRECISE, "batch": BATCH}  # fmt: skip
 NOTES = (
-    "*train*: running mean over the epoch's batches. *valid* and *best*: five-crop evaluation by "
-    "running averages. *running*, *precise* and *batch*: centre crops of the compared images, by "
-    "running averages, by statistics recomputed with the epoch's weights (PreciseBN), and by each "
-    "evaluation batch's own; only these three compare with one another. *Mean distance*: root mean "
+    "train: running mean over the epoch's batches. valid: five-crop evaluation by running "
+    "averages. running, precise and batch: centre crops of the compared images, by running "
+    "averages, by statistics recomputed with the epoch's weights (PreciseBN), and by each "
+    "evaluation batch's own; only these three compare with one another. mean distance: root mean "
     "square over channels of (running mean - precise mean), in precise standard deviations, of the "
-    "layer where it is largest."
+    f"layer where it is largest.\n\n{spikes.RULE}"
 )
 
 
-def explain(run: dict[str, Any], epochs: pd.DataFrame, found: pd.DataFrame) -> list[str]:
-    """Says in plain sentences what a run's epochs show.
-
-    Args:
-      run: of `experiments.runs.read_run`.
-      epochs: of the same.
-      found: its spikes.
-    """
-    return [
-        *_explain_spikes(epochs, found),
-        *_explain_lag(run, epochs),
-        *_explain_dead(epochs),
-    ]
-
-
-def _explain_spikes(epochs: pd.DataFrame, found: pd.DataFrame):
+def explain(run: dict[str, Any], epochs: pd.DataFrame, found: pd.DataFrame) -> Iterator[str]:
+    """Says in plain sentences what a run shows, by `experiments.runs.read_run` and its spikes."""
     if found.empty:
         yield f"There are no spikes in the validation error of {len(epochs)} epochs."
     for cause, of in found.groupby("cause", sort=False):
@@ -71,29 +51,8 @@ def _explain_spikes(epochs: pd.DataFrame, found: pd.DataFrame):
         )
     if len(found) and found["epoch"].iloc[-1] == len(epochs):
         yield "The last epoch is such a spike: whether its error comes down again is not known."
-
-
-def _explain_lag(run: dict[str, Any], epochs: pd.DataFrame):
-    if not {RUNNING, PRECISE} <= set(epochs):
-        yield "Running and precise statistics were not compared in this run."
-        return
-    both = epochs.dropna(subset=[RUNNING, PRECISE])
-    for name, some in {
-        "In the first epochs": both[both["epoch"] <= FIRST_EPOCHS],
-        "In the end": both[both["epoch"] > FIRST_EPOCHS].tail(1),
-    }.items():
-        parts = []
-        for epoch, running, precise in some[["epoch", RUNNING, PRECISE]].to_numpy():
-            sure = beyond_chance(running, precise, run["compared_examples"])
-            doubt = "" if sure else ", which may be chance"
-            parts.append(f"{points(running - precise)} (epoch {epoch:.0f}{doubt})")
-        if parts:
-            yield f"{name} running averages cost {_listed(parts)} against precise statistics."
-
-
-def _explain_dead(epochs: pd.DataFrame):
-    names = layers(epochs, "never_active")
-    if names:
+    yield from _explain_lag(run, epochs)
+    if names := layers(epochs, "never_active"):
         last = epochs.dropna(subset=[f"never_active/{name}" for name in names]).iloc[-1]
         shares = {name: last[f"never_active/{name}"] for name in names}
         dead = [f"{share:.1%} of {name}" for name, share in shares.items() if share]
@@ -103,28 +62,43 @@ def _explain_dead(epochs: pd.DataFrame):
         )
 
 
+def _explain_lag(run: dict[str, Any], epochs: pd.DataFrame) -> Iterator[str]:
+    if not {RUNNING, PRECISE} <= set(epochs):
+        yield "Running and precise statistics were not compared in this run."
+        return
+    both = epochs.dropna(subset=[RUNNING, PRECISE])
+    first, later = both[both["epoch"] <= FIRST_EPOCHS], both[both["epoch"] > FIRST_EPOCHS]
+    for name, some in {"In the first epochs": first, "In the end": later.tail(1)}.items():
+        parts = []
+        for epoch, running, precise in some[["epoch", RUNNING, PRECISE]].to_numpy():
+            sure = beyond_chance(running, precise, run["compared_examples"])
+            doubt = "" if sure else ", which may be chance"
+            parts.append(f"{points(running - precise)} (epoch {epoch:.0f}{doubt})")
+        if parts:
+            yield f"{name} running averages cost {_listed(parts)} against precise statistics."
+
+
+def _listed(parts) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def table(epochs: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     """Returns a row of texts for each epoch, of what was measured in any."""
     shown = epochs[["epoch"]].astype(str)
     for name, key in _COLUMNS.items():
         if key in epochs and epochs[key].notna().any():
             shown[name] = epochs[key].map(percent)
-    names = layers(epochs, "mean_distance")
-    if names:
+    if names := layers(epochs, "mean_distance"):
         distances = epochs[[f"mean_distance/{name}" for name in names]].set_axis(names, axis=1)
         shown["mean distance"] = [
             "" if row.isna().all() else f"{row.max():.2g} ({row.idxmax()})"
             for _, row in distances.iterrows()
         ]
     if len(found):
-        causes = dict(zip(found["epoch"], found["cause"], strict=True))
-        shown["spike of the"] = [causes.get(epoch, "") for epoch in epochs["epoch"]]
+        causes = found.set_index("epoch")["cause"]
+        shown["spike of the"] = epochs["epoch"].map(causes).fillna("")
     return shown
-
-
-def _listed(parts) -> str:
-    *first, last = parts
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 # What a diagnosis shows of each error: its name, colour and further looks.
@@ -152,10 +126,7 @@ _MAPS: dict[str, tuple[str, str, Any, list[float]]] = {
         "Blues", PowerNorm(0.5, 0, 1), [0, 0.1, 0.5, 1],
     ),
 }  # fmt: skip
-_MARKS = {
-    spikes.AVERAGES: ("A", "vermilion"), spikes.WEIGHTS: ("W", "blue"),
-    spikes.UNDECIDED: ("?", "grey"),
-}  # fmt: skip
+_MARKS = {spikes.AVERAGES: "A", spikes.WEIGHTS: "W", spikes.UNDECIDED: "?"}
 
 
 def layers(epochs: pd.DataFrame, name: str) -> list[str]:
@@ -165,31 +136,18 @@ def layers(epochs: pd.DataFrame, name: str) -> list[str]:
 
 
 def draw(epochs: pd.DataFrame, found: pd.DataFrame, title: str) -> Figure:
-    """Draws a run's errors with its spikes and, aligned below, a map of each thing measured.
-
-    Args:
-      epochs: of the run.
-      found: its spikes.
-      title: of the figure.
-    """
+    """Draws a run's errors with its spikes and, aligned below, a map of each thing measured."""
     maps = {name: layers(epochs, name) for name in _MAPS if layers(epochs, name)}
     heights = [3.6, *(0.24 * len(of) for of in maps.values())]
-    total = 1.4 + sum(heights) + 0.5 * len(maps)
     with style():
-        figure = Figure(figsize=(WIDTH, total))
-        figure.text(0.015, 1 - 0.12 / total, title, va="top", size=13, weight="bold")
-        panels: list[Axes] = []
-        bottom = total - 0.85
-        for height in heights:
-            bottom -= height
-            place = (0.085, bottom / total, 0.68, height / total)
-            panels.append(figure.add_axes(place, sharex=panels[0] if panels else None))
-            bottom -= 0.5
+        figure = Figure(figsize=(WIDTH, 1.4 + sum(heights) + 0.5 * len(maps)), layout="constrained")
+        figure.suptitle(title, x=0.015, ha="left", size=13, weight="bold")
+        panels = figure.subplots(
+            len(heights), sharex=True, squeeze=False, height_ratios=heights
+        ).flat
         _draw_errors(panels[0], epochs, found)
         for axes, (name, of) in zip(panels[1:], maps.items(), strict=True):
             _draw_map(axes, epochs, name, of)
-        for axes in panels[:-1]:
-            axes.tick_params(labelbottom=False)
         panels[-1].set_xlabel("epoch")
         panels[-1].xaxis.set_major_locator(ticker.MaxNLocator(15, integer=True, min_n_ticks=1))
         panels[0].set_xlim(0.5, len(epochs) + 0.5)
@@ -204,11 +162,10 @@ def _draw_errors(axes: Axes, epochs: pd.DataFrame, found: pd.DataFrame) -> None:
             name = f"{name} {rates.dropna().iloc[-1]:.1%}"
             axes.plot(epochs["epoch"], rates, color=COLOURS[colour], ms=4, label=name, **look)
     for spike in found.itertuples():
-        letter, colour = _MARKS[spike.cause]
         axes.axvline(spike.epoch, color=COLOURS["grey"], lw=0.8, ls=":", zorder=0.5)
         axes.annotate(
-            letter, (spike.epoch, 1), (0, 2), xycoords=("data", "axes fraction"),
-            textcoords="offset points", ha="center", color=COLOURS[colour], weight="bold",
+            _MARKS[spike.cause], (spike.epoch, 1), (0, 2), xycoords=("data", "axes fraction"),
+            textcoords="offset points", ha="center", weight="bold",
         )  # fmt: skip
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
@@ -232,9 +189,7 @@ def _draw_map(axes: Axes, epochs: pd.DataFrame, name: str, names: list[str]) -> 
     axes.set_facecolor("#d9d9d9")
     axes.set_yticks(range(len(names)), names, size=8.5)
     axes.tick_params(length=0, axis="y")
-    axes.spines[:].set_visible(False)
     axes.set_title(title + " (grey: not measured)" * bool(np.isnan(values).any()))
     bar = axes.figure.colorbar(image, cax=axes.inset_axes((1.015, 0, 0.02, 1)))
     bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     bar.minorticks_off()
-    bar.outline.set_visible(False)

@@ -2,13 +2,11 @@
 
 import re
 import runpy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from bn_vgg import config_file
-from bn_vgg.config_file import name_run
 from bn_vgg.errors import UserError
 from experiments.presets import PRESETS, Overrides
 
@@ -25,6 +23,7 @@ class PlannedRun:
     config: str  # file and variant: configs/meanonly_crop.py:small
     overrides: dict[str, str]  # fields besides the seed: {"num_epochs": "20"}
     num_epochs: int = 0
+    batch_size: int = 0
     resources: dict[str, float] = field(default_factory=dict)  # of a Ray cluster: {"CPU": 1}
 
     @property
@@ -73,26 +72,17 @@ def find_preset(name: str) -> list[Overrides]:
     if not entries:
         raise UserError(f"--preset={name}: sweep() yields nothing")
     for entry in entries:
-        _check_entry(entry, name)
+        numbers = isinstance(entry, dict) and (entry.get("seed", 0), entry.get("stage", 0))
+        if not numbers or "config" not in entry or not all(isinstance(x, int) for x in numbers):
+            raise UserError(
+                f"--preset={name}: sweep() yields {entry!r}, no dict with a 'config' (and, if at "
+                "all, a whole 'seed' and 'stage')"
+            )
     return entries
 
 
-def _check_entry(entry: Any, file: str) -> None:
-    if not isinstance(entry, Mapping) or "config" not in entry:
-        raise UserError(f"--preset={file}: sweep() yields {entry!r}, no dict with a 'config'")
-    for key in ("seed", "stage"):
-        if not isinstance(entry.get(key, 0), int):
-            raise UserError(f"--preset={file}: sweep() yields {entry[key]!r} as a {key}")
-    for key, value in entry.items():
-        if isinstance(value, Mapping) and not key.endswith("_kwargs"):
-            raise UserError(
-                f"--preset={file}: sweep() yields {key!r} as a dict: write each field of it by "
-                f"itself, '{key}.{next(iter(value), 'FIELD')}'"
-            )
-
-
 def plan(
-    entries: Iterable[Overrides], *, variant: str, seeds: Sequence[int], settings: dict[str, str]
+    entries: Sequence[Overrides], *, variant: str, seeds: Sequence[int], settings: dict[str, str]
 ) -> list[PlannedRun]:
     """Lists the runs: stage by stage, and in each the first seed before the second.
 
@@ -106,13 +96,11 @@ def plan(
       UserError: a cell or field does not exist, a value is invalid, a setting would undo what
         the preset compares, or two runs would share a folder.
     """
-    entries = list(entries)
     for name in settings:
-        values = [entry.get(name) for entry in entries]
-        if any(value != values[0] for value in values):
+        if any(entry.get(name) != entries[0].get(name) for entry in entries):
             raise UserError(f"--set={name}: the preset's runs differ in it")
     staged = [
-        (entry.get("stage", 0), position, _planned(entry, variant, seed, settings))
+        (entry.get("stage", 0), position, _plan_run(entry, variant, seed, settings))
         for entry in entries
         for position, seed in enumerate([entry["seed"]] if "seed" in entry else seeds)
     ]
@@ -124,24 +112,29 @@ def plan(
     return runs
 
 
-def _planned(entry: Overrides, variant: str, seed: int, settings: dict[str, str]) -> PlannedRun:
+def _plan_run(entry: Overrides, variant: str, seed: int, settings: dict[str, str]) -> PlannedRun:
     own = {
         name: value if isinstance(value, str) else repr(value)
         for name, value in entry.items()
         if name not in _NOT_FIELDS
     }
+    for name, value in entry.items():
+        if isinstance(value, dict) and not name.endswith("_kwargs"):
+            raise UserError(
+                f"--preset: field {name} is a dict: write '{name}.FIELD' for each of it"
+            )
     # A user's own file need not know variants; without one the cells have the full size.
     suffix = "" if variant == "full" else variant
-    config = _config_file(str(entry["config"])) + (f":{suffix}" if suffix else "")
-    run = PlannedRun("", seed, config, own | settings)
+    path = _config_file(str(entry["config"]))
+    name = str(entry.get("name") or config_file.name_run(Path(path).stem, own))
+    name += f"-{suffix}" if suffix else ""
+    config = path + (f":{suffix}" if suffix else "")
+    run = PlannedRun(name, seed, config, own | settings | {"name": name})
     loaded = config_file.load_config(run.config_arguments)
-    name = str(entry.get("name") or name_run(Path(str(entry["config"])).stem, own))
-    if "name" in entry or name != Path(str(entry["config"])).stem:
-        name += f"-{suffix}" if suffix else ""
-        run.overrides["name"] = name
-        loaded = config_file.load_config(run.config_arguments)
     resources = {key: amount for key, amount in loaded.resources.items() if amount}
-    return replace(run, name=loaded.name, num_epochs=loaded.num_epochs, resources=resources)
+    return replace(
+        run, num_epochs=loaded.num_epochs, batch_size=loaded.batch_size, resources=resources
+    )
 
 
 def _config_file(config: str) -> str:
@@ -156,27 +149,17 @@ def _config_file(config: str) -> str:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Reads `3` as 0, 1, 2, and `0,5,7`, or `5,`, as they stand.
-
-    Raises:
-      UserError: it is neither.
-    """
-    try:
+    """Reads `3` as 0, 1, 2, and `0,5,7`, or `5,`, as they stand; else raises a UserError."""
+    if re.fullmatch(r"\d+(,\d+)*,?", text):
         numbers = [int(part) for part in text.removesuffix(",").split(",")]
-    except ValueError as error:
-        raise UserError(f"--seeds={text}: a number of seeds, or seeds with commas") from error
-    seeds = numbers if "," in text else list(range(numbers[0]))
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds={text}: at least one seed, from 0, each once")
-    return seeds
+        seeds = numbers if "," in text else list(range(numbers[0]))
+        if seeds and len(set(seeds)) == len(seeds):
+            return seeds
+    raise UserError(f"--seeds={text}: a number of seeds, such as 3, or different seeds: 0,5,7")
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, str]:
-    """Splits `FIELD=VALUE` texts.
-
-    Raises:
-      UserError: one of them is none, or sets what each run has of its own.
-    """
+    """Splits `FIELD=VALUE` texts; a UserError if one is none or sets what each run has its own."""
     settings = {}
     for text in given:
         name, equals, value = text.partition("=")

@@ -1,4 +1,4 @@
-"""The report's figures, errors over epochs and best errors by cell, and what all figures share.
+"""The report's figures, the post's redrawn over seeds, and what all figures share.
 
 Only matplotlib's objects are used, no pyplot, so that nothing needs a display or is global.
 """
@@ -15,19 +15,11 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import published, stats
+from experiments import published
 
 # Okabe and Ito 2008: told apart by colour-blind readers too.
-COLOURS = {
-    "black": "#000000",
-    "grey": "#7f7f7f",
-    "orange": "#E69F00",
-    "sky": "#56B4E9",
-    "green": "#009E73",
-    "blue": "#0072B2",
-    "vermilion": "#D55E00",
-    "purple": "#CC79A7",
-}
+COLOURS = {"black": "#000000", "grey": "#7f7f7f", "green": "#009E73", "blue": "#0072B2",
+           "vermilion": "#D55E00"}  # fmt: skip
 # Each cell has its colour in every figure: greens without normalization, reds with mean-only, blues
 # with full; the more augmentation, the lighter.
 CELL_COLOURS = {
@@ -35,30 +27,31 @@ CELL_COLOURS = {
     "meanonly": "#8f2d00", "meanonly_crop": "#D55E00", "meanonly_crop_dropout": "#E69F00",
     "full": "#003f66", "full_crop": "#0072B2", "full_crop_dropout": "#56B4E9",
 }  # fmt: skip
-OTHER_COLOURS = ("#CC79A7", "#5b3a8e", "#8c8c00", "#000000")
 POST_COLOUR = "#8a8a8a"
 # Inches. Figures of the report are narrow, so that their text can be read on a telephone.
 WIDTH, NARROW, DPI = 10.0, 5.6, 160
 STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.6,
+    "font.size": 10, "axes.titlesize": 10.5, "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "grid.color": "#e6e6e6", "grid.linewidth": 0.8, "lines.linewidth": 1.6,
     "legend.frameon": False,
-}
+}  # fmt: skip
+# Of each of the post's figures: its title, and its cells by what they are called there.
 FIGURES = {
-    "figure1": ("Without augmentation (the post's figure 1)", ["baseline", "meanonly"]),
+    "figure1": (
+        "Without augmentation (the post's figure 1)",
+        {"baseline": "none", "meanonly": "mean-only"},
+    ),
     "figure2": (
         "With random cropping (the post's figure 2)",
-        ["full_crop", "full_crop_dropout", "meanonly_crop", "meanonly_crop_dropout"],
+        {"full_crop": "full", "full_crop_dropout": "full, dropout",
+         "meanonly_crop": "mean-only", "meanonly_crop_dropout": "mean-only, dropout"},
     ),
-}
+}  # fmt: skip
+_LEGEND = (
+    "Solid: validation; dashed: training. Mean over seeds; band: lowest to highest.\n"
+    "Grey: the post's validation errors, 128x128, one run."
+)
 # Runs that got this far, of the longest run's epochs, make a cell's mean.
 _FAR = 0.8
 # Dots would hide a line of more epochs.
@@ -75,68 +68,33 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, format="png", dpi=DPI)
 
 
-def cell_name(cell: str) -> str:
-    """Writes a cell as figures and tables name it: `mean-only, cropping, dropout`."""
-    cell, _, changes = cell.partition(", ")
-    norm, *more = cell.split("_")
-    words = {"baseline": "none", "meanonly": "mean-only", "crop": "cropping"}
-    return ", ".join([words.get(word, word) for word in (norm, *more)] + [changes] * bool(changes))
-
-
 def draw_post_figure(name: str, runs: pd.DataFrame, epochs: pd.DataFrame) -> Figure | None:
     """Redraws one of the post's figures over a section's seeds; None without a run of its cells."""
-    title, cells = FIGURES[name]
-    # The title says that all of figure 2 is with cropping.
-    names = {cell: cell_name(cell).replace(", cropping", "") for cell in cells}
-    there = [cell for cell in cells if cell in set(runs["cell"])]
+    title, names = FIGURES[name]
+    there = [cell for cell in names if cell in set(runs["cell"])]
     if not there:
         return None
     with style():
-        figure, axes = _frame(title, "Grey: the post's validation errors, 128x128, one run.")
+        figure = Figure(figsize=(NARROW, 4.1))
+        figure.text(0.015, 0.98, title, va="top", size=12, weight="bold")
+        figure.text(0.015, 0.91, _LEGEND, va="top", size=8.5, color="#555555")
+        axes = figure.add_axes((0.11, 0.12, 0.53, 0.68))
+        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(7, integer=True, min_n_ticks=1))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("error rate")
+        axes.grid(visible=True, axis="y")
         ends = [
             _draw_cell(axes, runs, epochs, cell, names[cell], CELL_COLOURS[cell]) for cell in there
         ]
         curves = published.curves()
         curves = curves[(curves["split"] == "valid") & (curves["epoch"] <= axes.dataLim.x1)]
-        for cell in cells:
+        for cell, called in names.items():
             x, y = curves.loc[curves["cell"] == cell, ["epoch", "error_rate"]].to_numpy().T
             axes.plot(x, y, color=POST_COLOUR, lw=1, zorder=1.5)
-            ends.append((x[-1], y[-1], f"post: {names[cell]}", POST_COLOUR))
+            ends.append((x[-1], y[-1], f"post: {called}", POST_COLOUR))
         _finish(axes, ends)
     return figure
-
-
-def draw_changes(cell: str, runs: pd.DataFrame, epochs: pd.DataFrame) -> Figure | None:
-    """Draws a cell and the configurations that differ from it; None if there are none of these."""
-    changed = [label for label in runs["cell"].unique() if label.startswith(f"{cell}, ")]
-    if not changed:
-        return None
-    names = [label.removeprefix(f"{cell}, ") for label in changed]
-    looks = dict(zip(changed, zip(names, OTHER_COLOURS, strict=False), strict=False))
-    if cell in set(runs["cell"]):
-        looks[cell] = cell_name(cell), CELL_COLOURS[cell]
-    more = len(changed) - len(OTHER_COLOURS)
-    with style():
-        note = f"{more} more are in the table alone." if more > 0 else ""
-        figure, axes = _frame(f"Changes to: {cell_name(cell)}", note)
-        ends = [_draw_cell(axes, runs, epochs, each, *look) for each, look in looks.items()]
-        _finish(axes, ends)
-    return figure
-
-
-def _frame(title: str, note: str) -> tuple[Figure, Axes]:
-    """Makes a figure of errors over epochs, without them."""
-    figure = Figure(figsize=(NARROW, 4.1))
-    figure.text(0.015, 0.98, title, va="top", size=12, weight="bold")
-    looks = "Solid: validation; dashed: training. Mean over seeds; band: lowest to highest."
-    figure.text(0.015, 0.91, f"{looks}\n{note}", va="top", size=8.5, color="#555555")
-    axes = figure.add_axes((0.11, 0.12, 0.53, 0.68))
-    axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(7, integer=True, min_n_ticks=1))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("error rate")
-    axes.grid(visible=True, axis="y")
-    return figure, axes
 
 
 def _draw_cell(
@@ -197,46 +155,3 @@ def _finish(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
             1.05, middle, name, transform=across, va="center", color=colour, size=9,
             linespacing=0.95,
         )  # fmt: skip
-
-
-def draw_best(runs: pd.DataFrame, title: str) -> Figure | None:
-    """Draws best validation errors of cells' finished runs; None if there is none.
-
-    Args:
-      runs: of each cell those that stand for it, `tables.longest`.
-      title: of the figure.
-    """
-    cells = [cell for cell in CELL_COLOURS if cell in set(runs["cell"])]
-    if not cells:
-        return None
-    with style():
-        total = 1.2 + 0.42 * len(cells)
-        figure = Figure(figsize=(NARROW, total))
-        figure.text(0.015, 1 - 0.1 / total, title, va="top", size=12, weight="bold")
-        figure.text(
-            0.015, 1 - 0.36 / total, "Diamond: mean ± standard error; rings: seeds; grey: the "
-            "post's. Log scale.", va="top", size=8.5, color="#555555",
-        )  # fmt: skip
-        axes = figure.add_axes((0.355, 0.5 / total, 0.375, 0.42 * len(cells) / total))
-        for row, cell in enumerate(cells):
-            rates = runs.loc[runs["cell"] == cell, "best_valid_error_rate"].clip(lower=0.001)
-            colour = CELL_COLOURS[cell]
-            if cell in published.BEST:
-                axes.plot(published.BEST[cell], row, "|", ms=18, mew=2.5, color="#b0b0b0")
-            error = None if len(rates) < 2 else rates.sem()
-            axes.errorbar(rates.mean(), row - 0.12, xerr=error, fmt="D", ms=5, color=colour)
-            axes.plot(rates, [row + 0.22] * len(rates), "o", ms=4.5, mfc="none", color=colour)
-            text = stats.error_rate(list(rates))
-            across = axes.get_yaxis_transform()
-            axes.text(1.03, row, text, color=colour, va="center", size=9, transform=across)
-        axes.set_yticks(range(len(cells)), map(cell_name, cells), size=9)
-        axes.set_ylim(len(cells) - 0.5, -0.5)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(ticker.FixedLocator([0.01, 0.02, 0.05, 0.1, 0.2, 0.5]))
-        axes.xaxis.set_minor_locator(ticker.NullLocator())
-        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda rate, _: f"{100 * rate:g}%"))
-        axes.set_xlabel("best validation error")
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.grid(visible=True, axis="x")
-    return figure

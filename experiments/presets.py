@@ -80,4 +80,10 @@ PRESETS: dict[str, list[Overrides]] = {
         for stats_pass in ({}, {"model.stats_pass": "dropout"})
         for cell in ("meanonly_crop_dropout", "full_crop_dropout")
     ],
+    # Which seeds take off at all? Look at the report's "stood still".
+    "start": [
+        {"config": cell, "num_epochs": 3, **correction}
+        for cell in ("baseline_crop", "meanonly_crop")
+        for correction in ({}, {"optimizer.bias_correction": True})
+    ],
 }

@@ -13,13 +13,14 @@ from absl import flags
 from bn_vgg import cli, provenance
 from bn_vgg.errors import UserError
 
+_PACKAGES = ("pandas", "matplotlib", "jinja2", "markdown")
 _RUNS = flags.DEFINE_string("runs", None, "Folder that the runs are in, at any depth.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the report; RUNS/report without it.")
 
 
 def main() -> None:
     """Runs the command."""
-    with cli.needing("report", dict.fromkeys(("pandas", "matplotlib", "jinja2"), "report")):
+    with cli.needing("report", dict.fromkeys(_PACKAGES, "report")):
         from experiments import page
         from experiments.runs import read_runs
     if not _RUNS.value:
@@ -30,11 +31,9 @@ def main() -> None:
     output = Path(_OUTPUT.value or root / "report").expanduser()
     runs, epochs, unused = read_runs(root)
     about = {
-        "root": _RUNS.value,
-        "unused": unused,
-        "command": provenance.command(),
+        "root": _RUNS.value, "unused": unused, "command": provenance.command(),
         "commit": provenance.commit() or "not known",
-    }
+    }  # fmt: skip
     try:
         page.write(runs, epochs, output, about)
     except OSError as error:

@@ -18,7 +18,7 @@ import pandas as pd
 from etils import epath
 
 from bn_vgg.errors import UserError
-from bn_vgg.run_dir import ONLY_SPEED, flatten, with_added
+from bn_vgg.run_dir import KWARGS, ONLY_SPEED, flatten, with_added
 from experiments.presets import CELLS, VARIANTS
 from experiments.stats import TAKEN_OFF
 
@@ -36,11 +36,10 @@ def read_runs(root: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
     """Reads every run at or below a folder, those in progress too.
 
     Returns:
-      runs: a row for each run, by section, cell and seed: `section`, `cell`, `folder` (relative
-        to the root), and the configuration and the fields of `read_run`.
-      epochs: a row for each epoch of these runs: `section`, `cell`, `seed`, `folder`, and the
-        names of metrics.jsonl, `epoch` among them.
-      unused: why a folder is not used, by its relative path.
+      runs: a row for each run, by section, cell and seed: these, `folder` (below the root), and
+        the configuration and run of `read_run`.
+      epochs: a row for each epoch of these runs, by the same keys, with what `read_run` returns.
+      unused: why a folder is not used, by its path below the root.
 
     Raises:
       UserError: there is no such folder, or no run in it.
@@ -86,9 +85,8 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
     Returns:
       config: flat: `model.norm`.
       run: `epochs` (done), `finished`, `best_valid_error_rate` (so far), `stood_still` (first
-        epochs in a row whose training error is not below `TAKEN_OFF`), `valid_examples` and
-        `compared_examples` (0: not known), `fingerprint`, and of a finished run `RESULTS`,
-        `hardware` and `commit`.
+        epochs in a row whose training error is not below `TAKEN_OFF`), numbers of examples (0: not
+        known), `fingerprint`, and of a finished run `RESULTS`, `hardware` and `commit`.
       epochs: of metrics.jsonl, `epoch` among the columns; NaN: not measured.
 
     Raises:
@@ -106,14 +104,14 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
-        config = flatten(with_added(config), fields=("model.norm_kwargs",))
+        config = flatten(with_added(config), fields=KWARGS)
         valid = int(data.get("examples", {}).get("valid") or config.get("data.valid_examples", 0))
         compared = min(int(config.get("eval.compared_examples", 0)), valid)
-        planned = config.get("num_epochs", 0)
+        planned, train = config.get("num_epochs", 0), epochs.get("train/error_rate", [])
         run = {
             "epochs": len(epochs),
             "best_valid_error_rate": epochs["valid/error_rate"].min(),
-            "stood_still": _count_still(epochs.get("train/error_rate", [])),
+            "stood_still": len(list(itertools.takewhile(lambda error: error >= TAKEN_OFF, train))),
             "valid_examples": valid,
             "compared_examples": compared,
             "fingerprint": data.get("fingerprint"),
@@ -126,11 +124,6 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is damaged: not what a run writes ({error!r})") from error
     return config, run, epochs
-
-
-def crop_size(variant: str) -> int:
-    """Returns the side of a variant's crops in pixels."""
-    return _cell_config("baseline", variant)["data.crop_size"]
 
 
 def _run_folders(root: Path) -> Iterator[Path]:
@@ -182,10 +175,6 @@ def _read_epochs(path: epath.Path) -> pd.DataFrame:
     return epochs.astype({"epoch": int})
 
 
-def _count_still(errors) -> int:
-    return len(list(itertools.takewhile(lambda error: error >= TAKEN_OFF, errors)))
-
-
 def _hardware(result: dict[str, Any]) -> str:
     """Writes what a run was made on: `1 AMD EPYC (2 cores)`, `8 TPU v5 lite (2 hosts)`."""
     of = result.get("hardware")
@@ -215,18 +204,15 @@ def _changes(config: dict[str, Any], cell: dict[str, Any]) -> list[str]:
     return [
         f"{field}={value}"
         for field, value in sorted(config.items())
-        if not _is_free(field) and (field not in cell or cell[field] != value)
+        if not (field in _FREE or field.startswith("eval."))
+        and (field not in cell or cell[field] != value)
     ]
 
 
 @cache
 def _cell_config(cell: str, variant: str) -> dict[str, Any]:
     config = importlib.import_module(f"configs.{cell}").get_config(variant).to_dict()
-    return flatten(config, fields=("model.norm_kwargs",))
-
-
-def _is_free(field: str) -> bool:
-    return field in _FREE or field.startswith("eval.")
+    return flatten(config, fields=KWARGS)
 
 
 def _sections(runs: pd.DataFrame) -> pd.Series:

@@ -21,12 +21,12 @@ CAUSES = (AVERAGES, WEIGHTS, UNDECIDED)
 RUNNING, PRECISE, BATCH = (f"valid/error_rate_{kind}" for kind in ("running", "precise", "batch"))
 
 RULE = (
-    f"A *spike* is an epoch whose validation error is more than {points(POINTS, sign=False)} and "
+    f"A spike is an epoch whose validation error is more than {points(POINTS, sign=False)} and "
     f"{MANY_ERRORS} binomial standard errors above that of two epochs, one before and one after "
     f"it, with at most {WIDTH} epochs in between. The first epoch is none; the last is compared "
     f"with the lowest of the {WIDTH} before it. Its excess is measured from the higher of the two "
-    "epochs, on the compared images by running averages. The spike is *of the averages* if "
-    f"precise statistics take away at least {SHARE:.0%} of it, *of the weights* if the error by "
+    "epochs, on the compared images by running averages. The spike is of the averages if "
+    f"precise statistics take away at least {SHARE:.0%} of it, of the weights if the error by "
     f"precise statistics itself rises by at least {SHARE:.0%} of it, and undecided if both, "
     "neither, or if the compared images do not show it."
 )

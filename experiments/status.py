@@ -1,8 +1,9 @@
-"""The tables of a sweep: how far each run is, and what each cell has given."""
+"""What a sweep prints: how far each run is, and what each cell has given."""
 
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from bn_vgg.writers import format_seconds
 from experiments.plan import PlannedRun
@@ -44,16 +45,12 @@ def cell_table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: in
 
 
 def summary(runs: Sequence[PlannedRun], states: Sequence[RunState], at_once: int = 0) -> str:
-    """Counts the runs by state, and estimates the time that is left.
+    """Counts the runs by state, and estimates the time left with `at_once` side by side.
 
-    Args:
-      runs: of the sweep.
-      states: of each.
-      at_once: runs that are made side by side; 0: as many as are running.
+    Without it, with as many as are running.
     """
-    counts = {
-        name: sum(of.state == name for of in states) for name in (DONE, RUNNING, FAILED, TO_DO)
-    }
+    found = [of.state for of in states]
+    counts = {state: found.count(state) for state in (DONE, RUNNING, FAILED, TO_DO)}
     text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     pace = _seconds_an_epoch(states)
     left = [
@@ -69,8 +66,16 @@ def summary(runs: Sequence[PlannedRun], states: Sequence[RunState], at_once: int
     return f"{len(runs)} runs: {text}"
 
 
-def shorten(text: str, size: int) -> str:
-    """Cuts the middle out of a text that is longer than `size`."""
+def epoch_line(run: PlannedRun, line: dict[str, Any]) -> str:
+    """Describes an epoch of a run, a line of its metrics.jsonl, in at most `WIDTH` characters."""
+    said = (
+        f"  epoch {line['epoch']:2}/{run.num_epochs}"
+        f"  train error {line['train/error_rate']:.3f}  valid error {line['valid/error_rate']:.3f}"
+    )
+    return _shorten(run.folder, WIDTH - len(said)) + said
+
+
+def _shorten(text: str, size: int) -> str:
     cut = size // 2
     return text if len(text) <= size else f"{text[: size - cut - 1]}…{text[-cut:]}"
 
@@ -80,7 +85,7 @@ def _lay_out(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
     widths[0] = min(widths[0], max(_NAME, width - sum(size + 2 for size in widths[1:])))
     lines = []
     for row in rows:
-        cells = [shorten(row[0], widths[0]), *row[1:]]
+        cells = [_shorten(row[0], widths[0]), *row[1:]]
         lines.append("  ".join(f"{x:{size}}" for x, size in zip(cells, widths, strict=True)))
     return [line[:width].rstrip() for line in lines]
 

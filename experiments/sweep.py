@@ -2,10 +2,9 @@
 
 python -m experiments.sweep --preset=five_way --seeds=3
 
-Stop it and start it again as you like: what is finished is skipped, what was interrupted goes
-on, what failed is tried again. `--dry_run` prints every run's command, `--status` a table of
-how far each is. experiments/presets.py lists the presets and says how to write your own;
-experiments/README.md explains the rest.
+Stop it and start it again as you like: what is finished is skipped, what was interrupted goes on,
+what failed is tried again. experiments/README.md explains it, experiments/presets.py has the
+presets and says how to write your own.
 """
 
 import shutil
@@ -17,20 +16,12 @@ from absl import flags
 
 from bn_vgg import cli, config_file
 from bn_vgg.errors import UserError
-from experiments import state, status
-from experiments.driver import ATTEMPTS, Driver
+from experiments import plan, state, status
+from experiments.driver import Driver
 from experiments.executors import Executor
 from experiments.executors.local import Local
 from experiments.executors.ray import Ray
 from experiments.executors.sky import TASK, Sky
-from experiments.plan import (
-    PlannedRun,
-    find_preset,
-    parse_seeds,
-    parse_settings,
-    parse_shard,
-    plan,
-)
 from experiments.presets import PRESETS, VARIANTS
 
 _PRESET = flags.DEFINE_string("preset", None, "A name in experiments/presets.py, or your file.")
@@ -46,7 +37,7 @@ _JOBS = flags.DEFINE_integer("jobs", None, "Runs (with sky: VMs) at once, at mos
 _DEVICES = flags.DEFINE_integer(
     "devices_per_run", None, "GPUs (default 1), TPU chips (1) or cores (2) of each run.", 1
 )
-_ATTEMPTS = flags.DEFINE_integer("attempts", ATTEMPTS, "At a run that crashes.", 1)
+_ATTEMPTS = flags.DEFINE_integer("attempts", 3, "At a run that crashes.", 1)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "As bn_vgg.main's.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As bn_vgg.main's.")
 _RAY_ADDRESS = flags.DEFINE_string("ray_address", "auto", "Address of the Ray cluster's head.")
@@ -58,74 +49,60 @@ _STATUS = flags.DEFINE_bool("status", False, "Print how far the sweep in --out i
 
 def main() -> int | None:
     """Runs the command. Returns 1 if runs were given up."""
-    started = time.monotonic()
-    out = _out()
-    if _STATUS.value:
-        runs = state.read_plan(out)["runs"]
-        width = min(shutil.get_terminal_size((status.WIDTH, 0)).columns, 160)
-        print(status.run_table(runs, state.read_states(out, runs), width))
-        return None
-    if _PRESET.value is None:
+    until = time.monotonic() + 60 * _BUDGET.value if _BUDGET.value else float("inf")
+    preset = _PRESET.value or ""
+    if not (preset or (_STATUS.value and _OUT.value)):
         raise UserError(f"--preset is missing; there are: {', '.join(PRESETS)}")
-    settings = parse_settings(_SET.value)
-    runs = plan(
-        find_preset(_PRESET.value), variant=_VARIANT.value, seeds=parse_seeds(_SEEDS.value),
-        settings=settings,
+    suffix = "" if _VARIANT.value == "full" else f"-{_VARIANT.value}"
+    out = _OUT.value or f"runs/{Path(preset).stem}{suffix}"
+    if _STATUS.value:
+        sweep = state.read_sweep(out)
+        width = min(shutil.get_terminal_size((status.WIDTH, 0)).columns, 160)
+        print(status.run_table(sweep.runs, sweep.states(driven=state.is_driven(out)), width))
+        return None
+    runs = plan.plan(
+        plan.find_preset(preset), variant=_VARIANT.value,
+        seeds=plan.parse_seeds(_SEEDS.value), settings=plan.parse_settings(_SET.value),
     )  # fmt: skip
-    until = started + 60 * _BUDGET.value if _BUDGET.value else float("inf")
     executor = _make_executor(out)
     if _SHARD.value:
-        index, count = parse_shard(_SHARD.value)
-        return _drive(executor, state.DriverState(None), out, runs[index::count], until)
+        index, count = plan.parse_shard(_SHARD.value)
+        return _drive(executor, state.Sweep(out, runs[index::count]), until)
     if _DRY_RUN.value:
         print("\n".join(executor.command(work) for work in executor.divide(runs)))
         return None
-    with state.driving(out) as driver_state:
-        state.claim(out, _PRESET.value, _VARIANT.value, settings, runs)
-        return _drive(executor, driver_state, out, runs, until)
+    with state.driving(out, runs) as sweep:
+        return _drive(executor, sweep, until)
 
 
-def _drive(
-    executor: Executor, driver_state: state.DriverState, out: str, runs: list[PlannedRun],
-    until: float,
-) -> int | None:  # fmt: skip
-    to_do = state.unfinished(out, runs)
+def _drive(executor: Executor, sweep: state.Sweep, until: float) -> int | None:
+    runs, to_do = sweep.runs, sweep.unfinished()
     work = [each for each in executor.divide(runs) if any(run in to_do for run in each.runs)]
-    driver = Driver(executor, driver_state, out, cli.show, _ATTEMPTS.value)
+    slots = executor.open(work) if work else []
+    driver = Driver(executor, sweep, len(slots), _ATTEMPTS.value)
     try:
         if work:
-            slots = executor.open(work)
             names = slots[0] if len(set(slots)) == 1 else ", ".join(slots)
             done = f" ({len(runs) - len(to_do)} of {len(runs)} are done)" * (to_do != runs)
             cli.show(f"{len(to_do)} runs to do{done}, {len(slots)} at once on {names}")
             if isinstance(executor, Local):
                 _advise(executor.platform, to_do[0])
-            driver.drive(work, runs, len(slots), until)
+            driver.drive(work, until)
     finally:
-        if _BUDGET.value and "://" not in out:
-            cli.show(f"small files: {state.copy_small_files(out, runs)}")
-        cli.show(status.summary(runs, state.read_states(out, runs)))
+        if _BUDGET.value and "://" not in sweep.out:
+            cli.show(f"small files: {sweep.copy_small_files()}")
+        cli.show(status.summary(runs, sweep.states()))
     for each, error in driver.failed:
         print(f"failed: {each.name}: {error}", file=sys.stderr)
-    cli.show(f"\n{status.cell_table(runs, state.read_states(out, runs))}\n")
-    cli.show(f"python -m experiments.report --runs={out}")
+    cli.show(f"\n{status.cell_table(runs, sweep.states())}\n")
+    cli.show(f"python -m experiments.report --runs={sweep.out}")
     return 1 if driver.failed else None
 
 
-def _advise(platform: str, run: PlannedRun) -> None:
+def _advise(platform: str, run: plan.PlannedRun) -> None:
     config = config_file.load_config(run.config_arguments)
     if platform == "cpu" and config.get("variant") == "full" and config.data.crop_size >= 128:
         cli.show("128x128 takes a CPU hours a run: --variant=small is the same at 48x48")
-
-
-def _out() -> str:
-    if _OUT.value:
-        return _OUT.value
-    if _PRESET.value is None:
-        raise UserError("--out is missing: the sweep's folder" if _STATUS.value else
-                        f"--preset is missing; there are: {', '.join(PRESETS)}")  # fmt: skip
-    suffix = "" if _VARIANT.value == "full" else f"-{_VARIANT.value}"
-    return f"runs/{Path(_PRESET.value).stem}{suffix}"
 
 
 def _make_executor(out: str) -> Executor:

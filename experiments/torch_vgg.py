@@ -59,12 +59,12 @@ def make_network(model: dict, crop_size: int) -> nn.Module:
 
 def make_steps(
     model: dict, optimizer: dict, images_NHWC: np.ndarray, labels_N: np.ndarray, count: int
-) -> dict[str, Callable[[], None]]:
-    """Returns functions that do `count` updates and wait for them, by what they are called.
+) -> Callable[[], None]:
+    """Returns a function that does `count` updates and waits for them.
 
-    `torch` is eager on a CPU and `torch.compile` on a GPU, where `torch_graph` is a CUDA graph of
-    the whole compiled step besides. Images are on the device as uint8 before, as they are for the
-    network it is compared with.
+    On a CPU it is eager; on a GPU a CUDA graph of the compiled step, which is the fastest of its
+    forms. Images are on the device as uint8 before, as they are for the network it is compared
+    with.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu, dtype = device.type == "cuda", _DTYPES[model["dtype"]]
@@ -97,18 +97,15 @@ def make_steps(
         compiled().backward()
         rmsprop.step()
 
-    def repeated(take: Callable[[], None]) -> Callable[[], None]:
-        def steps() -> None:
-            for _ in range(count):
-                take()
-            if on_gpu:
-                torch.cuda.synchronize()
+    take = _capture(step, rmsprop) if on_gpu else step
 
-        return steps
+    def steps() -> None:
+        for _ in range(count):
+            take()
+        if on_gpu:
+            torch.cuda.synchronize()
 
-    if not on_gpu:
-        return {"torch": repeated(step)}
-    return {"torch": repeated(step), "torch_graph": repeated(_capture(step, rmsprop))}
+    return steps
 
 
 def _capture(step: Callable[[], None], rmsprop: torch.optim.Optimizer) -> Callable[[], None]:

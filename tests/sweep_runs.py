@@ -7,6 +7,7 @@ from experiments.executors import Work
 from experiments.executors.local import Local, Share
 from experiments.plan import PlannedRun
 from tests.conftest import ROOT
+from tests.runs import lines, run
 
 # Writes what a run writes; goes on where it was; keeps what it has when it is terminated.
 FAKE_RUN = """
@@ -66,18 +67,26 @@ def planned(name, seed=0, num_epochs=2):
     return PlannedRun(name, seed, "configs/baseline.py", {}, num_epochs=num_epochs)
 
 
-def write_preset(folder, source, epochs=2):
-    """Writes a preset of two norms at a tiny size; `epochs` are of the first, to kill it in."""
-    path = folder / "tiny_norms.py"
+def write_preset(folder, source, epochs=2, *, short=True):
+    """Writes a preset of a run of `epochs`, to kill it in, and a short one, at a tiny size."""
+    path = folder / "tiny.py"
     path.write_text(f"""
 def sweep():
-    for norm, epochs in (("none", {epochs}), ("mean_only", 2)):
+    for name, epochs in (("long", {epochs}), ("short", 2))[: {1 + short}]:
         yield {{
-            "config": "tests/tiny_config.py", "name": norm, "model.norm": norm,
+            "config": "tests/tiny_config.py", "name": name, "model.norm": "none",
             "data.source": {str(source)!r}, "num_epochs": epochs,
         }}
 """)
     return path
+
+
+def run_alone(config, epochs, folder, cache_folder):
+    """Makes the first run of that preset in this process; returns its lines."""
+    config.update({"name": "long", "num_epochs": epochs})
+    config.model.norm = "none"
+    run(config, folder, cache_folder)
+    return lines(folder)
 
 
 def start(*arguments):

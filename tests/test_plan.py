@@ -6,13 +6,7 @@ from bn_vgg import config_file
 from bn_vgg.config_file import name_run
 from bn_vgg.errors import UserError
 from bn_vgg.models.norms import NORMALIZERS
-from experiments.plan import (
-    find_preset,
-    parse_seeds,
-    parse_settings,
-    parse_shard,
-    plan,
-)
+from experiments.plan import find_preset, parse_seeds, parse_settings, parse_shard, plan
 from experiments.presets import CELLS, PRESETS, VARIANTS
 
 FIVE_WAY = {
@@ -39,17 +33,15 @@ def own_preset(tmp_path):
 
 class TestPresets:
     @pytest.mark.parametrize("variant", VARIANTS)
-    @pytest.mark.parametrize("preset", PRESETS)
-    def test_all_can_be_planned(self, preset, variant):
-        runs = planned(preset, variant, seeds=(0, 1))
-        assert len({run.folder for run in runs}) == 2 * len(PRESETS[preset])
-        suffix = "" if variant == "full" else f"-{variant}"
-        assert all(run.name.endswith(suffix) for run in runs)
-
-    def test_five_way_is_the_seeds_runs_and_the_control(self):
-        assert {entry["config"] for entry in PRESETS["five_way"]} == FIVE_WAY
+    def test_all_can_be_planned(self, variant):
+        for preset, entries in PRESETS.items():
+            runs = planned(preset, variant, seeds=(0, 1))
+            assert len({run.folder for run in runs}) == 2 * len(entries)
+            suffix = "" if variant == "full" else f"-{variant}"
+            assert all(run.name.endswith(suffix) for run in runs)
 
     def test_by_priority_what_matters_most_comes_first(self):
+        assert {entry["config"] for entry in PRESETS["five_way"]} == FIVE_WAY
         runs = planned("priority", "full", (0, 1, 2))
         assert len(runs) == 3 * len(CELLS)
         assert [(run.name, run.seed) for run in runs[:6]] == [
@@ -91,6 +83,7 @@ class TestPresets:
         mine, full = planned(path)
         assert full.folder == "full-norm_decay=0.9-GPU=0.5-small/seed0"
         assert full.resources == {"CPU": 1.0, "GPU": 0.5}
+        assert (full.num_epochs, full.batch_size) == (60, 100)
         assert mine.folder == "mine-small/seed7"
         config = config_file.load_config(mine.config_arguments)
         assert config.model.norm_kwargs.to_dict() == {"ghost_size": 10}
@@ -102,17 +95,19 @@ class TestPresets:
             ("pass", "TypeError: 'NoneType' object is not iterable"),
             ("yield from ()", "yields nothing"),
             ('yield {"seed": 1}', "yields {'seed': 1}, no dict with a 'config'"),
-            ('yield {"config": "full", "seed": None}', "yields None as a seed"),
+            ('yield {"config": "full", "seed": None}', "yields .*None.*, no dict with a 'config'"),
             ("yield 1 / 0", "ZeroDivisionError"),
+            ('yield {"config": "half"}', "no cell 'half'; there are: baseline, baseline_crop"),
+            ('yield {"config": "full", "model": {"norm": "full"}}', "field model is a dict"),
             (
-                'yield {"config": "full", "model": {"norm": "full"}}',
-                "yields 'model' as a dict: write each field of it by itself, 'model.norm'",
+                'yield {"config": "full"}\n    yield {"config": "full"}',
+                "two runs of the sweep are called full-small/seed0",
             ),
         ],
     )
     def test_a_file_that_is_none(self, body, message, own_preset):
         with pytest.raises(UserError, match=message):
-            find_preset(own_preset(body))
+            planned(own_preset(body))
 
     def test_a_file_that_is_not_there(self):
         with pytest.raises(UserError, match=r"no file nowhere\.py"):
@@ -124,7 +119,8 @@ class TestRuns:
         (run,) = planned("figure1", "demo", (3,), num_epochs="4")[:1]
         assert run.arguments("out/", "--notensorboard") == [
             "-m", "bn_vgg.main", "--config=configs/baseline.py:demo", "--config.seed=3",
-            "--config.num_epochs=4", "--workdir=out/baseline-demo/seed3", "--notensorboard",
+            "--config.num_epochs=4", "--config.name=baseline-demo",
+            "--workdir=out/baseline-demo/seed3", "--notensorboard",
         ]  # fmt: skip
         config = config_file.load_config(run.config_arguments)
         assert (config.seed, config.num_epochs, run.num_epochs) == (3, 4, 4)
@@ -136,29 +132,17 @@ class TestRuns:
         assert {config.batch_size for config in configs} == {50}
 
     @pytest.mark.parametrize(
-        ("field", "value", "message"),
+        ("preset", "field", "value", "message"),
         [
-            ("num_epoch", "4", "no field config.num_epoch"),
-            ("num_epochs", "many", "many"),
-            ("model.dropout_rate", "2", "it takes from 0 to less than 1"),
+            ("figure1", "num_epoch", "4", "no field config.num_epoch"),
+            ("figure1", "num_epochs", "many", "many"),
+            ("figure1", "model.dropout_rate", "2", "it takes from 0 to less than 1"),
+            ("norms", "model.norm", "none", "--set=model.norm: the preset's runs differ in it"),
         ],
     )
-    def test_a_wrong_setting_is_refused_before_anything_runs(self, field, value, message):
+    def test_a_wrong_setting_is_refused_before_anything_runs(self, preset, field, value, message):
         with pytest.raises(UserError, match=message):
-            planned("figure1", **{field: value})
-
-    def test_a_setting_may_not_undo_what_the_preset_compares(self):
-        with pytest.raises(UserError, match=r"--set=model.norm: the preset's runs differ in it"):
-            planned("norms", **{"model.norm": "none"})
-
-    def test_two_runs_never_share_a_folder(self, own_preset):
-        path = own_preset('yield {"config": "full"}\n    yield {"config": "full"}')
-        with pytest.raises(UserError, match="two runs of the sweep are called full-small/seed0"):
-            planned(path)
-
-    def test_an_unknown_cell_lists_the_known(self, own_preset):
-        with pytest.raises(UserError, match="no cell 'half'; there are: baseline, baseline_crop"):
-            planned(own_preset('yield {"config": "half"}'))
+            planned(preset, **{field: value})
 
     def test_long_names_are_cut_and_stay_different(self):
         names = {name_run("full", {"a.field": "x" * 300 + end}) for end in ("1", "2")}
@@ -167,27 +151,23 @@ class TestRuns:
 
 
 class TestFlags:
-    @pytest.mark.parametrize(
-        ("text", "seeds"), [("3", [0, 1, 2]), ("0,5,7", [0, 5, 7]), ("4,", [4]), ("0", None),
-                            ("1,1", None), ("a", None), ("-1,2", None)],
-    )  # fmt: skip
-    def test_seeds(self, text, seeds):
-        if seeds is None:
-            with pytest.raises(UserError, match="--seeds="):
-                parse_seeds(text)
-        else:
-            assert parse_seeds(text) == seeds
+    def test_seeds(self):
+        given = {"3": [0, 1, 2], "0,5,7": [0, 5, 7], "4,": [4]}
+        assert {text: parse_seeds(text) for text in given} == given
 
-    def test_settings(self):
+    def test_settings_and_shards(self):
         assert parse_settings(["a.b=1=2", "c="]) == {"a.b": "1=2", "c": ""}
-
-    @pytest.mark.parametrize("text", ["num_epochs", "=3", "seed=1", "name=x"])
-    def test_settings_that_are_none(self, text):
-        with pytest.raises(UserError, match=f"--set={text}"):
-            parse_settings([text])
-
-    def test_shards(self):
         assert parse_shard("1/3") == (1, 3)
-        for text in ("3/3", "1", "0/0"):
-            with pytest.raises(UserError, match=f"--shard={text}"):
-                parse_shard(text)
+
+    @pytest.mark.parametrize(
+        ("parse", "flag", "wrong"),
+        [
+            (parse_seeds, "seeds", ["0", "1,1", "a", "-1,2", ""]),
+            (lambda text: parse_settings([text]), "set", ["num_epochs", "=3", "seed=1", "name=x"]),
+            (parse_shard, "shard", ["3/3", "1", "0/0"]),
+        ],
+    )
+    def test_what_is_none(self, parse, flag, wrong):
+        for text in wrong:
+            with pytest.raises(UserError, match=f"--{flag}={text}"):
+                parse(text)

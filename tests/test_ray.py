@@ -1,19 +1,21 @@
 """A sweep on a real Ray cluster of three nodes on this machine, one of which is killed."""
 
-import os
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from bn_vgg.errors import UserError
 from experiments.executors import ray as executor
+from tests.conftest import ROOT
 from tests.runs import lines, wait_for_checkpoint
-from tests.sweep_runs import finish, start, write_preset
+from tests.sweep_runs import finish, planned, run_alone, start, write_preset
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-RUN = "none/seed0"
+RUN = "long/seed0"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,9 @@ def cluster():
     patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's processes are otherwise so nice that beside other tests they hardly get on.
     patched.setenv("RAY_worker_niceness", "0")
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    found = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     found.workers = [found.add_node(num_cpus=1) for _ in range(2)]
     yield found
     found.shutdown()
@@ -45,9 +49,9 @@ def node_of(run, cluster):
 
 @pytest.mark.slow
 def test_a_killed_node_costs_no_run_and_changes_no_number(
-    cluster, tmp_path, cartoon_folder, cache_folder, run_command
+    cluster, tmp_path, cartoon_folder, cache_folder, tiny_config
 ):
-    preset = write_preset(tmp_path, cartoon_folder, epochs=60)
+    preset = write_preset(tmp_path, cartoon_folder, epochs=20, short=False)
     process = start(
         f"--preset={preset}", "--notensorboard", f"--cache_dir={cache_folder}", "--executor=ray",
         f"--ray_address={cluster.address}", f"--out={tmp_path / 'ray'}",
@@ -55,27 +59,23 @@ def test_a_killed_node_costs_no_run_and_changes_no_number(
     wait_for_checkpoint(tmp_path / "ray" / RUN, process)
     cluster.remove_node(node_of(RUN, cluster), allow_graceful=False)
     out, _ = finish(process)
-    assert "2 runs to do, 2 at once on a Ray cluster of 3 nodes" in out
-    assert "none/seed0  epoch 60/60" in out
-    assert "2 runs: 2 done" in out
+    assert "1 runs to do, 1 at once on a Ray cluster of 3 nodes" in out
+    assert "long/seed0  epoch 20/20" in out
+    assert "1 runs: 1 done" in out
     assert "resuming after epoch" in (tmp_path / "ray" / RUN / "log.txt").read_text()
-
-    run_command(
-        "main", "--config=tests/tiny_config.py", "--config.name=none", "--config.model.norm=none",
-        f"--config.data.source={cartoon_folder}", "--config.num_epochs=60", "--notensorboard",
-        f"--workdir={tmp_path / 'alone'}",
-    )  # fmt: skip
-    assert lines(tmp_path / "ray" / RUN) == lines(tmp_path / "alone")
+    alone = run_alone(tiny_config, 20, tmp_path / "alone", cache_folder)
+    assert lines(tmp_path / "ray" / RUN) == alone
 
 
-@pytest.mark.slow
-def test_what_no_node_has_is_said_at_once(cluster, tmp_path, cartoon_folder):
-    process = start(
-        f"--preset={write_preset(tmp_path, cartoon_folder)}", "--executor=ray",
-        f"--ray_address={cluster.address}", "--set=resources.TPU=4", f"--out={tmp_path / 'out'}",
-    )  # fmt: skip
-    _, errors = finish(process, status=2)
-    assert "none/seed0 asks for {'CPU': 1.0, 'TPU': 4.0} (config.resources)" in errors
+def test_what_no_node_has_is_said_at_once(monkeypatch):
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}, {"Alive": False, "Resources": {"TPU": 4}}]
+    stand_in = SimpleNamespace(init=lambda *_, **__: None, nodes=lambda: nodes)
+    monkeypatch.setitem(sys.modules, "ray", stand_in)
+    jobs = executor.Ray("out", [])
+    fits, not_there = (replace(planned("a"), resources=x) for x in ({"CPU": 8}, {"TPU": 4}))
+    assert jobs.open(jobs.divide([fits])) == ["a Ray cluster of 1 nodes"]
+    with pytest.raises(UserError, match=r"a/seed0 asks for {'TPU': 4} \(config.resources\)"):
+        jobs.open(jobs.divide([not_there]))
 
 
 def test_where_there_is_no_cluster_it_says_how_to_start_one():
@@ -84,18 +84,11 @@ def test_where_there_is_no_cluster_it_says_how_to_start_one():
         executor.Ray("out", [], "127.0.0.1:1").open([])
 
 
-@pytest.mark.parametrize(
-    ("gpus", "given", "share"),
-    [(0.25, None, "0.188"), (1, None, "None"), (0, None, "None"), (0.5, "0.4", "0.4")],
-)
-def test_a_share_of_a_gpu_is_a_share_of_its_memory(gpus, given, share, tmp_path, monkeypatch):
-    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
-    if given:
-        monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", given)
-    monkeypatch.chdir(os.getcwd())  # the task changes it
-    code = "import os; print(os.environ.get('XLA_CLIENT_MEM_FRACTION')); exit(3)"
-    ended = executor.execute(["-c", code], str(tmp_path / "run.out"), gpus)
-    assert (ended.status, ended.error) == (3, f"exit status 3: {share}")
+def test_a_task_makes_a_process_and_says_how_it_ended(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # the task changes it
+    code = "import os; print(os.environ['SHARED']); exit(3)"
+    ended = executor._execute(["-c", code], str(tmp_path / "run.out"), {"SHARED": "yes"})
+    assert (ended.status, ended.error) == (3, "exit status 3: yes")
 
 
 def test_without_ray_it_says_how_to_get_it(monkeypatch):

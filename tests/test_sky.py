@@ -12,7 +12,9 @@ from experiments.plan import PlannedRun, find_preset, parse_shard, plan
 
 OUT = "gs://bucket/some sweep"
 RUNS = [
-    PlannedRun("full-demo", seed, "configs/full.py:demo", {"num_epochs": "3"}, num_epochs=3)
+    PlannedRun(
+        "full-demo", seed, "configs/full.py:demo", {"num_epochs": "3"}, num_epochs=3, batch_size=50
+    )
     for seed in range(5)
 ]
 
@@ -181,7 +183,9 @@ def test_a_pod_or_all_chips_of_a_host_make_one_run_together(sky, accelerator, pe
     [
         ({"tpu-v5litepod-16": 1}, None, "16 chips of tpu-v5litepod-16 cannot share batches of 50"),
         ({"tpu-v5litepod-8": 1}, 8, "8 chips of tpu-v5litepod-8 cannot share batches of 50"),
+        ({"tpu-v5litepod-4": 1}, 5, "--devices_per_run=5: tpu-v5litepod-4 has 4"),
         ({"tpu-v5litepod-3": 1}, None, "no TPU tpu-v5litepod-3; there are: tpu-v5litepod-1, "),
+        ({"tpu-v6e-1": 1, "H100": 1}, None, "name one kind of accelerator"),
     ],
 )
 def test_hardware_that_does_not_suit_is_refused_before_a_launch(
@@ -191,6 +195,11 @@ def test_hardware_that_does_not_suit_is_refused_before_a_launch(
     with pytest.raises(UserError, match=message):
         executor(per_run=per_run).divide(RUNS)
     assert not sky.launched
+
+
+def test_a_folder_of_this_machine_is_refused(sky):
+    with pytest.raises(UserError, match="with sky it is an address that all see"):
+        Sky("runs", [], [], str(TASK))
 
 
 def test_a_task_file_that_is_none_is_refused(tmp_path):

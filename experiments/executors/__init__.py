@@ -10,11 +10,9 @@ from experiments.plan import PlannedRun
 
 @dataclass(frozen=True)
 class Work:
-    """What one process does: `name` is a run's folder, or a shard of a sweep.
+    """What one process does: `python` with these arguments makes these runs.
 
-    Attributes:
-      arguments: of `python`.
-      runs: that it makes.
+    `name` is the run's folder, or says which shard of the sweep it is.
     """
 
     name: str

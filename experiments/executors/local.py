@@ -37,6 +37,39 @@ class Share:
     cores: tuple[int, ...] = ()  # none: all
 
 
+class Process:
+    """A process of Python whose output goes to a file.
+
+    It is in a session of its own, so that Ctrl-C reaches it by `stop` alone (a second signal
+    would end it at once), and is killed when the process that started it dies.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], output: Path, environment: Mapping[str, str],
+        cores: Sequence[int] = (),
+    ):  # fmt: skip
+        self._output = output
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("wb") as file:
+            self.popen = subprocess.Popen(
+                [sys.executable, *arguments], env=os.environ | environment, stdout=file,
+                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+                preexec_fn=lambda: _prepare_child(cores),
+            )  # fmt: skip
+
+    def poll(self) -> Ended | None:
+        """How it ended; None while it is running."""
+        status = self.popen.poll()
+        if not status:
+            return None if status is None else Ended(0)
+        if status < 0:
+            return Ended(status, f"its process ended with {signal.Signals(-status).name}")
+        said = [line for line in self._output.read_text(errors="replace").splitlines() if line]
+        errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+        last = (said or [f"see {self._output}"])[-1]
+        return Ended(status, errors[-1] if errors else f"exit status {status}: {last}")
+
+
 class Local(Executor):
     """The executor. `platform` is JAX's name of the hardware, once it is open."""
 
@@ -51,33 +84,26 @@ class Local(Executor):
         self._outputs = tempfile.mkdtemp(prefix="bn_vgg-") if "://" in out else out
 
     def open(self, work: Sequence[Work]) -> list[str]:
-        """See `Executor`."""
-        self.platform, count = _ask_devices()
-        shares = share_out(self.platform, count, cli.usable_cores(), self._jobs, self._per_run)
+        done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"JAX finds no devices: {done.stderr.strip().splitlines()[-1]}")
+        self.platform, count = done.stdout.split()[-2:]
+        shares = share_out(
+            self.platform, int(count), cli.usable_cores(), self._jobs, self._per_run
+        )  # fmt: skip
         self._shares = shares[: len(work)]
         return [share.name for share in self._shares]
 
-    def start(self, work: Work, slot: int) -> "Process":
-        """See `Executor`."""
+    def start(self, work: Work, slot: int) -> Process:
         share = self._shares[slot]
         output = Path(self._outputs) / f"{work.name}.out"
         return Process(work.arguments, output, share.environment, share.cores)
 
-    def poll(self, process: "Process") -> Ended | None:
-        """See `Executor`."""
+    def poll(self, process: Process) -> Ended | None:
         return process.poll()
 
-    def stop(self, process: "Process") -> None:
-        """See `Executor`."""
+    def stop(self, process: Process) -> None:
         process.popen.terminate()
-
-
-def _ask_devices() -> tuple[str, int]:
-    done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"JAX finds no devices: {done.stderr.strip().splitlines()[-1]}")
-    platform, count = done.stdout.split()[-2:]
-    return platform, int(count)
 
 
 def share_out(
@@ -104,63 +130,23 @@ def share_out(
         parts = [tuple(cores[i::jobs][:size]) for i in range(jobs)]
         return [Share(f"cores {','.join(map(str, part))}", cores=part) for part in parts]
     per_run = per_run or 1
-    if per_run > count:
-        raise UserError(f"--devices_per_run={per_run}: there are {count} ({platform})")
+    if per_run > count or (platform == "tpu" and per_run not in (*_CHIP_BOUNDS, count)):
+        raise UserError(
+            f"--devices_per_run={per_run}: there are {count} ({platform}); of a TPU 1, 2, 4 or all"
+        )
     variable = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}[platform]
+    more = {}
+    if platform == "tpu" and per_run < count:  # otherwise a process takes all chips of the host
+        more = {
+            "TPU_CHIPS_PER_PROCESS_BOUNDS": _CHIP_BOUNDS[per_run],
+            "TPU_PROCESS_BOUNDS": "1,1,1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        }
     given = os.environ.get(variable)
     names = given.split(",") if given else [str(i) for i in range(count)]
     groups = [",".join(names[i : i + per_run]) for i in range(0, count - per_run + 1, per_run)]
-    return [
-        Share(f"{platform.upper()} {group}", {variable: group} | _bounds(platform, per_run, count))
-        for group in groups[:jobs]
-    ]
-
-
-def _bounds(platform: str, per_run: int, count: int) -> dict[str, str]:
-    """Without these, a process takes all chips of the host."""
-    if platform != "tpu" or per_run == count:
-        return {}
-    if per_run not in _CHIP_BOUNDS:
-        raise UserError(f"--devices_per_run={per_run}: 1, 2, 4 or all {count} TPU chips")
-    return {
-        "TPU_CHIPS_PER_PROCESS_BOUNDS": _CHIP_BOUNDS[per_run],
-        "TPU_PROCESS_BOUNDS": "1,1,1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
-
-
-class Process:
-    """A process of Python whose output goes to a file.
-
-    It is in a session of its own, so that Ctrl-C reaches it by `stop` alone (a second signal
-    would end it at once), and is killed when the process that started it dies.
-    """
-
-    def __init__(
-        self, arguments: Sequence[str], output: Path, environment: Mapping[str, str],
-        cores: Sequence[int] = (),
-    ):  # fmt: skip
-        self._output = output
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("wb") as file:
-            self.popen = subprocess.Popen(
-                [sys.executable, *arguments], env=os.environ | environment, stdout=file,
-                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-                preexec_fn=lambda: _prepare_child(cores),
-            )  # fmt: skip
-
-    def poll(self) -> Ended | None:
-        """How it ended; None while it is running."""
-        status = self.popen.poll()
-        return None if status is None else Ended(status, self._error(status) if status else "")
-
-    def _error(self, status: int) -> str:
-        if status < 0:
-            return f"its process ended with {signal.Signals(-status).name}"
-        said = [line for line in self._output.read_text(errors="replace").splitlines() if line]
-        errors = [line for line in said if line.startswith("error: ")]
-        last = (errors or said or [f"see {self._output}"])[-1].removeprefix("error: ")
-        return last if errors else f"exit status {status}: {last}"
+    return [Share(f"{platform.upper()} {group}", {variable: group} | more)
+            for group in groups[:jobs]]  # fmt: skip
 
 
 def _prepare_child(cores: Sequence[int]) -> None:

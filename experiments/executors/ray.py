@@ -15,12 +15,9 @@ from typing import Any
 from bn_vgg.errors import UserError
 from experiments.executors import Ended, Executor, Work
 from experiments.executors.local import Process
-from experiments.plan import PlannedRun
 
 # Times that Ray by itself begins a task again whose node died.
 _RESTARTS = 3
-# XLA takes three quarters of a GPU's memory, unless this says otherwise.
-_FRACTION, _USUAL_FRACTION = "XLA_CLIENT_MEM_FRACTION", 0.75
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -58,25 +55,26 @@ class Ray(Executor):
                 "`ray start --head`, see experiments/README.md"
             ) from error
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        for each in work:
-            _check_room(each.runs[0], nodes)
+        for run in (each.runs[0] for each in work):  # otherwise Ray would wait for ever
+            if not any(all(n.get(k, 0) >= x for k, x in run.resources.items()) for n in nodes):
+                raise UserError(
+                    f"{run.folder} asks for {run.resources} (config.resources), but no node has "
+                    "that; change it with --set=resources.CPU=1"
+                )
         return [f"a Ray cluster of {len(nodes)} nodes"] * len(work)
 
     def start(self, work: Work, slot: int) -> Any:
-        """See `Executor`."""
         resources = dict(work.runs[0].resources)
         cpus, gpus = resources.pop("CPU", 0), resources.pop("GPU", 0)
+        folder = "/tmp/bn_vgg" if "://" in self._out else self._out
+        # XLA would take three quarters of a GPU's memory, for one of the runs that share it.
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if 0 < gpus < 1 else {}
         task = self._ray.remote(
             max_retries=_RESTARTS, num_cpus=cpus, num_gpus=gpus, resources=resources or None,
-        )(execute).options(name=work.name)  # fmt: skip
-        return task.remote(work.arguments, self._output(work), gpus)
-
-    def _output(self, work: Work) -> str:
-        folder = "/tmp/bn_vgg" if "://" in self._out else self._out
-        return f"{folder}/{work.name}.out"
+        )(_execute).options(name=work.name)  # fmt: skip
+        return task.remote(work.arguments, f"{folder}/{work.name}.out", environment)
 
     def poll(self, process: Any) -> Ended | None:
-        """See `Executor`."""
         if not self._ray.wait([process], timeout=0)[0]:
             return None
         errors = self._ray.exceptions
@@ -87,28 +85,13 @@ class Ray(Executor):
             return Ended(1, said, lost=isinstance(error, errors.NodeDiedError))
 
     def stop(self, process: Any) -> None:
-        """See `Executor`."""
         self._ray.cancel(process)
 
 
-def _check_room(run: PlannedRun, nodes: list[dict[str, float]]) -> None:
-    wanted = run.resources
-    if any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
-        return
-    most = {k: max((node.get(k, 0) for node in nodes), default=0) for k in wanted}
-    raise UserError(
-        f"{run.folder} asks for {wanted} (config.resources), but no node has that: the most are "
-        f"{most}; change it with --set=resources.CPU=1"
-    )
-
-
-def execute(arguments: Sequence[str], output: str, gpus: float) -> Ended:
-    """The task: makes a run in a process of its own. Below 1, `gpus` is a share of one's memory."""
+def _execute(arguments: Sequence[str], output: str, environment: dict[str, str]) -> Ended:
+    """The task: makes a run in a process of its own."""
     os.chdir(_ROOT)
-    share = {}
-    if 0 < gpus < 1 and _FRACTION not in os.environ:
-        share[_FRACTION] = f"{gpus * _USUAL_FRACTION:.3f}"
-    process = Process(arguments, Path(output), share)
+    process = Process(arguments, Path(output), environment)
     try:
         while (ended := process.poll()) is None:
             time.sleep(0.5)

@@ -14,29 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bn_vgg import cli, config_file, provenance
+from bn_vgg import cli, provenance
 from bn_vgg.errors import EXIT_BUG, EXIT_USER_ERROR, UserError, one_line
 from experiments.executors import Ended, Executor, Work
 from experiments.plan import PlannedRun
 
 TASK = Path(__file__).resolve().parents[1] / "tpu_vm.yaml"
-_ROOT = TASK.parents[1]
 _VARIABLES = {"ARGUMENTS", "COMMIT"}
 # Chips of each kind of TPU. A v5p is called by its cores, two a chip.
 _SIZES = (1, 4, 8, 16, 32, 64, 128, 256)
-CHIPS = {f"tpu-v5litepod-{size}": size for size in _SIZES}
-CHIPS |= {f"tpu-v6e-{size}": size for size in _SIZES}
-CHIPS |= {f"tpu-v5p-{size}": size // 2 for size in (8, 16, 32, 64, 128, 256)}
-
-
-def chips_of_host(accelerator: str, count: int) -> int:
-    """Devices of an accelerator on a single host; 0 of a pod, which has several hosts.
-
-    v5e and v6e have up to 8 chips on one host, v5p has 4. `count` is that of GPUs.
-    """
-    chips = CHIPS.get(accelerator, count)
-    largest = 4 if accelerator.startswith("tpu-v5p") else 8
-    return chips if accelerator not in CHIPS or chips <= largest else 0
+CHIPS = {f"tpu-{kind}-{size}": size for kind in ("v5litepod", "v6e") for size in _SIZES}
+CHIPS |= {f"tpu-v5p-{size}": size // 2 for size in _SIZES[2:]}
 
 
 class Sky(Executor):
@@ -61,7 +49,7 @@ class Sky(Executor):
 
         Raises:
           UserError: `out` is a folder of this machine, SkyPilot is not installed, or the task
-            cannot be read or asks for a TPU that is not known.
+            cannot be read or does not ask for one known kind of accelerator.
         """
         if not out.startswith("gs://"):
             raise UserError(f"--out={out}: with sky it is an address that all see, gs://BUCKET/…")
@@ -71,32 +59,41 @@ class Sky(Executor):
             raise UserError("--executor=sky needs SkyPilot: pip install -e '.[sky]'") from error
         super().__init__(out, flags)
         self._sky, self._task_file, self._sweep_flags = sky, task_file, sweep_flags
-        self._jobs, self._per_run = jobs, per_run
-        task = self._make_task()
-        self._accelerators = {
-            name: int(count)
-            for each in task.resources
-            for name, count in (each.accelerators or {}).items()
-        }
+        self._jobs, self._per_run = jobs, per_run or 1
+        found = [each.accelerators or {} for each in self._make_task().resources]
+        kinds = {name: int(count) for each in found for name, count in each.items()}
+        if len(kinds) != 1:
+            raise UserError(f"--sky_task={task_file}: name one kind of accelerator")
+        ((self._accelerator, self._devices),) = kinds.items()
+        if self._accelerator.startswith("tpu-"):
+            if self._accelerator not in CHIPS:
+                known = ", ".join(CHIPS)
+                raise UserError(
+                    f"--sky_task={task_file}: no TPU {self._accelerator}; there are: {known}"
+                )
+            self._devices = CHIPS[self._accelerator]
 
     def divide(self, runs: Sequence[PlannedRun]) -> list[Work]:
         """A job for each run, or for each shard where hosts have several chips.
 
         Raises:
-          UserError: the chips that a run would have cannot share its batch.
+          UserError: the chips that a run would have cannot share its batch, or there are fewer.
         """
-        per_run = self._per_run or 1
-        hosts = {name: chips_of_host(name, n) for name, n in self._accelerators.items()}
-        for name, on_host in hosts.items():
-            _check_batches(runs, name, per_run if on_host else CHIPS[name])
-        if all(on_host in (0, per_run) for on_host in hosts.values()):
+        # v5e and v6e have up to 8 chips on one host, v5p has 4; more are a pod of several hosts.
+        largest = 4 if self._accelerator.startswith("tpu-v5p") else 8
+        pod = self._accelerator in CHIPS and self._devices > largest
+        chips = self._devices if pod else self._per_run
+        for run in runs:
+            if run.batch_size % chips:
+                raise UserError(
+                    f"{run.folder}: {chips} chips of {self._accelerator} cannot share batches of "
+                    f"{run.batch_size}; change one, with --set=batch_size=… or --sky_task"
+                )
+        if chips == self._devices:
             return super().divide(runs)
-        side_by_side = min(hosts.values()) // per_run
+        side_by_side = self._devices // chips
         if not side_by_side:
-            raise UserError(
-                f"--sky_task={self._task_file}: a run of {per_run} chips does not fit on every one "
-                f"of {', '.join(hosts)}; pods and single hosts do not go together"
-            )
+            raise UserError(f"--devices_per_run={chips}: {self._accelerator} has {self._devices}")
         count = min(self._jobs or len(runs), -(-len(runs) // side_by_side))
         return [self._shard(i, count, runs[i::count]) for i in range(count)]
 
@@ -117,8 +114,7 @@ class Sky(Executor):
 
     def open(self, work: Sequence[Work]) -> list[str]:
         """See `Executor`: SkyPilot queues what there is no room for."""
-        where = ", ".join(self._accelerators) or "machines"
-        return [f"SkyPilot ({where})"] * min(len(work), self._jobs or len(work))
+        return [f"SkyPilot ({self._accelerator})"] * min(len(work), self._jobs or len(work))
 
     def job_name(self, work: Work) -> str:
         """The same from start to start, so that a sweep that was killed finds its jobs again."""
@@ -127,21 +123,20 @@ class Sky(Executor):
 
     def start(self, work: Work, slot: int) -> Any:
         """Launches the work's job, or finds it. Returns its id, or how that failed."""
+        name = self.job_name(work)
         try:
-            found = self._queue(skip_finished=True, name_match=self.job_name(work))
-            if found:
+            if found := self._queue(skip_finished=True, name_match=name):
                 job_id = found[0].job_id
             else:
                 task = self._make_task()
                 task.update_envs(_variables(work))
-                (job_id,), _ = self._sky.get(self._sky.jobs.launch(task, name=self.job_name(work)))
+                (job_id,), _ = self._sky.get(self._sky.jobs.launch(task, name=name))
         except Exception as error:  # SkyPilot's, and those of what it calls
             return Ended(EXIT_BUG, f"SkyPilot: {type(error).__name__}: {one_line(error)}")
         cli.show(f"{work.name}: managed job {job_id}, `sky jobs logs {job_id}`")
         return job_id
 
     def poll(self, process: Any) -> Ended | None:
-        """See `Executor`."""
         if isinstance(process, Ended):
             return process
         try:
@@ -155,15 +150,13 @@ class Sky(Executor):
         if status == "SUCCEEDED":
             return Ended(0)
         said = f"job {process} is {status}: {reason or 'see its log'}"
-        exit_code = re.search(r"exit code (\d+)", reason)
-        if exit_code:
+        if exit_code := re.search(r"exit code (\d+)", reason):
             return Ended(int(exit_code[1]), said)
         # No room, no rights, a setup that fails: the same happens at the next attempt.
         impossible = status in ("FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE")
         return Ended(EXIT_USER_ERROR if impossible else EXIT_BUG, said)
 
     def stop(self, process: Any) -> None:
-        """See `Executor`."""
         if isinstance(process, Ended):
             return
         try:
@@ -181,23 +174,8 @@ class Sky(Executor):
             raise UserError(f"--sky_task={self._task_file}: {one_line(error)}") from error
         if missing := _VARIABLES - task.envs.keys():
             raise UserError(f"--sky_task={self._task_file} has no {min(missing)} among its envs")
-        for name in [name for each in task.resources for name in each.accelerators or ()]:
-            if name.startswith("tpu-") and name not in CHIPS:
-                raise UserError(
-                    f"--sky_task={self._task_file}: no TPU {name}; there are: {', '.join(CHIPS)}"
-                )
-        task.workdir = str(_ROOT)
+        task.workdir = str(TASK.parents[1])
         return task
-
-
-def _check_batches(runs: Sequence[PlannedRun], accelerator: str, chips: int) -> None:
-    for run in runs:
-        batch_size = config_file.load_config(run.config_arguments).batch_size
-        if batch_size % chips:
-            raise UserError(
-                f"{run.folder}: {chips} chips of {accelerator} cannot share batches of "
-                f"{batch_size}; change one, with --set=batch_size=… or --sky_task"
-            )
 
 
 def _variables(work: Work) -> dict[str, str]:
