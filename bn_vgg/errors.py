@@ -1,8 +1,11 @@
 """Exceptions that a command turns into one line, and its exit statuses."""
 
 import os
+import reprlib
 import shutil
 import signal
+from collections.abc import Mapping
+from typing import Any
 
 EXIT_BUG = 1
 EXIT_USER_ERROR = 2
@@ -18,8 +21,7 @@ EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 class UserError(Exception):
     """Something the user can put right: a wrong path, name, value or file.
 
-    The message is one line that says what happened, where, and what to do next. Commands print it
-    as `error: …` and exit with status 2. Everything else that is raised is a bug.
+    The message is one line: what happened, where, and what to do next.
     """
 
     def __init__(self, message: str):
@@ -32,11 +34,7 @@ class NotThereError(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has stopped the command; for a run, after its state was kept.
-
-    Attributes:
-      status: to exit with.
-    """
+    """A signal has stopped the command, a run after its state was kept; exit with `status`."""
 
     def __init__(self, asked: signal.Signals, message: str):
         super().__init__(f"{message}; run the same command again to go on")
@@ -58,6 +56,20 @@ def one_line(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type's name where it has none."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+def differences(its: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    """Says in which names two mappings differ: `seed is 1, not 0`; empty if in none."""
+
+    def shown(mapping, name: str) -> str:
+        value = mapping.get(name, "(not there)")
+        return value if isinstance(value, str) else reprlib.repr(value)
+
+    return "; ".join(
+        f"{name} is {shown(its, name)}, not {shown(others, name)}"
+        for name in sorted(its.keys() | others.keys())
+        if its.get(name) != others.get(name)
+    )
 
 
 def free_bytes(folder: str | os.PathLike[str]) -> str:

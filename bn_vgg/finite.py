@@ -4,16 +4,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from bn_vgg.data.crops import crops_of
 from bn_vgg.data.pipeline import Chunk
 from bn_vgg.errors import UserError, first_line
-from bn_vgg.metrics import TrainMetrics
 from bn_vgg.programs import Programs
 from bn_vgg.steps import TrainState, make_loss
 
+# In the order in which a step computes them. A gradient that is not finite shows in the second.
 _PARTS = {
     "batch_stats": "running statistic",
     "opt_state": "optimizer state",
@@ -24,90 +22,64 @@ _ADVICE = "; with --config.debug.nans=True the same command names the operation 
 
 def explain(
     programs: Programs,
-    state_and_metrics: tuple[TrainState, TrainMetrics],
+    state: TrainState,
     chunk: Chunk,
     rng: Any,
     *,
     index: int,
     find_operation: bool,
 ) -> str:
-    """Says what is not finite in a step, and the loss of the step before it.
+    """Says what is not finite after a step, and the loss of the step before it.
 
     Args:
       programs: of the run.
-      state_and_metrics: what the chunk began with, on the devices.
+      state: what the chunk began with, on the devices.
       chunk: that holds the step.
       rng: the epoch's dropout key, on the devices.
       index: of the step, within the chunk.
       find_operation: whether to look for the operation that makes a NaN (`jax.debug_nans`); it
         names none that makes an infinity.
     """
-    devices = programs.devices
-    inspect = devices.compile(make_inspect(programs))
-    for i in range(index):
-        before = chunk.step(i, devices)
-        state_and_metrics = programs.train_chunk(
-            tuple(state_and_metrics), rng, before.batches, before.pixels
+    devices, after, losses = programs.devices, state, []
+    for i in range(index + 1):
+        state, one = after, chunk.step(i, devices)
+        after, metrics = programs.train_chunk(
+            (state, programs.empty_training), rng, one.batches, one.pixels
         )
-    one, state = chunk.step(index, devices), state_and_metrics[0]
-    loss_before = ""
-    if index:
-        seen = devices.fetch(inspect(state, rng, before.batches, before.pixels))
-        loss_before = f" (the batch before it has a loss of {float(seen['loss']):.4g})"
-    seen = devices.fetch(inspect(state, rng, one.batches, one.pixels))
-    after, _ = programs.train_chunk(tuple(state_and_metrics), rng, one.batches, one.pixels)
-    where = f"{_first(seen, devices.fetch(after))} is not a finite number{loss_before}"
-    if not find_operation:
-        return where + _ADVICE
-    return f"{where}{_operation(programs, state, rng, one)}"
+        losses.append(devices.fetch(metrics).compute()["loss"].item())
+    before = f" (the step before had a loss of {losses[-2]:.4g})" if index else ""
+    what = "the loss"
+    if jnp.isfinite(losses[-1]):
+        what = _first(devices.fetch(after))
+    operation = _operation(programs, state, rng, one) if find_operation else _ADVICE
+    return f"{what} is not a finite number{before}{operation}"
 
 
-def _operation(programs: Programs, state, rng, one: Chunk) -> str:
-    devices, inspect, batches = programs.devices, make_inspect(programs), one.batches
-    if devices.axis_name is not None:
-        # Of a mapped program JAX does not say which operation: all shares on one device.
-        inspect = jax.vmap(inspect, (None, None, 0, None), axis_name=devices.axis_name)
-        state, rng, pixels = map(devices.first, (state, rng, one.pixels))
-        one, batches = one._replace(pixels=pixels), jax.device_get(batches)
-    with jax.debug_nans(True):
-        try:
-            jax.block_until_ready(jax.jit(inspect)(state, rng, batches, one.pixels))
-        except (FloatingPointError, UserError) as error:  # the latter from a user's normalizer
-            return f": {first_line(error)}"
-    return "; no operation makes a NaN"
-
-
-def make_inspect(programs: Programs):
-    """Returns `inspect(state, rng, batches, pixels)`: loss, gradients and statistics of a step."""
-    loss_of, axis_name = make_loss(programs.model), programs.devices.axis_name
-
-    def inspect(state: TrainState, rng, batches, pixels):
-        batch = {key: array[0] for key, array in batches.items()}
-        batch |= {"crops": crops_of(batch, pixels, programs.crop_size)}
-        (loss, (_, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, state.batch_stats, batch, rng
-        )
-        # The statistics are for `debug_nans`: what nothing returns is not computed.
-        seen = {"loss": loss, "gradients": gradients, "batch_stats": batch_stats}
-        return seen if axis_name is None else lax.pmean(seen, axis_name)
-
-    return inspect
-
-
-def _first(seen: dict[str, Any], after: TrainState) -> str:
-    if not np.isfinite(seen["loss"]):
-        return "the loss"
-    if path := _not_finite(seen["gradients"]):
-        return f"the gradient of {path}"
+def _first(state: TrainState) -> str:
     for part, name in _PARTS.items():
-        if path := _not_finite(getattr(after, part)):
-            return f"the {name} {path}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(state, part)):
+            if not jnp.isfinite(leaf).all():
+                return f"the {name} {jax.tree_util.keystr(path, simple=True, separator='/')}"
     return "a number that is finite when the step is taken again"
 
 
-def _not_finite(tree) -> str:
-    """Returns the path of the first array that is not finite, or an empty text."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.isfinite(leaf).all():
-            return jax.tree_util.keystr(path, simple=True, separator="/")
-    return ""
+def _operation(programs: Programs, state, rng, one: Chunk) -> str:
+    devices, batches, pixels = programs.devices, one.batches, one.pixels
+    gradients = jax.value_and_grad(make_loss(programs.model), has_aux=True)
+
+    def take(state: TrainState, rng, batches, pixels):
+        batch = {key: array[0] for key, array in batches.items()}
+        batch |= {"crops": crops_of(batch, pixels, programs.crop_size)}
+        return gradients(state.params, state.batch_stats, batch, rng)
+
+    if devices.axis_name is not None:
+        # Of a mapped program JAX does not say which operation: all shares on one device.
+        take = jax.vmap(take, (None, None, 0, None), axis_name=devices.axis_name)
+        state, rng, pixels = map(devices.first, (state, rng, pixels))
+        batches = jax.device_get(batches)
+    with jax.debug_nans(True):
+        try:
+            jax.block_until_ready(jax.jit(take)(state, rng, batches, pixels))
+        except (FloatingPointError, UserError) as error:  # the latter from a user's normalizer
+            return f": {first_line(error)}"
+    return "; no operation makes a NaN"

@@ -78,7 +78,7 @@ class TensorBoard:
         self._errors = (tf.errors.OpError, OSError)
         with self._writing():
             self._writer = metric_writers.create_default_writer(folder, asynchronous=False)
-        self._profile: Callable[[int], Any] | None = None
+        self._profile: Callable[[int], Any] = lambda step: None
         if profile:
             self._profile = periodic_actions.Profile(
                 logdir=folder, first_profile=2, num_profile_steps=2, profile_duration_ms=None,
@@ -90,6 +90,8 @@ class TensorBoard:
     def _writing(self) -> Iterator[None]:
         try:
             yield
+            if hasattr(self, "_writer"):
+                self._writer.flush()  # so that TensorBoard shows it at once
         except self._errors as error:
             sizes = ""
             if "://" not in str(self._folder):
@@ -127,12 +129,10 @@ class TensorBoard:
             self._writer.write_summaries(0, nothing, summaries)
             if images_NHWC is not None:
                 self._writer.write_images(0, {"train/crops": grid(images_NHWC)[None]})
-            self._writer.flush()
 
     def after_chunk(self) -> None:
         """Profiles, where that was asked for."""
-        if self._profile is not None:
-            self._profile(next(self._chunks))
+        self._profile(next(self._chunks))
 
     def write_epoch(
         self,
@@ -141,7 +141,7 @@ class TensorBoard:
         observed: Mapping[str, float],
         channels: Mapping[str, np.ndarray],
     ) -> None:
-        """Writes and flushes, so that TensorBoard shows an epoch as soon as it is done.
+        """Writes an epoch's numbers.
 
         Args:
           step: updates done.
@@ -158,12 +158,9 @@ class TensorBoard:
         with self._writing():
             self._writer.write_scalars(step, {**scalars, **layers})
             self._writer.write_histograms(step, lags)
-            self._writer.flush()
 
     def write_result(self, step: int, rates: Mapping[str, float]) -> None:
         """Writes `test/error_rate` and the like."""
+        tests = {name.replace("test_", "test/"): rate for name, rate in rates.items()}
         with self._writing():
-            self._writer.write_scalars(
-                step, {name.replace("test_", "test/"): rate for name, rate in rates.items()}
-            )
-            self._writer.flush()
+            self._writer.write_scalars(step, tests)

@@ -58,7 +58,10 @@ def test_again_it_is_finished_and_another_configuration_is_refused(
     )  # fmt: skip
     assert run_command(*same).stdout.startswith("this run is finished: see ")
     done = run_command(*same, "--config.model.norm=full", status=2)
-    assert "holds a run of another configuration: model.norm was mean_only" in error_of(done)
+    assert (
+        "holds a run of another configuration: its model.norm is mean_only, not full"
+        in error_of(done)
+    )
 
 
 def test_jaxs_settings_in_the_environment_change_no_number(
@@ -105,7 +108,7 @@ def test_a_profile_leaves_a_trace_or_says_why_not(run_command, cartoon_folder, t
     done = run_command(*arguments, "--notensorboard", status=2)
     assert "does not go with --notensorboard" in error_of(done)
     done = run_command(*arguments, "--config.num_epochs=1", status=2)
-    assert "this run has 1; 4 are needed: take more --config.num_epochs" in error_of(done)
+    assert "this run has 1; take more --config.num_epochs" in error_of(done)
     run_command(*arguments)
     assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
 
