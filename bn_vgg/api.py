@@ -56,11 +56,7 @@ def train(
 ) -> dict[str, Any]:
     """Makes a run, goes on with it, or finds it finished. Returns the content of `result.json`.
 
-    Args:
-      config: of the run.
-      workdir: where it is kept.
-      cache_dir: where decoded images are kept, see `choose_folder`.
-      tensorboard: whether to write its files, which imports TensorFlow.
+    Decoded images are kept in `cache_dir`, see `choose_folder`.
 
     Raises:
       UserError: as the command would.
@@ -85,15 +81,7 @@ def make_train_step(config: ConfigDict, model: VGG):
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A network with the weights of a run.
-
-    Attributes:
-      model: built as the run's configuration says.
-      state: of the checkpoint, NumPy arrays.
-      config: the run's, nested.
-      class_names: one per output.
-      step: updates done by the checkpoint.
-    """
+    """A network with the state of a checkpoint, NumPy arrays, and its run's configuration."""
 
     model: VGG
     state: TrainState

@@ -9,8 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,7 +19,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from bn_vgg.errors import UserError, first_line, free_bytes
+from bn_vgg.errors import UserError, cannot_write, first_line
 
 # Orbax's names for the two parts of a checkpoint, and for the file in the second one.
 _STATE, _METRICS, _METRICS_FILE = "state", "metrics", "metrics"
@@ -106,10 +104,6 @@ def read(folder: epath.Path, step: int, like: Any) -> Checkpoint:
                 f"cannot read {path}: {why}; nothing was changed: run the same command again when "
                 "it can be read"
             ) from error
-        # Orbax then lists every array that there is.
-        if absent := re.match(r".*Target path \((.+?)\) not found", first_line(error)):
-            array = "/".join(re.findall(r"'(.+?)'", absent[1]))
-            why = f"there is no {array} in it, as the network has it: was its code changed?"
         raise DamagedError(f"{path} cannot be read: {why}") from error
     if progress.step != step or digest != digest_of(progress, state):
         raise DamagedError(f"{path} is damaged: it does not hold what was written")
@@ -152,11 +146,8 @@ def read_all(folder: epath.Path, like: Any) -> tuple[dict[int, Checkpoint], dict
 def restore(folder: epath.Path, aside: epath.Path, like: Any) -> tuple[Progress, Any, list[str]]:
     """Reads the newest checkpoint that is intact, and whose best one is intact too.
 
-    Damaged checkpoints, and those after the returned one, are moved to the folder `aside`.
-
-    Returns:
-      Progress, state, and what was wrong with newer checkpoints, if anything; no progress and
-      `like` itself where there is no checkpoint.
+    Damaged checkpoints, and those after the returned one, are moved to the folder `aside`. Returns
+    progress, state, and what was wrong with newer checkpoints; `like` itself where there is none.
 
     Raises:
       UserError: there are checkpoints, but none is intact; nothing was moved.
@@ -165,10 +156,17 @@ def restore(folder: epath.Path, aside: epath.Path, like: Any) -> tuple[Progress,
     if not found and not wrong:
         return Progress(), like, []
     step = next((s for s in found if found[s][0].best_step in (*found, 0)), None)
-    if step is None:
+    again = "nothing was changed: name another --workdir to train from the seed"
+    if not found:
         raise UserError(
-            f"{_why_none(folder, found, wrong)}; nothing was changed: name another --workdir to "
-            "train from the seed"
+            f"{next(iter(wrong.values()))}; no checkpoint of this run is intact; {again}"
+        )
+    if step is None:
+        best = found[max(found)][0].best_step
+        why = wrong.get(best, f"{folder / str(best)} is missing")
+        raise UserError(
+            f"{why}; it was the run's best, without which there is no result. The newest that is "
+            f"intact is {max(found)}: python -m bn_vgg.export --which=latest; {again}"
         )
     if jax.process_count() > 1:  # nobody may still be reading what is moved
         multihost_utils.sync_global_devices("checkpoints are read")
@@ -178,17 +176,6 @@ def restore(folder: epath.Path, aside: epath.Path, like: Any) -> tuple[Progress,
             aside.mkdir(parents=True, exist_ok=True)
             (folder / str(other)).rename(aside / f"{other}-{len(list(aside.iterdir()))}")
     return *found[step], [str(why) for s, why in wrong.items() if s > step]
-
-
-def _why_none(folder: epath.Path, found: dict[int, Checkpoint], wrong: dict[int, UserError]) -> str:
-    if not found:
-        return f"{next(iter(wrong.values()))}; no checkpoint of this run is intact"
-    best = found[max(found)][0].best_step
-    return (
-        f"{wrong.get(best, f'{folder / str(best)} is missing')}; it was the run's best, without "
-        f"which there is no result. The newest that is intact is {max(found)}: python -m "
-        "bn_vgg.export --which=latest"
-    )
 
 
 class _Manager(ocp.CheckpointManager):
@@ -238,17 +225,11 @@ class Checkpointer:
         with self._writing():
             self._manager.wait_until_finished()
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # what a full disk raises depends on who notices it
-            local = self._num_bytes and "://" not in str(self._folder)
-            size = f" of {self._num_bytes:,} bytes ({free_bytes(self._folder)})" if local else ""
-            raise UserError(
-                f"cannot write a checkpoint{size} in {self._folder}: {first_line(error)}; "
-                "run the same command again when there is room: it goes on from the one before"
-            ) from error
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        # What a full disk raises depends on who notices it.
+        size = f" of {self._num_bytes:,} bytes" if self._num_bytes else ""
+        folder = "" if "://" in str(self._folder) else self._folder
+        return cannot_write(f"a checkpoint{size} in {self._folder}", (Exception,), folder)
 
     def __enter__(self) -> "Checkpointer":
         return self

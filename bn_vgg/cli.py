@@ -34,11 +34,8 @@ from bn_vgg.errors import (
 def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> None:
     """Parses the flags, runs `main` and exits; see the statuses in errors.py.
 
-    A UserError becomes `error: …` on standard error. So does a wrong flag.
-
-    Args:
-      main: the command. It is called with the positional arguments, as text.
-      positional: what these are called, `WORKDIR`; all of them must be given.
+    A UserError becomes `error: …` on standard error. So does a wrong flag. `main` is called with
+    the arguments that `positional` names, as text; all of them must be given.
     """
     # Before TensorFlow is imported, which would chat on standard error; JAX has set the first to 1.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":

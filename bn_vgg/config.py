@@ -63,7 +63,6 @@ _FIELDS: dict[str, Any] = {
     "eval.precise_examples": range(10**9),
     "eval.compared_examples": range(1, 10**9),
     "checkpoint.every_steps": range(10**9),
-    "debug.nans": bool,
     "resources.CPU": _AMOUNT,
     "resources.GPU": _AMOUNT,
     "resources.TPU": _AMOUNT,

@@ -23,10 +23,7 @@ _file_fields: dict[str, object] = {}
 
 
 def load_config(arguments: Sequence[str]) -> ConfigDict:
-    """Returns the configuration that a command with these arguments would have.
-
-    Args:
-      arguments: `--config=FILE:VARIANT` and `--config.FIELD=VALUE`, nothing else.
+    """Returns the configuration of `--config=FILE:VARIANT` and `--config.FIELD=VALUE`.
 
     Raises:
       UserError: as the command would.
@@ -135,10 +132,6 @@ def _check_override(name: str) -> None:
         raise UserError("config.variant: a variant is named by --config=FILE:VARIANT")
     if any(f"{field}.".startswith(f"{name}.") for field in _file_fields):
         return
-    whole, _, part = name.rpartition(".")
-    if _file_fields.get(whole) == {}:
-        example = f"--config.{whole}=\"{{'{part}': …}}\""
-        raise UserError(f"config.{whole} is given as a whole: {example}")
     close = difflib.get_close_matches(name, list(_file_fields))
     guess = f"did you mean {', '.join(close)}? " if close else ""
     raise UserError(f"no field config.{name}; {guess}there are: {', '.join(_file_fields)}")

@@ -1,10 +1,11 @@
 """Exceptions that a command turns into one line, and its exit statuses."""
 
+import contextlib
 import os
 import reprlib
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 EXIT_BUG = 1
@@ -70,6 +71,24 @@ def differences(its: Mapping[str, Any], others: Mapping[str, Any]) -> str:
         for name in sorted(its.keys() | others.keys())
         if its.get(name) != others.get(name)
     )
+
+
+@contextlib.contextmanager
+def cannot_write(
+    what: str, kinds: tuple[type[Exception], ...] = (OSError,), folder: str | os.PathLike = ""
+) -> Iterator[None]:
+    """Turns what writing raises, of these `kinds`, into a UserError; with the room in `folder`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        why = error.strerror if isinstance(error, OSError) else None
+        room = f" ({free_bytes(folder)})" if folder else ""
+        raise UserError(
+            f"cannot write {what}{room}: {why or first_line(error)}; run the same command again "
+            "when there is room, or permission"
+        ) from error
 
 
 def free_bytes(folder: str | os.PathLike[str]) -> str:

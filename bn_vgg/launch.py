@@ -32,17 +32,11 @@ def train(
     cache_folder: Path,
     say: Callable[[str], None] = cli.say,
     tensorboard: bool = True,
-    profile: bool = False,
 ) -> dict[str, Any]:
     """Makes a run, goes on with it, or finds it finished. Returns the content of `result.json`.
 
-    Args:
-      config: checked.
-      path: of the working directory.
-      cache_folder: where decoded images and compiled programs are kept.
-      say: shows a line to a person; on the first host alone.
-      tensorboard: whether to write its files, which imports TensorFlow.
-      profile: whether to trace a few steps for it; the run has to have enough.
+    `config` is checked, `path` the working directory. Decoded images and compiled programs are kept
+    in `cache_folder`. The first host alone shows lines to a person with `say`.
 
     Raises:
       UserError: the data, the working directory or the devices do not suit; hosts disagree; a
@@ -70,12 +64,6 @@ def train(
             "finished": workdir.exists("result.json"),
         }
         multihost.agree(flatten({"data": metadata, "workdir": kept}))
-        num_chunks = config.num_epochs * data.chunks_per_epoch
-        if profile and num_chunks < 4:
-            raise UserError(
-                f"--profile needs 4 chunks of steps, and this run has {num_chunks}; take more "
-                "--config.num_epochs"
-            )
         multihost.starting()
         workdir.claim(config.to_dict(), metadata)
         multihost.check_shared(workdir.path / "config.json")
@@ -90,7 +78,7 @@ def train(
         say(data.description)
         board = None
         if tensorboard and is_first:
-            board = TensorBoard(workdir.path, path.removeprefix("runs/"), profile=profile)
+            board = TensorBoard(workdir.path, path.removeprefix("runs/"))
         return loop.train_and_evaluate(config, workdir, data, devices, board, say)
 
 
@@ -99,11 +87,8 @@ def load_data(
 ) -> tuple[Data, dict[str, Any]]:
     """Opens the decoded images of a configuration, making them if need be, and places them.
 
-    Returns:
-      The data, and what `data.json` holds: source, fingerprint, classes, numbers of examples.
-
-    Raises:
-      UserError: the data cannot be read, or do not suit the configuration.
+    Returns the data, and what `data.json` holds: source, fingerprint, classes, numbers of examples.
+    Raises a UserError where the data cannot be read, or do not suit the configuration.
     """
     source, classes = config.data.source, config.model.num_classes
     cache = open_or_build(source, min_side=config.data.min_side, folder=cache_folder, quiet=quiet)

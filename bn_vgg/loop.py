@@ -104,14 +104,7 @@ def _restore(config, workdir, data, programs, say) -> tuple[Progress, TrainState
 
 @dataclasses.dataclass
 class Run:
-    """A run in progress.
-
-    Attributes:
-      progress: as of the last checkpoint, or the end of the last epoch.
-      lines: of `metrics.jsonl`, one for each epoch.
-      state: after `step` updates, on the devices.
-      metrics: of the epoch in progress so far, on the devices.
-    """
+    """A run in progress."""
 
     config: ConfigDict
     workdir: Workdir
@@ -122,8 +115,11 @@ class Run:
     stop: StopRequest
     checkpointer: Checkpointer
     recorder: ThreadPoolExecutor
+    # As of the last checkpoint, or the end of the last epoch.
     progress: Progress
+    # Of `metrics.jsonl`, one for each epoch.
     lines: list[dict[str, Any]]
+    # After `step` updates, and of the epoch in progress so far; on the devices.
     state: TrainState
     metrics: TrainMetrics
 
@@ -169,8 +165,6 @@ class Run:
                 )
                 self.step += chunk.num_steps
                 self._launched(partial(self._check_chunk, before, self.metrics, chunk, rng, bar))
-                if self.board is not None:
-                    self.board.after_chunk()
                 self._keep_now_and_then(chunk.num_steps)
             self._wait_for_chunks()
         images = (num_steps - done) * self.config.batch_size
@@ -207,10 +201,7 @@ class Run:
             return
         multihost.starting()  # what follows is compiled anew
         step, state, metrics = before
-        what = finite.explain(
-            self.programs, state, chunk, rng, index=first - step - 1,
-            find_operation=self.config.debug.nans,
-        )  # fmt: skip
+        what = finite.explain(self.programs, state, chunk, rng, first - step - 1)
         self._recorded()
         if step > self.progress.step:
             self._save(step, state, metrics)
@@ -246,10 +237,11 @@ class Run:
             layers = [n for n, m in validated.moments.items() if not math.isfinite(m.maximum.max())]
             where = f" (first in the activations of {layers[0]})" if layers else ""
             raise UserError(f"the validation loss after step {step} is not a finite number{where}")
+
         without_relu = self.programs.empty_precise.before_norm if norm.has_activation else ()
         channels = evaluation.activity(validated.moments, without_relu=without_relu)
-        scalars = {f"train/{name}": trained[name] for name in ("loss", "error_rate")}
-        scalars["train/gradient_norm"] = trained["gradient_norm"]
+        names = ("loss", "error_rate", "gradient_norm")
+        scalars = {f"train/{name}": trained[name] for name in names}
         if speed is not None:
             scalars["train/images_per_second"] = speed
         self.progress = progress = self.progress.after_epoch(
@@ -267,7 +259,6 @@ class Run:
         observed = evaluation.summarize(channels)
         line = {"epoch": progress.epoch, "step": step, **scalars, **observed}
         self.lines.append(line | {"seconds": progress.seconds})
-        self.workdir.check_there()
         self.workdir.write_metrics(self.lines)
         if self.board is not None:
             shown = progress.epoch in (1, progress.best_epoch, config.num_epochs)
@@ -321,7 +312,6 @@ class Run:
         }
         if self.board is not None:
             self.board.write_result(progress.step, rates)
-        self.workdir.check_there()
         self.workdir.write("result.json", result)
         self.say(
             f"best epoch {result['best_epoch']}: valid error "
@@ -363,7 +353,6 @@ class Run:
             within_epoch=leaves,
         )  # fmt: skip
         logging.info("keeping step %d, within an epoch", step)
-        self.workdir.check_there()
         self.checkpointer.save(self.devices.fetch(state), self.progress)
 
     def _recorded(self) -> None:

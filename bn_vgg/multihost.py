@@ -89,15 +89,10 @@ def joined(
 ) -> Iterator[None]:
     """Joins the processes of a run, where there are several, for the time of the context.
 
-    By itself on a Cloud TPU pod and under Slurm, elsewhere by all three arguments. Must be entered
-    before JAX looks for devices. When one of several processes leaves by an exception it ends at
-    once, and JAX ends the others.
-
-    Args:
-      coordinator: `host:port` of the first process.
-      num_processes: over all hosts.
-      process_id: this process's number, from 0.
-      timeout_seconds: the longest time that a chunk of steps may take.
+    By itself on a Cloud TPU pod and under Slurm, elsewhere by all three arguments, `coordinator`
+    being `host:port` of the first process. Must be entered before JAX looks for devices. When one
+    of several processes leaves by an exception it ends at once, and JAX ends the others. A chunk of
+    steps may take `timeout_seconds`.
 
     Raises:
       UserError: some of the arguments are missing, or the processes did not meet.
@@ -238,7 +233,11 @@ def _initialize(coordinator, num_processes, process_id) -> None:
     elif not _on_cloud_tpu():
         return
     # XLA would say the same half a minute later, and abort.
-    limit = threading.Timer(_MEETING_SECONDS, _say_that_they_did_not_meet)
+    alone = (
+        f"the processes did not meet in {_MEETING_SECONDS} seconds; start all of them, with the "
+        "first one's --coordinator_address"
+    )
+    limit = threading.Timer(_MEETING_SECONDS, _leave, (alone, EXIT_HOST_LOST))
     limit.daemon = True
     limit.start()
     # JAX waits where no handler of Python's runs: the system itself ends the process.
@@ -256,16 +255,6 @@ def _initialize(coordinator, num_processes, process_id) -> None:
         signal.signal(signal.SIGINT, before[signal.SIGINT])
         if not jax.distributed.is_initialized():  # otherwise JAX has taken it, see `preempted`
             signal.signal(signal.SIGTERM, before[signal.SIGTERM])
-
-
-def _say_that_they_did_not_meet() -> NoReturn:
-    print(
-        f"error: the processes did not meet in {_MEETING_SECONDS} seconds; start all of them, with "
-        "the first one's --coordinator_address",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(EXIT_HOST_LOST)
 
 
 def _on_cloud_tpu() -> bool:

@@ -22,20 +22,22 @@ from etils import epath
 
 import bn_vgg
 from bn_vgg import locking
-from bn_vgg.errors import UserError, differences
+from bn_vgg.errors import UserError, cannot_write, differences
 
 # Of a run's files. Raise it when this code could not go on with a run of the version before.
 FORMAT = 3
 # What may differ from start to start, besides more epochs: it changes nothing but speed.
 ONLY_SPEED = {
-    "data.placement", "eval.batch_size", "checkpoint.every_steps", "debug.nans",
-    "resources.CPU", "resources.GPU", "resources.TPU",
+    "data.placement", "eval.batch_size", "checkpoint.every_steps", "resources.CPU",
+     "resources.GPU", "resources.TPU",
 }  # fmt: skip
 # Fields that were added since runs were recorded, and what these ran with.
 ADDED: dict[str, dict[str, Any]] = {
     "model": {"precision": "highest"},
     "optimizer": {"bias_correction": False},
 }
+# Fields that are gone since.
+GONE = {"debug.nans"}
 
 
 class Workdir:
@@ -71,7 +73,7 @@ class Workdir:
         if not (self._writes and self._local):
             yield
             return
-        with _writing(f"the working directory {self.path}"):
+        with cannot_write(f"the working directory {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
             holding = contextlib.ExitStack()
             holding.enter_context(locking.held(Path(self.path) / ".lock"))
@@ -91,7 +93,7 @@ class Workdir:
           UserError: it holds a run of another configuration or format or on other data, or cannot
             be written.
         """
-        with _writing(f"the working directory {self.path}"):
+        with cannot_write(f"the working directory {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
             self.check_format()
             if self.exists("config.json"):
@@ -107,14 +109,6 @@ class Workdir:
             self.write("format.json", {"format": FORMAT, "bn_vgg": bn_vgg.__version__})
             self.write("config.json", config)
             self.write("data.json", data)
-
-    def check_there(self) -> None:
-        """Raises a UserError where the folder was removed: Orbax would begin another one."""
-        if not self.exists("config.json"):
-            raise UserError(
-                f"{self.path} is gone, with what was kept of the run: there is no config.json in "
-                "it; run the same command again, which begins from the seed"
-            )
 
     def check_format(self) -> None:
         """Raises a UserError where another version of the code has written the folder."""
@@ -174,7 +168,7 @@ class Workdir:
         if not self._writes:
             return
         partial = self.path / f"{name}.partial"
-        with _writing(f"{self.path / name} ({len(text):,} bytes)"):
+        with cannot_write(f"{self.path / name} ({len(text):,} bytes)"):
             try:
                 with partial.open("w") as file:
                     file.write(text)
@@ -186,17 +180,6 @@ class Workdir:
                 with contextlib.suppress(OSError):
                     partial.unlink()
                 raise
-
-
-@contextlib.contextmanager
-def _writing(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {what}: {error.strerror or error}; run the same command again when it "
-            "can be written"
-        ) from error
 
 
 def with_added(config: dict[str, Any]) -> dict[str, Any]:
@@ -229,6 +212,7 @@ def _refuse_other(path, old: dict[str, Any], new: dict[str, Any]) -> None:
     old, new = flatten(with_added(old)), flatten(with_added(new))
     if new["num_epochs"] > old.get("num_epochs", 0):
         old["num_epochs"] = new["num_epochs"]
+    old = {field: value for field, value in old.items() if field not in GONE}
     old |= {field: new[field] for field in ONLY_SPEED & new.keys()}
     if differing := differences(old, new):
         raise UserError(

@@ -100,11 +100,6 @@ def get_config(variant: str = "full") -> ConfigDict:
     # most); 0: only at its end, and when the run is asked to stop. Changes nothing in training.
     config.checkpoint.every_steps = 0
 
-    config.debug = ConfigDict()
-    # Where a number is not finite, take that step again with `jax.debug_nans`, which names the
-    # operation that makes a NaN. Costs nothing before.
-    config.debug.nans = False
-
     # What a run of a sweep asks of a Ray cluster; fractions share a GPU. Changes only the speed.
     config.resources = ConfigDict({"CPU": 1.0, "GPU": 0.0, "TPU": 0.0})
 

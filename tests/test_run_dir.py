@@ -1,7 +1,5 @@
 """The files of a run: whole or absent, and none of another run's."""
 
-import shutil
-
 import pytest
 
 from bn_vgg import api
@@ -32,7 +30,7 @@ def test_all_differing_fields_are_named_and_only_the_epochs_may_grow(workdir):
     assert "configuration: its new is (not there), not 2; old is 1, not (not there); " in message
     assert "seed is 0, not 1. Name" in message
     assert "num_epochs is" not in message
-    workdir.claim({"num_epochs": 3, "seed": 0, "old": 1, "debug": {"nans": True}}, DATA)
+    workdir.claim({"num_epochs": 3, "seed": 0, "old": 1, "checkpoint": {"every_steps": 3}}, DATA)
     with pytest.raises(UserError, match=r"num_epochs is 3, not 2\. .*only num_epochs may grow"):
         workdir.claim({"num_epochs": 2, "seed": 0, "old": 1}, DATA)
 
@@ -102,16 +100,6 @@ def test_odd_names_that_orbax_takes(tiny_config, cache_folder, tmp_path):
     for epochs in (1, 2):
         run(epochs_of(tiny_config, epochs), path, cache_folder)
     assert api.load(path, "latest").step == 12
-
-
-@pytest.mark.usefixtures("quick_compilation")
-def test_a_workdir_that_vanishes_is_told_of(tiny_config, cache_folder, tmp_path):
-    def remove(line):
-        if line.startswith("epoch   1"):
-            shutil.rmtree(tmp_path / "run", ignore_errors=True)
-
-    with pytest.raises(UserError, match=r"run is gone, with what was kept of the run|No such file"):
-        run(epochs_of(tiny_config, 20), tmp_path / "run", cache_folder, say=remove)
 
 
 def test_other_hosts_write_nothing(tmp_path):
