@@ -84,16 +84,16 @@ def cannot_write(
         raise
     except kinds as error:
         why = error.strerror if isinstance(error, OSError) else None
-        room = f" ({free_bytes(folder)})" if folder else ""
+        room = f" ({_free_bytes(folder)})" if folder else ""
         raise UserError(
             f"cannot write {what}{room}: {why or first_line(error)}; run the same command again "
             "when there is room, or permission"
         ) from error
 
 
-def free_bytes(folder: str | os.PathLike[str]) -> str:
+def _free_bytes(folder: str | os.PathLike[str]) -> str:
     """Says how many bytes the disk of `folder` has free, for a message."""
     try:
-        return f"{shutil.disk_usage(folder).free:,} are free"
+        return f"{shutil.disk_usage(folder).free:,} bytes are free"
     except OSError as error:
         return error.strerror or str(error)

@@ -150,7 +150,7 @@ KWARGS = [
     ("group", {"num_groups": "x"}), ("group", {"num_groups": 0}), ("group", {"num_groups": None}),
     ("group", {"num_groups": math.nan}), ("batch_renorm", {"r_max": "x"}),
     ("ghost", {"ghost_size": 0}), ("ghost", {"ghost_size": 2.5}), ("full", {5: 5}),
-    ("full", {"use_scale": {"a": []}}), ("layer", {"reduction_axes": "x"}), ("none", {"": ""}),
+    ("layer", {"reduction_axes": "x"}), ("none", {"": ""}),
     ("instance", {"epsilon": 1}), ("full", {"parent": None}), ("full", {"a": object()}),
 ]  # fmt: skip
 NORMS = [
@@ -223,7 +223,7 @@ def test_no_files(name):
     ([TINY, "--config.model.nrom=full"], "no field config.model.nrom; did you mean model.no"),
     ([TINY, "--config.variant=small"], "a variant is named by --config=FILE:VARIANT"),
     ([TINY, "--config.model.norm_kwargs=5"], "as a ConfigDict: `5` is not a dict"),
-    ([TINY, "--config.model.norm_kwargs.x=1"], "is given as a whole: --config.model.norm_kwargs="),
+    ([TINY, "--config.model.norm_kwargs.x=1"], "did you mean model.norm_kwargs, "),
     ([TINY, '--config.model.features=(4,"a")'], "it takes positive integers"),
     (["--config=configs/full.py"], "no file configs/full.py; there is no configs/ in "),
 ])  # fmt: skip

@@ -105,7 +105,7 @@ def test_no_room_for_a_checkpoint_is_told_of_in_one_line(left, disk):
         [sys.executable, "-c", SAVES, str(disk), str(left * 1024)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    what = r"cannot write a checkpoint of 40,000 bytes \([\d,]+ are free\) in .*: .*space"
+    what = r"cannot write a checkpoint of 40,000 bytes in \S+ \([\d,]+ bytes are free\): .*space"
     assert re.match(f"error: {what}", error_of(process))
     assert checkpoint.steps(disk / "checkpoints") == [1]
 
@@ -118,7 +118,7 @@ def test_no_room_for_tensorboards_files(disk):
         for step in range(100):
             board.write_epoch(step, {"train/loss": 1.0}, {}, {"mean_distance/a": np.arange(1000)})
 
-    message = rf"TensorBoard's files in {disk} \([\d,]+ bytes so far; 0 are free\): .*space"
+    message = rf"TensorBoard's files in {disk} \(0 bytes are free\): .*space"
     with pytest.raises(UserError, match=f"cannot write {message}"):
         write()
 
