@@ -64,7 +64,14 @@ def train_and_evaluate(
     Raises:
       UserError, Interrupted: see `launch.train`.
     """
-    programs, stop = make_programs(config.to_dict(), devices), StopRequest()
+    try:
+        programs = make_programs(config.to_dict(), devices)
+    except (ArithmeticError, TypeError, ValueError) as error:  # while it is traced
+        raise UserError(
+            "config.model: no network can be made for crops of config.data.crop_size "
+            f"{config.data.crop_size}: {described(error)}"
+        ) from error
+    stop = StopRequest()
     # With peers JAX listens, see `multihost.preempted`.
     with contextlib.nullcontext() if multihost.has_peers() else stop.listening():
         progress, state, metrics = _restore(config, workdir, data, programs, say)
@@ -82,13 +89,7 @@ def _restore(config, workdir, data, programs, say) -> tuple[Progress, TrainState
     images = jnp.zeros((1, side, side, 3), jnp.float32)
     if programs.model.norm.initializes_from_data:
         images = to_intensities(jnp.asarray(data.first_crops()))
-    try:
-        state = programs.init(init_key(config.seed), images)
-    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # of anybody's network
-        raise UserError(
-            f"config.model: no network can be made for crops of config.data.crop_size {side}: "
-            f"{described(error)}"
-        ) from error
+    state = programs.init(init_key(config.seed), images)
     parameter_overview.log_parameter_overview(state.variables)
     progress, state, damages = checkpoint.restore(workdir.checkpoints, workdir.damaged, state)
     for damage in damages:
