@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from bn_vgg import checkpoint, config_file, launch, provenance
+from bn_vgg import checkpoint, cli, config_file, launch
 from bn_vgg.config import check_config
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.data.crops import five_crops
@@ -30,7 +30,7 @@ from bn_vgg.steps import TrainState, init_state, make_predict_step
 from bn_vgg.steps import make_train_step as _make_train_step
 
 # Images that a network predicts at once.
-_BATCH = 100
+BATCH = 100
 
 
 def get_config(name: str) -> ConfigDict:
@@ -53,16 +53,9 @@ def train(
     cache_dir: str | Path | None = None,
     tensorboard: bool = False,
 ) -> dict[str, Any]:
-    """Makes a run, goes on with it, or finds it finished.
+    """Makes a run, goes on with it, or finds it finished. Returns the content of `result.json`.
 
-    Args:
-      config: of the run.
-      workdir: where it is kept.
-      cache_dir: where decoded images are kept, see `choose_folder`.
-      tensorboard: whether to write its files, which imports TensorFlow.
-
-    Returns:
-      The content of `result.json`.
+    Decoded images are kept in `cache_dir`, see `choose_folder`.
 
     Raises:
       UserError: as the command would.
@@ -92,15 +85,7 @@ def make_train_step(config: ConfigDict, model: Any):
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A network with the weights of a run.
-
-    Attributes:
-      model: built as the run's configuration says.
-      state: of the checkpoint, NumPy arrays.
-      config: the run's, nested.
-      class_names: one per output.
-      step: updates done by the checkpoint.
-    """
+    """A network with the state of a checkpoint, NumPy arrays, and its run's configuration."""
 
     model: Any
     state: TrainState
@@ -111,8 +96,7 @@ class Trained:
     def predict(self, images: Sequence[Any]) -> np.ndarray:
         """Returns class probabilities by five-crop evaluation, (N, classes), float32.
 
-        Args:
-          images: N of them, of any sizes: PIL images, or arrays (H, W, 3) of uint8.
+        `images` are N of any sizes: PIL images, or arrays (H, W, 3) of uint8.
         """
         return self.predict_crops([self.crops(image) for image in images])
 
@@ -128,10 +112,10 @@ class Trained:
     def predict_crops(self, crops: Sequence[np.ndarray]) -> np.ndarray:
         """Returns class probabilities, (N, classes), of N images' five crops each."""
         found = [np.zeros((0, len(self.class_names)), np.float32)]
-        for first in range(0, len(crops), _BATCH):
-            some = np.stack(crops[first : first + _BATCH])
+        for first in range(0, len(crops), BATCH):
+            some = np.stack(crops[first : first + BATCH])
             # Always the same shape, so that it is compiled once.
-            padded = np.resize(some, (_BATCH, *some.shape[1:]))
+            padded = np.resize(some, (BATCH, *some.shape[1:]))
             found.append(np.asarray(self._predict(padded))[: len(some)])
         return np.concatenate(found)
 
@@ -151,56 +135,39 @@ def load(workdir: str | Path, which: str = "best") -> Trained:
     Raises:
       UserError: there is no run, no checkpoint yet, or it cannot be read; the best one is damaged.
     """
+    cli.quieten()
     run = Workdir(str(workdir), writes=False)
     run.check_format()
-    config = with_added(run.read("config.json"))
-    class_names = run.read("data.json")["class_names"]
-    norm = config["model"]["norm"]
-    if run.norm_changed(provenance.norm_digest(norm)):
-        logging.warning("the file of %s has changed since %s was trained with it", norm, workdir)
+    config, class_names = with_added(run.read("config.json")), run.read("data.json")["class_names"]
     # TensorFloat-32 is a GPU's alone; what was trained with it can be used anywhere.
     elsewhere = {} if jax.default_backend() == "gpu" else {"precision": "highest"}
     try:
         model = _make_model(**config["model"] | elsewhere)
     except TypeError as error:
         raise UserError(f"{workdir} is of another version of this code: {error}") from error
-    side = config["data"]["crop_size"]
+    side, optimizer = config["data"]["crop_size"], make_optimizer(config, 1)
     like = jax.eval_shape(
-        lambda: init_state(
-            model, make_optimizer(config, 1), jax.random.key(0), jnp.zeros((1, side, side, 3))
-        )
+        lambda: init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
     )
-    progress, state, damaged = _newest(run, like)
-    if which == "best":
-        if not progress.best_step:
-            raise UserError(
-                f"{workdir} has no best checkpoint yet: it is chosen after an epoch "
-                f"(python -m bn_vgg.export --which=latest takes step {progress.step})"
-            )
-        # The best one may be among the damaged, newer ones.
-        lines = run.read_metrics()
-        best = min(lines, key=lambda line: line["valid/error_rate"])["step"] if lines else None
-        if best in damaged:
-            raise damaged[best]
-        progress, state = checkpoint.read(run.checkpoints, progress.best_step, like)
-    return Trained(model, state, config, class_names, progress.step)
-
-
-def _newest(
-    run: Workdir, like: TrainState
-) -> tuple[checkpoint.Progress, TrainState, dict[int, checkpoint.DamagedError]]:
-    """Reads the newest intact checkpoint. Returns what was wrong with newer ones, too, by step."""
-    steps = checkpoint.steps(run.checkpoints)
-    if not steps:
-        raise UserError(f"{run.path} has no checkpoint yet: the first comes after an epoch")
-    damaged: dict[int, checkpoint.DamagedError] = {}
-    for step in steps:
-        try:
-            found = checkpoint.read(run.checkpoints, step, like)
-        except checkpoint.DamagedError as error:
-            damaged[step] = error
-        else:
-            for why in damaged.values():
-                logging.warning("%s; step %d is the newest that is intact", why, step)
-            return *found, damaged
-    raise damaged[steps[0]]
+    found, damaged = checkpoint.read_all(run.checkpoints, like)
+    if not found:
+        missing = UserError(f"{workdir} has no checkpoint yet: the first comes after an epoch")
+        raise next(iter(damaged.values()), missing)
+    newest = max(found)
+    for step, why in damaged.items():
+        if step > newest:
+            logging.warning("%s; step %d is the newest that is intact", why, newest)
+    if which == "latest":
+        return Trained(model, found[newest][1], config, class_names, newest)
+    best = found[newest][0].best_step
+    if not best:
+        raise UserError(
+            f"{workdir} has no best checkpoint yet: it is chosen after an epoch "
+            f"(python -m bn_vgg.export --which=latest takes step {newest})"
+        )
+    lines = run.read_metrics() if damaged else []  # the best one may be among the newer ones
+    better = min(lines, key=lambda line: line["valid/error_rate"])["step"] if lines else best
+    if better in damaged:
+        raise damaged[better]
+    _, state = found.get(best) or checkpoint.read(run.checkpoints, best, like)
+    return Trained(model, state, config, class_names, best)

@@ -9,8 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,7 +19,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from bn_vgg.errors import UserError, first_line, free_bytes
+from bn_vgg.errors import UserError, cannot_write, first_line
 
 # Orbax's names for the two parts of a checkpoint, and for the file in the second one.
 _STATE, _METRICS, _METRICS_FILE = "state", "metrics", "metrics"
@@ -46,34 +44,29 @@ class Progress:
 
     epoch: int = 0
     step: int = 0
-    valid_error_rate: float = float("inf")
+    valid_error_rate: float = math.inf
     best_epoch: int = 0
     best_step: int = 0
-    best_error_rate: float = float("inf")
+    best_error_rate: float = math.inf
     seconds: float = 0.0
     within_epoch: list[float] | None = None
 
     def after_epoch(self, *, step: int, valid_error_rate: float, seconds: float) -> "Progress":
         """Returns the progress one epoch on; of equal errors the earlier is the best."""
-        after = dataclasses.replace(
-            self, epoch=self.epoch + 1, step=step, valid_error_rate=valid_error_rate,
-            seconds=seconds, within_epoch=None,
+        is_best = valid_error_rate < self.best_error_rate
+        best = (self.epoch + 1, step, valid_error_rate)
+        return Progress(
+            self.epoch + 1, step, valid_error_rate,
+            *(best if is_best else (self.best_epoch, self.best_step, self.best_error_rate)),
+            seconds,
         )  # fmt: skip
-        if valid_error_rate >= self.best_error_rate:
-            return after
-        return dataclasses.replace(
-            after, best_epoch=after.epoch, best_step=step, best_error_rate=valid_error_rate
-        )
-
-    def in_epoch(self, *, step: int, metrics: list[float], seconds: float) -> "Progress":
-        """Returns the progress some steps into the next epoch."""
-        return dataclasses.replace(
-            self, step=step, valid_error_rate=math.inf, seconds=seconds, within_epoch=metrics
-        )
 
 
 class DamagedError(UserError):
     """A checkpoint that is not what was written, or not all of it."""
+
+
+Checkpoint = tuple[Progress, Any]
 
 
 def steps(folder: epath.Path) -> list[int]:
@@ -83,16 +76,10 @@ def steps(folder: epath.Path) -> list[int]:
     return sorted((int(x.name) for x in folder.iterdir() if x.name.isdigit()), reverse=True)
 
 
-def read(folder: epath.Path, step: int, like: Any) -> tuple[Progress, Any]:
-    """Reads the checkpoint at `step` and checks it.
+def read(folder: epath.Path, step: int, like: Any) -> Checkpoint:
+    """Reads the checkpoint at `step`: its progress, and its state as NumPy arrays.
 
-    Args:
-      folder: of the run's checkpoints.
-      step: names it.
-      like: a tree of the state's structure, shapes and dtypes.
-
-    Returns:
-      Its progress, and its state as NumPy arrays.
+    `like` is a tree of the state's structure, shapes and dtypes.
 
     Raises:
       DamagedError: it is not whole, its content has changed, or it does not fit `like`.
@@ -111,25 +98,16 @@ def read(folder: epath.Path, step: int, like: Any) -> tuple[Progress, Any]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DamagedError(f"{path} is not whole: {first_line(error)}") from error
     except Exception as error:  # a changed byte makes Orbax raise a dozen types
-        if isinstance(error, OSError) or first_line(error).startswith(_OF_THE_SYSTEM):
+        why = first_line(error)[:300]
+        if isinstance(error, OSError) or why.startswith(_OF_THE_SYSTEM):
             raise UserError(
-                f"cannot read {path}: {first_line(error)[:300]}; nothing was changed: run the same "
-                "command again when it can be read"
+                f"cannot read {path}: {why}; nothing was changed: run the same command again when "
+                "it can be read"
             ) from error
-        raise DamagedError(f"{path} cannot be read: {_why(error)}") from error
+        raise DamagedError(f"{path} cannot be read: {why}") from error
     if progress.step != step or digest != digest_of(progress, state):
         raise DamagedError(f"{path} is damaged: it does not hold what was written")
     return progress, state
-
-
-def _why(error: Exception) -> str:
-    line = first_line(error)
-    # Orbax then lists every array that there is.
-    absent = re.search(r"Target path \((.+?)\) not found", line)
-    if absent:
-        array = "/".join(re.findall(r"'(.+?)'", absent[1]))
-        return f"there is no {array} in it, as the network has it: was its code changed?"
-    return line[:300]
 
 
 def _check_shape(found: np.ndarray, wanted: jax.ShapeDtypeStruct) -> None:
@@ -149,6 +127,57 @@ def digest_of(progress: Progress, state: Any) -> str:
     return found.hexdigest()
 
 
+def read_all(folder: epath.Path, like: Any) -> tuple[dict[int, Checkpoint], dict[int, UserError]]:
+    """Reads all checkpoints, the newest first: the intact ones, and what is wrong with others.
+
+    Raises:
+      UserError: the system does not let one be read.
+    """
+    found: dict[int, Checkpoint] = {}
+    wrong: dict[int, UserError] = {}
+    for step in steps(folder):
+        try:
+            found[step] = read(folder, step, like)
+        except DamagedError as error:
+            wrong[step] = error
+    return found, wrong
+
+
+def restore(folder: epath.Path, aside: epath.Path, like: Any) -> tuple[Progress, Any, list[str]]:
+    """Reads the newest checkpoint that is intact, and whose best one is intact too.
+
+    Damaged checkpoints, and those after the returned one, are moved to the folder `aside`. Returns
+    progress, state, and what was wrong with newer checkpoints; `like` itself where there is none.
+
+    Raises:
+      UserError: there are checkpoints, but none is intact; nothing was moved.
+    """
+    found, wrong = read_all(folder, like)
+    if not found and not wrong:
+        return Progress(), like, []
+    step = next((s for s in found if found[s][0].best_step in (*found, 0)), None)
+    again = "nothing was changed: name another --workdir to train from the seed"
+    if not found:
+        raise UserError(
+            f"{next(iter(wrong.values()))}; no checkpoint of this run is intact; {again}"
+        )
+    if step is None:
+        best = found[max(found)][0].best_step
+        why = wrong.get(best, f"{folder / str(best)} is missing")
+        raise UserError(
+            f"{why}; it was the run's best, without which there is no result. The newest that is "
+            f"intact is {max(found)}: python -m bn_vgg.export --which=latest; {again}"
+        )
+    if jax.process_count() > 1:  # nobody may still be reading what is moved
+        multihost_utils.sync_global_devices("checkpoints are read")
+    if jax.process_index() == 0:
+        for other in [*wrong, *(s for s in found if s > step)]:
+            logging.info("setting checkpoint %d aside, in %s", other, aside)
+            aside.mkdir(parents=True, exist_ok=True)
+            (folder / str(other)).rename(aside / f"{other}-{len(list(aside.iterdir()))}")
+    return *found[step], [str(why) for s, why in wrong.items() if s > step]
+
+
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         """The loop asks that, see `multihost.preempted`: JAX expects each number just once."""
@@ -156,84 +185,23 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpointer:
-    """The checkpoints of a run in progress, in one folder, each named by its step.
+    """Writes a run's checkpoints into one folder while training goes on, each named by its step.
 
-    Written while training goes on. Every host takes part in saving.
+    Every host takes part in saving. It is to be opened after `restore`: Orbax reads all checkpoints
+    that are there.
     """
 
-    def __init__(self, folder: epath.Path, *, set_aside: epath.Path):
-        """Takes the folder of the checkpoints, and the one that damaged ones are moved to."""
-        self._folder, self._aside = folder, set_aside
-        self._open: ocp.CheckpointManager | None = None
-        self._num_bytes = 0
+    def __init__(self, folder: epath.Path):
+        def best_last(metrics):  # the earlier of two equals is the better
+            return -metrics["valid_error_rate"], -metrics["step"]
 
-    @property
-    def _manager(self) -> ocp.CheckpointManager:
-        """Made when it is first used: it reads all checkpoints, so damaged ones go before."""
-        if self._open is None:
-
-            def best_last(metrics):  # the earlier of two equals is the better
-                return -metrics["valid_error_rate"], -metrics["step"]
-
-            # Two of each, so that a run can go on if the latest is damaged.
-            keep = AnyPreservationPolicy([LatestN(2), BestN(get_metric_fn=best_last, n=2)])
-            # Without `best_fn` Orbax neither writes metrics nor reads them.
-            options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=best_last)
-            with self._writing():
-                self._open = _Manager(self._folder, options=options)
-        return self._open
-
-    def restore(self, like: Any) -> tuple[Progress, Any, list[str]] | None:
-        """Reads the newest checkpoint that is intact, and whose best one is intact too.
-
-        Damaged checkpoints, and those after the returned one, are set aside.
-
-        Args:
-          like: as `read` takes it.
-
-        Returns:
-          Progress, state, and what was wrong with newer checkpoints, if anything; None where
-          there is no checkpoint.
-
-        Raises:
-          UserError: there are checkpoints, but none is intact; nothing was moved.
-        """
-        found, wrong = {}, {}
-        for step in steps(self._folder):
-            try:
-                found[step] = read(self._folder, step, like)
-            except DamagedError as error:
-                wrong[step] = str(error)
-        if not found and not wrong:
-            return None
-        whole = [s for s in found if found[s][0].best_step in (*found, 0)]
-        if not whole:
-            raise UserError(self._why_none(found, wrong))
-        step = whole[0]
-        if jax.process_count() > 1:  # nobody may still be reading what is moved
-            multihost_utils.sync_global_devices("checkpoints are read")
-        for other in [*wrong, *(s for s in found if s > step)]:
-            self._set_aside(other)
-        return *found[step], [why for s, why in wrong.items() if s > step]
-
-    def _why_none(self, found: dict[int, tuple[Progress, Any]], wrong: dict[int, str]) -> str:
-        again = "nothing was changed: name another --workdir to train from the seed"
-        if not found:
-            return f"{next(iter(wrong.values()))}; no checkpoint of this run is intact; {again}"
-        best = found[max(found)][0].best_step
-        why = wrong.get(best, f"{self._folder / str(best)} is missing")
-        return (
-            f"{why}; it was the run's best, without which there is no result. The newest that is "
-            f"intact is {max(found)}: python -m bn_vgg.export --which=latest; {again}"
-        )
-
-    def _set_aside(self, step: int) -> None:
-        if jax.process_index() != 0:
-            return
-        taken = len(list(self._aside.iterdir())) if self._aside.exists() else 0
-        self._aside.mkdir(parents=True, exist_ok=True)
-        logging.info("setting checkpoint %d aside, in %s", step, self._aside)
-        (self._folder / str(step)).rename(self._aside / f"{step}-{taken}")
+        self._folder, self._num_bytes = folder, 0
+        # Two of each, so that a run can go on if the latest is damaged.
+        keep = AnyPreservationPolicy([LatestN(2), BestN(get_metric_fn=best_last, n=2)])
+        # Without `best_fn` Orbax neither writes metrics nor reads them.
+        options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=best_last)
+        with self._writing():
+            self._manager = _Manager(folder, options=options)
 
     def save(self, state: Any, progress: Progress) -> None:
         """Begins to write `state`, NumPy arrays, and returns.
@@ -253,42 +221,24 @@ class Checkpointer:
             )
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk.
-
-        Raises:
-          UserError: the last write failed.
-        """
+        """Returns when all that was saved is on disk, or raises a UserError as `save` does."""
         with self._writing():
             self._manager.wait_until_finished()
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except UserError:  # one within another
-            raise
-        except Exception as error:  # what a full disk raises depends on who notices it
-            local = self._num_bytes and "://" not in str(self._folder)
-            size = f" of {self._num_bytes:,} bytes ({free_bytes(self._folder)})" if local else ""
-            raise UserError(
-                f"cannot write a checkpoint{size} in {self._folder}: {first_line(error)}; "
-                "run the same command again when there is room: it goes on from the one before"
-            ) from error
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        # What a full disk raises depends on who notices it.
+        size = f" of {self._num_bytes:,} bytes" if self._num_bytes else ""
+        folder = "" if "://" in str(self._folder) else self._folder
+        return cannot_write(f"a checkpoint{size} in {self._folder}", (Exception,), folder)
 
     def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        """Waits for what is being written and lets go of the folder.
-
-        Raises:
-          UserError: the last write failed, and nothing else had before.
-        """
-        if self._open is None:
-            return
+        """Waits for what is being written; a UserError if that fails and nothing else had."""
         try:
             with self._writing():
-                self._open.close()
+                self._manager.close()
         except UserError:
             if error is None:
                 raise

@@ -7,6 +7,7 @@ import logging as std_logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,21 +34,15 @@ from bn_vgg.errors import (
 def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> None:
     """Parses the flags, runs `main` and exits; see the statuses in errors.py.
 
-    A UserError becomes `error: …` on standard error. So does a wrong flag.
-
-    Args:
-      main: the command. It is called with the positional arguments, as text.
-      positional: what these are called, `WORKDIR`; all of them must be given.
+    A UserError becomes `error: …` on standard error. So does a wrong flag. `main` is called with
+    the arguments that `positional` names, as text; all of them must be given.
     """
-    # Before TensorFlow is imported, which would chat on standard error.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Before TensorFlow is imported, which would chat on standard error; JAX has set the first to 1.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # Before matplotlib is: a shell that a notebook started names a backend that is not there.
     os.environ["MPLBACKEND"] = "agg"
-    logging.get_absl_handler().setLevel(std_logging.WARNING)
-    # Orbax tells of a full disk by pages for each of its threads; the error itself is one line.
-    logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
-    sys.unraisablehook = _log_unraisable
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what is no text
         sys.stdout.reconfigure(errors="backslashreplace")
     app.run(
@@ -120,9 +115,9 @@ def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
 def _with_underscores(argument: str) -> str:
     """Takes `--dry-run` as `--dry_run`, as most other programs write it."""
     name, equals, value = argument.partition("=")
-    underscored = "--" + name.removeprefix("--").replace("-", "_")
-    known = name.startswith("--") and underscored.removeprefix("--") in flags.FLAGS
-    return f"{underscored}{equals}{value}" if known else argument
+    flag = name.removeprefix("--").replace("-", "_")
+    known = name.startswith("--") and flag in flags.FLAGS
+    return f"--{flag}{equals}{value}" if known else argument
 
 
 def _with_home(argument: str) -> str:
@@ -143,8 +138,7 @@ def say(line: str) -> None:
 def show(line: str) -> None:
     """Shows a line to a person, above a progress bar where there is one.
 
-    Where nobody reads on, as behind `| head` or when a terminal is gone, nothing more is shown and
-    nothing ends.
+    Where nobody reads on, as behind `| head` or when a terminal is gone, nothing ends.
     """
     try:
         tqdm.write(line)
@@ -172,9 +166,8 @@ def _log_handlers() -> list[_LogFile]:
 
 def log_to_file(path: epath.Path | None) -> None:
     """Sends what the libraries log to this file alone, and warnings to the terminal."""
-    logging.use_absl_handler()  # in a notebook Python's own would show all of it
+    quieten()
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().setLevel(std_logging.WARNING)
     root = std_logging.getLogger()
     for earlier in _log_handlers():
         root.removeHandler(earlier)
@@ -187,11 +180,30 @@ def log_to_file(path: epath.Path | None) -> None:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     # Orbax logs dozens of lines a checkpoint: its warnings are enough.
-    handler.addFilter(
-        lambda record: record.levelno > std_logging.INFO or "orbax" not in record.pathname
-    )
+    handler.addFilter(lambda record: record.levelno > std_logging.INFO or not _is_orbax(record))
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
     root.addHandler(handler)
+
+
+def quieten() -> None:
+    """Shows only warnings, and of Orbax nothing: what it raises becomes a UserError.
+
+    Where one of its tasks fails, asyncio and TensorStore tell of each of the others by a page.
+    """
+    logging.use_absl_handler()  # in a notebook Python's own would show all
+    handler = logging.get_absl_handler()
+    handler.setLevel(std_logging.WARNING)
+    handler.addFilter(_is_shown)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    sys.unraisablehook = _log_unraisable
+
+
+def _is_orbax(record: std_logging.LogRecord) -> bool:
+    return record.name == "asyncio" or "orbax" in record.pathname
+
+
+def _is_shown(record: std_logging.LogRecord) -> bool:
+    return not _is_orbax(record)
 
 
 def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -236,11 +248,9 @@ def usable_cores() -> list[int]:
 
 @contextlib.contextmanager
 def needing(extra: str, packages: Mapping[str, str]) -> Iterator[None]:
-    """Tells how to get a package that an import within it does not find.
+    """Tells how to get a package, of this project's `extra`, that an import within does not find.
 
-    Args:
-      extra: of this project's, that brings it.
-      packages: the optional ones, and what needs each.
+    `packages` are the optional ones, each with what needs it.
     """
     try:
         yield
@@ -255,10 +265,17 @@ def needing(extra: str, packages: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path to write to, which takes the place of `path` when all went well."""
+    """Yields a path to write to, which takes the place of `path` when all went well.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     partial = path.with_name(f"{path.name}.partial")
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()

@@ -1,11 +1,8 @@
 """Refuses configurations that mean nothing, before any work is done."""
 
 import json
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -14,223 +11,169 @@ from bn_vgg.errors import UserError, described
 from bn_vgg.models import DTYPES, PRECISIONS, make_model
 from bn_vgg.models.batch_norm import AVERAGES
 from bn_vgg.models.layers import PADDINGS
-from bn_vgg.models.norms import NORMALIZERS, PASSES, NormFactory
-from bn_vgg.models.vgg import count_values
+from bn_vgg.models.norms import PASSES
 from bn_vgg.optimizer import SCHEDULES, make_optimizer
 from bn_vgg.run_dir import flatten
 
-# Of a network, and of what its convolutions compute for one example: 8 GiB each.
-MAX_VALUES = 2**31
 
-_Check = tuple[Callable[[Any], bool], str]
+class _Numbers(NamedTuple):
+    """From `low` to less than `below`."""
 
-
-def _is_integer(value) -> bool:
-    # True and False are integers of Python's, and NumPy's do not go into JSON.
-    return type(value) is int
+    low: float
+    below: float
 
 
-def _is_number(value) -> bool:
-    return _is_integer(value) or type(value) is float
+_FRACTION, _AMOUNT = _Numbers(0, 1), _Numbers(0, 10**6)
+# Float32 holds no others, and the network computes in it.
+_POSITIVE = _Numbers(float(jnp.finfo("float32").tiny), float(jnp.finfo("float32").max))
+_MANY = range(1, 10**6 + 1)
 
-
-def _integer(low: int, below: int) -> _Check:
-    return (
-        lambda x: _is_integer(x) and low <= x < below,
-        f"an integer from {low} to less than {below}",
-    )
-
-
-def _at_least(low: int, most: int = 10**9) -> _Check:
-    return (
-        lambda x: _is_integer(x) and low <= x <= most,
-        f"an integer, at least {low}, at most {most}",
-    )
-
-
-def _number(low: float, below: float) -> _Check:
-    return lambda x: _is_number(x) and low <= x < below, f"from {low} to less than {below}"
-
-
-def _positive() -> _Check:
-    # Float32 holds no others, and the network computes in it.
-    least, most = (float(limit) for limit in (jnp.finfo("float32").tiny, jnp.finfo("float32").max))
-    return lambda x: _is_number(x) and least <= x <= most, "a positive finite number of float32"
-
-
-def _one_of(names) -> _Check:
-    return lambda x: isinstance(x, str) and x in names, f"one of {', '.join(names)}"
-
-
-def _is_text(value) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_name(value) -> bool:
-    # It becomes a folder's.
-    fits = _is_text(value) and len(value.encode("utf-8", "replace")) <= 200
-    return fits and value.isprintable() and "/" not in value and value not in (".", "..")
-
-
-def _are_sizes(value) -> bool:
-    return (
-        isinstance(value, list)
-        and 0 < len(value) <= 100
-        and all(_is_integer(size) and size > 0 for size in value)
-    )
-
-
-# Of every field there is.
-_CHECKS: dict[str, _Check] = {
-    "name": (_is_name, "a name without slashes, of at most 200 bytes, to call a folder by"),
-    "variant": (_is_text, "a text"),
-    "seed": _integer(0, 2**32),
-    "num_epochs": _integer(1, 10**6),
-    "batch_size": _at_least(1, 10**6),
-    "data.source": (_is_text, "a text"),
-    "data.min_side": _integer(1, 4097),
-    "data.crop_size": _integer(1, 4097),
-    "data.placement": _one_of(PLACEMENTS),
-    "data.valid_examples": _at_least(1),
-    "data.test_examples": _at_least(1),
-    "model.norm": (lambda x: _is_text(x) and len(x) <= 1000, "a name"),
-    "model.norm_kwargs": (lambda x: isinstance(x, dict), "a dict"),
-    "model.norm_decay": _number(0, 1),
-    "model.norm_epsilon": _positive(),
-    "model.stats_average": _one_of(AVERAGES),
-    "model.stats_pass": _one_of(PASSES),
-    "model.per_device_stats": (lambda x: isinstance(x, bool), "True or False"),
-    "model.features": (_are_sizes, "positive integers, 100 at most"),
-    "model.hidden_units": _at_least(1),
-    "model.num_classes": _at_least(2),
-    "model.padding": _one_of(PADDINGS),
-    "model.dropout_rate": _number(0, 1),
-    "model.dtype": _one_of(DTYPES),
-    "model.precision": _one_of(PRECISIONS),
-    "augment.horizontal_flip": (lambda x: isinstance(x, bool), "True or False"),
-    "augment.colour_jitter": _number(0, 1),
-    "augment.cutout": _at_least(0),
-    "augment.mixup": _number(0, 1e6),
-    "augment.label_smoothing": _number(0, 1),
-    "eval.flips": (lambda x: isinstance(x, bool), "True or False"),
-    "model.name": (_is_text, "a name"),
-    "model.kwargs": (lambda x: isinstance(x, dict), "a dict"),
-    "optimizer.name": (_is_text, "a name"),
-    "optimizer.kwargs": (lambda x: isinstance(x, dict), "a dict"),
-    "optimizer.weight_decay": _number(0, 1e6),
-    "optimizer.clip_norm": _number(0, 1e6),
-    "schedule.name": _one_of(SCHEDULES),
-    "schedule.warmup_epochs": _number(0, 1e6),
-    "schedule.kwargs": (lambda x: isinstance(x, dict), "a dict"),
-    "optimizer.learning_rate": _positive(),
-    "optimizer.decay": _number(0, 1),
-    "optimizer.epsilon": _positive(),
-    "optimizer.bias_correction": (lambda x: isinstance(x, bool), "True or False"),
-    "eval.batch_size": _at_least(1, 10**6),
-    "eval.precise_examples": _at_least(0),
-    "eval.compared_examples": _at_least(1),
-    "checkpoint.every_steps": _at_least(0),
-    "debug.nans": (lambda x: isinstance(x, bool), "True or False"),
-    "resources.CPU": _number(0, 10**6),
-    "resources.GPU": _number(0, 10**6),
-    "resources.TPU": _number(0, 10**6),
+# What every field there is takes: a type, a range of integers, numbers, or the names to choose
+# from; `tuple` is one of positive integers.
+_FIELDS: dict[str, Any] = {
+    "name": str,
+    "variant": str,
+    "seed": range(2**32),
+    "num_epochs": _MANY,
+    "batch_size": _MANY,
+    "data.source": str,
+    "data.min_side": range(1, 4097),
+    "data.crop_size": range(1, 4097),
+    "data.placement": PLACEMENTS,
+    "data.valid_examples": range(1, 10**9),
+    "data.test_examples": range(1, 10**9),
+    "model.norm": str,
+    "model.norm_kwargs": dict,
+    "model.norm_decay": _FRACTION,
+    "model.norm_epsilon": _POSITIVE,
+    "model.stats_average": AVERAGES,
+    "model.stats_pass": PASSES,
+    "model.per_device_stats": bool,
+    "model.features": tuple,
+    "model.hidden_units": range(1, 10**9),
+    "model.num_classes": range(2, 10**9),
+    "model.padding": PADDINGS,
+    "model.dropout_rate": _FRACTION,
+    "model.dtype": DTYPES,
+    "model.precision": PRECISIONS,
+    "model.name": str,
+    "model.kwargs": dict,
+    "augment.horizontal_flip": bool,
+    "augment.colour_jitter": _FRACTION,
+    "augment.cutout": range(10**9),
+    "augment.mixup": _AMOUNT,
+    "augment.label_smoothing": _FRACTION,
+    "optimizer.name": str,
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.kwargs": dict,
+    "optimizer.weight_decay": _AMOUNT,
+    "optimizer.clip_norm": _AMOUNT,
+    "optimizer.decay": _FRACTION,
+    "optimizer.epsilon": _POSITIVE,
+    "optimizer.bias_correction": bool,
+    "schedule.name": SCHEDULES,
+    "schedule.warmup_epochs": _AMOUNT,
+    "schedule.kwargs": dict,
+    "eval.batch_size": _MANY,
+    "eval.flips": bool,
+    "eval.precise_examples": range(10**9),
+    "eval.compared_examples": range(1, 10**9),
+    "checkpoint.every_steps": range(10**9),
+    "debug.nans": bool,
+    "resources.CPU": _AMOUNT,
+    "resources.GPU": _AMOUNT,
+    "resources.TPU": _AMOUNT,
 }
 
 
 def check_config(config: dict[str, Any]) -> None:
-    """Checks the fields of a configuration, nested, and their values.
+    """Checks the fields of a configuration, nested, their values, and the network that they make.
 
     Raises:
-      UserError: names the field, its value and what it takes, or says what is wrong with
-        the normalizer.
+      UserError: names the field, its value and what it takes.
     """
-    flat = flatten(config, fields=_CHECKS)
-    for field, (is_valid, wanted) in _CHECKS.items():
+    flat = flatten(config, fields=_FIELDS)
+    for field, wanted in _FIELDS.items():
         if field not in flat:
-            raise UserError(f"config.{field} is missing; it takes {wanted}")
-        if not is_valid(flat[field]):
-            raise UserError(f"config.{field} is {_shown(flat[field])}; it takes {wanted}")
+            raise UserError(f"config.{field} is missing; it takes {_described(wanted)}")
+        if not _fits(flat[field], wanted):
+            shown = _shown(flat[field])
+            raise UserError(f"config.{field} is {shown}; it takes {_described(wanted)}")
     for field in flat:
-        if field not in _CHECKS:
-            raise UserError(f"no field config.{field}; there are: {', '.join(_CHECKS)}")
-    if flat["data.crop_size"] > flat["data.min_side"]:
+        if field not in _FIELDS:
+            raise UserError(f"no field config.{field}; there are: {', '.join(_FIELDS)}")
+    name, side, min_side = (flat[x] for x in ("name", "data.crop_size", "data.min_side"))
+    if name in (".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > 200:
+        raise UserError(f"config.name is {_shown(name)}; it takes the name of a folder")
+    if side > min_side:
         raise UserError(
-            f"config.data.crop_size: a crop of {flat['data.crop_size']} pixels does not fit "
-            f"images scaled to config.data.min_side {flat['data.min_side']}"
+            f"config.data.crop_size is {side}, which is more than config.data.min_side, {min_side}"
         )
     if (flat["model.precision"], flat["model.dtype"]) == ("tensorfloat32", "bfloat16"):
         raise UserError(
-            "config.model.precision: tensorfloat32 is of float32 products; config.model.dtype is "
-            "bfloat16"
+            "config.model.precision: tensorfloat32 is for float32, not config.model.dtype bfloat16"
         )
     try:
         json.dumps(config, allow_nan=False)  # as the run's folder keeps it
     except (TypeError, ValueError, RecursionError) as error:
-        kwargs = _shown(flat["model.norm_kwargs"])
-        raise UserError(
-            f"config.model.norm_kwargs is {kwargs}, which JSON cannot hold: {error}"
-        ) from error
+        kwargs = ", ".join(f"{x} is {_shown(flat[x])}" for x in flat if type(flat[x]) is dict)
+        raise UserError(f"config.{kwargs}: JSON cannot hold that: {error}") from error
     make_optimizer(config, steps_per_epoch=1)
-    model = make_model(**config["model"])
-    if flat["model.name"] == "vgg8":
-        _check_size(flat)
-    else:
-        _try_network(model, flat)
-    if model.norm.name in NORMALIZERS and flat["model.norm_kwargs"]:
-        _try_norm(model.norm, flat)
+    make_model(**config["model"])
+    if flat["model.norm_kwargs"] or flat["model.name"] != "vgg8":
+        _try_network(config)
 
 
-def _check_size(flat: Mapping[str, Any]) -> None:
-    features, crop = flat["model.features"], flat["data.crop_size"]
-    parameters, computed = count_values(
-        crop, features, flat["model.hidden_units"], flat["model.num_classes"],
-        flat["model.padding"],
-    )  # fmt: skip
-    if parameters == 0:
-        raise UserError(
-            f"config.model.features: the poolings after {len(features)} layers leave nothing of "
-            f"a crop of config.data.crop_size {crop} pixels"
-        )
-    if max(parameters, computed) > MAX_VALUES:
-        raise UserError(
-            f"config.model.features, hidden_units and num_classes: a network of {parameters:,} "
-            f"parameters that computes {computed:,} values for each example; {MAX_VALUES:,} at most"
-        )
+def _fits(value, wanted) -> bool:
+    # True and False are integers of Python's, and NumPy's numbers do not go into JSON.
+    if isinstance(wanted, range):
+        return type(value) is int and value in wanted
+    if isinstance(wanted, _Numbers):
+        return type(value) in (int, float) and wanted.low <= value < wanted.below
+    if wanted is tuple:
+        return isinstance(value, list) and 0 < len(value) <= 100 and all(
+            _fits(size, range(1, 2**31)) for size in value
+        )  # fmt: skip
+    if wanted is str:
+        return isinstance(value, str) and 0 < len(value) <= 4096
+    if isinstance(wanted, type):
+        return isinstance(value, wanted)
+    return isinstance(value, str) and value in wanted
 
 
-def _try_network(model: nn.Module, flat: Mapping[str, Any]) -> None:
-    """Traces the network: wrong settings fail nowhere before that."""
-    name, side = flat["model.name"], flat["data.crop_size"]
-    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+def _described(wanted) -> str:
+    if isinstance(wanted, range):
+        return f"an integer from {wanted[0]} to {wanted[-1]}"
+    if isinstance(wanted, _Numbers):
+        return f"a number from {wanted.low:.3g} to less than {wanted.below:.3g}"
+    if isinstance(wanted, type):
+        texts = {str: "a text", bool: "True or False", dict: "a dict"}
+        return texts.get(wanted, "positive integers, 100 at most")
+    return f"one of {', '.join(wanted)}"
+
+
+def _try_network(config: dict[str, Any]) -> None:
+    """Traces a training pass: wrong settings of a normalizer or a network fail nowhere before."""
+    model, side = make_model(**config["model"]), config["data"]["crop_size"]
+    count = config["batch_size"]
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    options = {"train": True, "positions_N": jnp.arange(count), "rngs": rngs}
+
+    def apply(images_NHWC):
+        variables = model.init(rngs, images_NHWC, train=False)
+        return model.apply(variables, images_NHWC, mutable=True, **options)
+
     try:
-        jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+        jax.eval_shape(apply, jax.ShapeDtypeStruct((count, side, side, 3), jnp.float32))
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"config.model.name={name} fails: {described(error)}") from error
-
-
-def _try_norm(norm: NormFactory, flat: Mapping[str, Any]) -> None:
-    """Traces the normalizer for a small image: wrong settings fail nowhere before that."""
-    offered: dict[str, Any] = {"use_running_average": False, "mean_of_x": None}
-    given: dict[str, Any] = {name: offered[name] for name in norm.given}
-
-    def normalize(x_NHWC):
-        module = norm.make()
-        variables = module.init(jax.random.key(0), x_NHWC, **given)
-        return module.apply(variables, x_NHWC, **given, mutable=True)
-
-    for features in sorted(set(flat["model.features"])):
-        shape = (flat["batch_size"], 2, 2, features)
-        try:
-            jax.eval_shape(normalize, jax.ShapeDtypeStruct(shape, jnp.float32))
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"config.model.norm_kwargs: {norm.name} fails with "
-                f"{_shown(flat['model.norm_kwargs'])}: {type(error).__name__}: {error}"
-            ) from error
+        name, kwargs = config["model"]["name"], config["model"]["kwargs"]
+        raise UserError(
+            f"config.model.norm={model.norm.name} in config.model.name={name} fails with "
+            f"norm_kwargs={_shown(config['model']['norm_kwargs'])} and kwargs={_shown(kwargs)}: "
+            f"{described(error)}"
+        ) from error
 
 
 def _shown(value) -> str:

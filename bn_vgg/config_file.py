@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -29,10 +30,7 @@ _file_fields: dict[str, object] = {}
 
 
 def load_config(arguments: Sequence[str]) -> ConfigDict:
-    """Returns the configuration that a command with these arguments would have.
-
-    Args:
-      arguments: `--config=FILE:VARIANT` and `--config.FIELD=VALUE`, nothing else.
+    """Returns the configuration of `--config=FILE:VARIANT` and `--config.FIELD=VALUE`.
 
     Raises:
       UserError: as the command would.
@@ -110,10 +108,9 @@ def name_run(name: str, overrides: Mapping[str, object]) -> str:
 
 
 def load_file(argv: list[str]) -> Mapping[str, object]:
-    """Loads the configuration once, without overrides: ml_collections' errors are pages.
+    """Loads the configuration that `argv` names, and returns its fields before overrides.
 
-    Returns:
-      Its fields; none where no configuration is named.
+    It is loaded once more by its flag, but ml_collections' own errors are pages.
 
     Raises:
       UserError: the file is missing or fails, or an override names no field of it.
@@ -145,22 +142,16 @@ def load_file(argv: list[str]) -> Mapping[str, object]:
     _file_fields.clear()
     _file_fields.update(flatten(loaded.to_dict()))
     for given in argv:
-        override = re.match(r"--?config\.([\w.]+)=?(.*)", given, re.DOTALL)
-        if override and override[1] == "variant":
-            wanted = override[2] or "VARIANT"
-            raise UserError(f"config.variant: a variant is named by --config={path}:{wanted}")
-        if override:
+        if override := re.match(r"--?config\.([\w.]+)", given):
             _check_override(override[1])
     return _file_fields
 
 
 def _check_override(name: str) -> None:
+    if name == "variant":
+        raise UserError("config.variant: a variant is named by --config=FILE:VARIANT")
     if any(f"{field}.".startswith(f"{name}.") for field in _file_fields):
         return
-    whole, _, part = name.rpartition(".")
-    if _file_fields.get(whole) == {}:
-        example = f"--config.{whole}=\"{{'{part}': …}}\""
-        raise UserError(f"config.{whole} is given as a whole: {example}")
     close = difflib.get_close_matches(name, list(_file_fields))
     guess = f"did you mean {', '.join(close)}? " if close else ""
     raise UserError(f"no field config.{name}; {guess}there are: {', '.join(_file_fields)}")
@@ -193,7 +184,7 @@ def _configs() -> str:
 
 
 def _config_argument(argv: list[str]) -> str | None:
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*argv, ""]):
         if argument in ("-config", "--config"):
             return following
         if argument.startswith(("-config=", "--config=")):

@@ -1,8 +1,12 @@
 """Exceptions that a command turns into one line, and its exit statuses."""
 
+import contextlib
 import os
+import reprlib
 import shutil
 import signal
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 EXIT_BUG = 1
 EXIT_USER_ERROR = 2
@@ -18,8 +22,7 @@ EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 class UserError(Exception):
     """Something the user can put right: a wrong path, name, value or file.
 
-    The message is one line that says what happened, where, and what to do next. Commands print it
-    as `error: …` and exit with status 2. Everything else that is raised is a bug.
+    The message is one line: what happened, where, and what to do next.
     """
 
     def __init__(self, message: str):
@@ -32,11 +35,7 @@ class NotThereError(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has stopped the command; for a run, after its state was kept.
-
-    Attributes:
-      status: to exit with.
-    """
+    """A signal has stopped the command, a run after its state was kept; exit with `status`."""
 
     def __init__(self, asked: signal.Signals, message: str):
         super().__init__(f"{message}; run the same command again to go on")
@@ -60,9 +59,41 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
-def free_bytes(folder: str | os.PathLike[str]) -> str:
+def differences(its: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    """Says in which names two mappings differ: `seed is 1, not 0`; empty if in none."""
+
+    def shown(mapping, name: str) -> str:
+        value = mapping.get(name, "(not there)")
+        return value if isinstance(value, str) else reprlib.repr(value)
+
+    return "; ".join(
+        f"{name} is {shown(its, name)}, not {shown(others, name)}"
+        for name in sorted(its.keys() | others.keys())
+        if its.get(name) != others.get(name)
+    )
+
+
+@contextlib.contextmanager
+def cannot_write(
+    what: str, kinds: tuple[type[Exception], ...] = (OSError,), folder: str | os.PathLike = ""
+) -> Iterator[None]:
+    """Turns what writing raises, of these `kinds`, into a UserError; with the room in `folder`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        why = error.strerror if isinstance(error, OSError) else None
+        room = f" ({_free_bytes(folder)})" if folder else ""
+        raise UserError(
+            f"cannot write {what}{room}: {why or first_line(error)}; run the same command again "
+            "when there is room, or permission"
+        ) from error
+
+
+def _free_bytes(folder: str | os.PathLike[str]) -> str:
     """Says how many bytes the disk of `folder` has free, for a message."""
     try:
-        return f"{shutil.disk_usage(folder).free:,} are free"
+        return f"{shutil.disk_usage(folder).free:,} bytes are free"
     except OSError as error:
         return error.strerror or str(error)

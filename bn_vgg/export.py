@@ -32,13 +32,10 @@ def main() -> None:
         "checkpoint": _WHICH.value,
         "step": run.step,
     }
-    try:
-        with cli.replacing(output) as partial, partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        with cli.replacing(output.with_suffix(".json")) as partial:
-            partial.write_text(json.dumps(about, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    with cli.replacing(output) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    with cli.replacing(output.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps(about, indent=2) + "\n")
     print(f"{output}: {len(arrays)} arrays of step {run.step}; {output.with_suffix('.json')}")
 
 

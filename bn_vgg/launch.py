@@ -7,9 +7,7 @@ A run goes on from the first of these that is there:
   3. nothing: training begins from the seed.
 """
 
-import contextlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,13 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from bn_vgg import checkpoint, cli, multihost, provenance
-from bn_vgg.checkpoint import Checkpointer
+from bn_vgg import checkpoint, cli, loop, multihost, provenance
 from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.pipeline import Data
 from bn_vgg.data.splits import class_counts, split
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
-from bn_vgg.loop import Run
-from bn_vgg.programs import make_programs
 from bn_vgg.run_dir import Workdir, flatten
-from bn_vgg.stopping import StopRequest
 from bn_vgg.writers import TensorBoard
 
 
@@ -38,20 +32,11 @@ def train(
     cache_folder: Path,
     say: Callable[[str], None] = cli.say,
     tensorboard: bool = True,
-    profile: bool = False,
 ) -> dict[str, Any]:
-    """Makes a run, goes on with it, or finds it finished.
+    """Makes a run, goes on with it, or finds it finished. Returns the content of `result.json`.
 
-    Args:
-      config: checked.
-      path: of the working directory.
-      cache_folder: where decoded images and compiled programs are kept.
-      say: shows a line to a person; on the first host alone.
-      tensorboard: whether to write its files, which imports TensorFlow.
-      profile: whether to trace a few steps for it; the run has to have enough.
-
-    Returns:
-      The content of `result.json`.
+    `config` is checked, `path` the working directory. Decoded images and compiled programs are kept
+    in `cache_folder`. The first host alone shows lines to a person with `say`.
 
     Raises:
       UserError: the data, the working directory or the devices do not suit; hosts disagree; a
@@ -67,8 +52,10 @@ def train(
         cli.keep_compiled(cache_folder)
     devices = Devices()
     devices.check(config.batch_size, config.model.precision)
-    norm_digest = provenance.norm_digest(config.model.norm)
-    multihost.agree(flatten({"config": config.to_dict(), "code": _code(norm_digest)}))
+    if multihost.has_peers():
+        code: dict[str, Any] = {"commit": provenance.commit(), "versions": provenance.versions()}
+        code |= {"backend": jax.default_backend(), "local_devices": jax.local_device_count()}
+        multihost.agree(flatten({"config": config.to_dict(), "code": code}))
     workdir = Workdir(path, writes=is_first)
     with workdir.locked():
         data, metadata = load_data(config, cache_folder, devices, quiet=not is_first)
@@ -77,45 +64,22 @@ def train(
             "finished": workdir.exists("result.json"),
         }
         multihost.agree(flatten({"data": metadata, "workdir": kept}))
-        num_chunks = config.num_epochs * data.chunks_per_epoch
-        if profile and num_chunks < 4:
-            raise UserError(
-                "--profile traces the second and the third chunk of steps, and "
-                f"this run has {num_chunks}; 4 are needed: take more --config.num_epochs"
-            )
         multihost.starting()
-        workdir.claim(config.to_dict(), metadata, norm_digest)
+        workdir.claim(config.to_dict(), metadata)
         multihost.check_shared(workdir.path / "config.json")
-        if (finished := finished_result(config, workdir)) is not None:
-            say(f"this run is finished: see {workdir.path}/result.json")
-            return finished
+        if workdir.exists("result.json"):
+            result = workdir.read("result.json")
+            if result["config"]["num_epochs"] == config.num_epochs:
+                say(f"this run is finished: see {workdir.path}/result.json")
+                return result
         cli.log_to_file(workdir.path / "log.txt" if is_first else None)
-        say(
-            f"{config.name} seed {config.seed} on {devices.count} {jax.default_backend()} device(s)"
-        )
+        backend = jax.default_backend()
+        say(f"{config.name} seed {config.seed} on {devices.count} {backend} device(s)")
         say(data.description)
         board = None
         if tensorboard and is_first:
-            board = TensorBoard(workdir.path, path.removeprefix("runs/"), profile=profile)
-        stop = StopRequest()
-        listening = contextlib.nullcontext() if multihost.has_peers() else stop.listening()
-        with (
-            Checkpointer(workdir.checkpoints, set_aside=workdir.damaged) as checkpointer,
-            ThreadPoolExecutor(1) as recorder,
-            listening,
-        ):
-            programs = make_programs(config.to_dict(), devices, data.steps_per_epoch)
-            return Run(
-                config, workdir, data, programs, checkpointer, recorder, stop, board, say
-            ).train_and_evaluate()
-
-
-def finished_result(config: ConfigDict, workdir: Workdir) -> dict[str, Any] | None:
-    """Returns the result of a run that has done all its epochs, otherwise None."""
-    if not workdir.exists("result.json"):
-        return None
-    result = workdir.read("result.json")
-    return result if result["config"]["num_epochs"] == config.num_epochs else None
+            board = TensorBoard(workdir.path, path.removeprefix("runs/"))
+        return loop.train_and_evaluate(config, workdir, data, devices, board, say)
 
 
 def load_data(
@@ -123,19 +87,17 @@ def load_data(
 ) -> tuple[Data, dict[str, Any]]:
     """Opens the decoded images of a configuration, making them if need be, and places them.
 
-    Returns:
-      The data, and what `data.json` holds: source, fingerprint, classes, numbers of examples.
-
-    Raises:
-      UserError: the data cannot be read, or do not suit the configuration.
+    Returns the data, and what `data.json` holds: source, fingerprint, classes, numbers of examples.
+    Raises a UserError where the data cannot be read, or do not suit the configuration.
     """
     source, classes = config.data.source, config.model.num_classes
     cache = open_or_build(source, min_side=config.data.min_side, folder=cache_folder, quiet=quiet)
+    counts = class_counts(cache.labels, cache.class_names)
     if classes != len(cache.class_names):
         raise UserError(
             f"config.model.num_classes is {classes}, but {source} has {len(cache.class_names)} "
-            f"classes ({class_counts(cache.labels, cache.class_names)}): if these are what you "
-            f"mean, set --config.model.num_classes={len(cache.class_names)}"
+            f"classes ({counts}): if these are what you mean, set "
+            f"--config.model.num_classes={len(cache.class_names)}"
         )
     splits = split(
         cache.keys, cache.splits,
@@ -148,16 +110,5 @@ def load_data(
         "examples": {name: len(indices) for name, indices in splits._asdict().items()},
     }
     data = Data(config.to_dict(), cache, splits, devices)
-    data.description += f": {class_counts(cache.labels, cache.class_names)}"
+    data.description += f": {counts}"
     return data, metadata
-
-
-def _code(norm_digest: str) -> dict[str, Any]:
-    """What computes a run: it has to be the same on all hosts."""
-    return {
-        "digest": provenance.digest("bn_vgg"),
-        "norm": norm_digest,
-        "versions": provenance.versions(),
-        "backend": jax.default_backend(),
-        "local_devices": jax.local_device_count(),
-    }

@@ -18,11 +18,9 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 @contextlib.contextmanager
 def held(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Holds the lock at `path`; the system releases a dead process's.
+    """Holds the lock at `path`, with who holds it beside it; the system releases a dead process's.
 
-    Args:
-      path: of the lock. Beside it lies who holds it, as JSON.
-      wait: called with who holds it, before waiting for it; None: do not wait.
+    `wait` is called with who holds it before waiting for that; with None nothing is waited for.
 
     Raises:
       UserError: another process holds it, and `wait` is None; or its file system has no locks.
@@ -41,11 +39,12 @@ def held(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[N
         if error.errno not in _NO_LOCKS:
             raise
         raise UserError(
-            f"the file system of {path.parent} has no locks ({error.strerror}), which keep a "
-            "second process out: use a folder on a local disk, or on one mounted with locks"
+            f"the file system of {path.parent} has no locks ({error.strerror}); use a folder on a "
+            "local disk, or mount it with locks"
         ) from error
     try:
-        owner = {"host": socket.gethostname(), "process": os.getpid(), "since": _now()}
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        owner = {"host": socket.gethostname(), "process": os.getpid(), "since": since}
         about.write_text(json.dumps(owner) + "\n")
         yield
     finally:
@@ -60,7 +59,3 @@ def _owner(about: Path) -> str:
         return f"process {owner['process']} on {owner['host']}, since {owner['since']}"
     except (OSError, ValueError, KeyError):  # it has only just begun
         return "another process"
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S %Z")

@@ -6,6 +6,8 @@ one trains.
 """
 
 import collections
+import contextlib
+import dataclasses
 import math
 import signal
 import statistics
@@ -24,12 +26,13 @@ from tqdm import tqdm
 
 from bn_vgg import checkpoint, evaluation, finite, multihost, provenance
 from bn_vgg.augment import to_intensities
-from bn_vgg.checkpoint import Checkpointer, Progress, digest_of
+from bn_vgg.checkpoint import Checkpointer, Progress
 from bn_vgg.data.pipeline import Chunk, Data, Split
-from bn_vgg.errors import Interrupted, UserError
+from bn_vgg.devices import Devices
+from bn_vgg.errors import Interrupted, UserError, described
 from bn_vgg.metrics import TrainMetrics
 from bn_vgg.optimizer import make_schedule
-from bn_vgg.programs import Programs
+from bn_vgg.programs import Programs, make_programs
 from bn_vgg.run_dir import Workdir, flatten
 from bn_vgg.steps import TrainState
 from bn_vgg.stopping import StopRequest
@@ -50,44 +53,86 @@ def dropout_key(seed: int, epoch: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), epoch)
 
 
-class Run:
-    """A run in progress.
+def train_and_evaluate(
+    config: ConfigDict,
+    workdir: Workdir,
+    data: Data,
+    devices: Devices,
+    board: TensorBoard | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Restores the newest checkpoint, trains the epochs that are left and returns the result.
 
-    Attributes:
-      step: updates done.
-      state: after these, on the devices.
-      metrics: of the epoch in progress so far, on the devices.
-      progress: as of the last checkpoint, or the end of the last epoch.
-      lines: of `metrics.jsonl`, one for each epoch.
+    Raises:
+      UserError, Interrupted: see `launch.train`.
     """
+    try:
+        programs = make_programs(config.to_dict(), devices, data.steps_per_epoch)
+    except (ArithmeticError, TypeError, ValueError) as error:  # while it is traced
+        raise UserError(
+            "config.model: no network can be made for crops of config.data.crop_size "
+            f"{config.data.crop_size}: {described(error)}"
+        ) from error
+    stop = StopRequest()
+    # With peers JAX listens, see `multihost.preempted`.
+    with contextlib.nullcontext() if multihost.has_peers() else stop.listening():
+        progress, state, metrics = _restore(config, workdir, data, programs, say)
+        # A line may have been written for an epoch whose checkpoint was not.
+        lines = [line for line in workdir.read_metrics() if line["epoch"] <= progress.epoch]
+        with Checkpointer(workdir.checkpoints) as checkpointer, ThreadPoolExecutor(1) as recorder:
+            return Run(
+                config, workdir, data, programs, board, say, stop, checkpointer, recorder,
+                progress, lines, *devices.replicate((state, metrics)),
+            ).train_and_evaluate()  # fmt: skip
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        workdir: Workdir,
-        data: Data,
-        programs: Programs,
-        checkpointer: Checkpointer,
-        recorder: ThreadPoolExecutor,
-        stop: StopRequest,
-        board: TensorBoard | None,
-        say: Callable[[str], None],
-    ):
-        """Takes what it works with, and restores the newest checkpoint."""
-        self.config, self.workdir, self.data, self.programs = config, workdir, data, programs
-        self.checkpointer, self.recorder, self.stop = checkpointer, recorder, stop
-        self.board, self.say, self.devices = board, say, programs.devices
-        self.progress = Progress()
-        self.lines: list[dict[str, Any]] = []
-        self._started, self._seconds_before = time.monotonic(), 0.0
+
+def _restore(config, workdir, data, programs, say) -> tuple[Progress, TrainState, TrainMetrics]:
+    side, metrics = config.data.crop_size, TrainMetrics.empty()
+    images = jnp.zeros((1, side, side, 3), jnp.float32)
+    if programs.model.norm.initializes_from_data:
+        images = to_intensities(jnp.asarray(data.first_crops()))
+    state = programs.init(init_key(config.seed), images)
+    parameter_overview.log_parameter_overview(state.variables)
+    progress, state, damages = checkpoint.restore(workdir.checkpoints, workdir.damaged, state)
+    for damage in damages:
+        say(f"{damage}; it is kept in {workdir.damaged}")
+    if progress.within_epoch is not None:
+        metrics = metrics.with_leaves(progress.within_epoch)
+    if progress.step:
+        say(f"resuming after epoch {progress.epoch} (step {progress.step})")
+    begins = checkpoint.digest_of(progress, jax.device_get(state))
+    multihost.agree({"step": progress.step, "state at the start": begins})
+    return progress, state, metrics
+
+
+@dataclasses.dataclass
+class Run:
+    """A run in progress."""
+
+    config: ConfigDict
+    workdir: Workdir
+    data: Data
+    programs: Programs
+    board: TensorBoard | None
+    say: Callable[[str], None]
+    stop: StopRequest
+    checkpointer: Checkpointer
+    recorder: ThreadPoolExecutor
+    # As of the last checkpoint, or the end of the last epoch.
+    progress: Progress
+    # Of `metrics.jsonl`, one for each epoch.
+    lines: list[dict[str, Any]]
+    # After `step` updates, and of the epoch in progress so far; on the devices.
+    state: TrainState
+    metrics: TrainMetrics
+
+    def __post_init__(self):
+        self.step, self.devices = self.progress.step, self.programs.devices
+        self._began = time.monotonic() - self.progress.seconds
         self._in_flight: collections.deque[Callable[[], Any]] = collections.deque()
         self._recording: Future = Future()
         self._recording.set_result(None)
         self._compiling = True
-        self._speed: float | None = None
-        state, metrics = self._restore()
-        self.step = self.progress.step
-        self.state, self.metrics = self.devices.replicate((state, metrics))
 
     def train_and_evaluate(self) -> dict[str, Any]:
         """Trains the epochs that are left, and evaluates the best one on the test images."""
@@ -96,14 +141,15 @@ class Run:
             self.board.write_start(flatten(self.config.to_dict()), images)
         for epoch in range(self.progress.epoch, self.config.num_epochs):
             whole = self.step == epoch * self.data.steps_per_epoch
-            self._train_epoch(epoch)
-            self._end_epoch(epoch)
+            speed = self._train_epoch(epoch)
+            self._end_epoch(epoch, speed)
             if whole:  # the chunks of a part are of other lengths, and compiled for themselves
                 multihost.epoch_done()
         self._recorded()
         return self._finish()
 
-    def _train_epoch(self, epoch: int) -> None:
+    def _train_epoch(self, epoch: int) -> float | None:
+        """Returns images per second; None where an earlier start had done all steps."""
         num_steps, num_epochs = self.data.steps_per_epoch, self.config.num_epochs
         done = self.step - epoch * num_steps
         rng = self.devices.replicate(dropout_key(self.config.seed, epoch))
@@ -122,13 +168,10 @@ class Run:
                 )
                 self.step += chunk.num_steps
                 self._launched(partial(self._check_chunk, before, self.metrics, chunk, rng, bar))
-                if self.board is not None:
-                    self.board.after_chunk()
                 self._keep_now_and_then(chunk.num_steps)
             self._wait_for_chunks()
         images = (num_steps - done) * self.config.batch_size
-        # None where an earlier start had done all steps of the epoch.
-        self._speed = images / (time.monotonic() - started) if images else None
+        return images / (time.monotonic() - started) if images else None
 
     def _launched(self, wait: Callable[[], Any]) -> None:
         """Waits until at most one chunk is queued behind another; on a CPU for the chunk itself."""
@@ -136,7 +179,7 @@ class Run:
         while len(self._in_flight) > (0 if jax.default_backend() == "cpu" else 1):
             self._in_flight.popleft()()
         if self._recording.done():
-            self._recording.result()  # raises what it raised
+            self._recorded()
         multihost.chunk_done()
         self._stop_if_asked()
 
@@ -148,7 +191,7 @@ class Run:
         """Waits for a chunk and shows its loss.
 
         Raises:
-          UserError: a loss, gradient, statistic or parameter was not a finite number.
+          UserError: a loss, statistic or parameter was not a finite number.
         """
         means = self._means(metrics)
         bar.update(chunk.num_steps)
@@ -174,7 +217,7 @@ class Run:
             + (kept if self.progress.step else "there is no checkpoint yet")
         )
 
-    def _end_epoch(self, epoch: int) -> None:
+    def _end_epoch(self, epoch: int, speed: float | None) -> None:
         """Evaluates; records the epoch, and writes its checkpoint, while the next one trains."""
         validated = self._evaluate(self.state.variables, self.data.valid_split)
         precise = compared = None
@@ -185,7 +228,7 @@ class Run:
                 self.data.compared(), self.state, precise.batch_stats,
             )  # fmt: skip
         self._recorded()
-        args = (self.step, self.state, self.metrics, self._speed, validated, precise, compared)
+        args = (self.step, self.state, self.metrics, speed, validated, precise, compared)
         self.metrics = self.programs.empty_training
         if multihost.has_peers():  # they must come to the barriers of a checkpoint together
             self._record(*args)
@@ -200,10 +243,11 @@ class Run:
             layers = [n for n, m in validated.moments.items() if not math.isfinite(m.maximum.max())]
             where = f" (first in the activations of {layers[0]})" if layers else ""
             raise UserError(f"the validation loss after step {step} is not a finite number{where}")
+
         without_relu = self.programs.empty_precise.before_norm if norm.has_activation else ()
         channels = evaluation.activity(validated.moments, without_relu=without_relu)
-        scalars = {f"train/{name}": trained[name] for name in ("loss", "error_rate")}
-        scalars["train/gradient_norm"] = trained["gradient_norm"]
+        names = ("loss", "error_rate", "gradient_norm")
+        scalars = {f"train/{name}": trained[name] for name in names}
         rate = make_schedule(config.to_dict(), self.data.steps_per_epoch)
         scalars["train/learning_rate"] = float(rate(step - 1))
         if speed is not None:
@@ -223,7 +267,6 @@ class Run:
         observed = evaluation.summarize(channels)
         line = {"epoch": progress.epoch, "step": step, **scalars, **observed}
         self.lines.append(line | {"seconds": progress.seconds})
-        self.workdir.check_there()
         self.workdir.write_metrics(self.lines)
         if self.board is not None:
             shown = progress.epoch in (1, progress.best_epoch, config.num_epochs)
@@ -232,10 +275,8 @@ class Run:
         self.checkpointer.save(self.devices.fetch(state), progress)
 
     def _evaluate(self, variables, split: Split) -> Any:
-        chunks = self.data.evaluation(split)
-        return self._fold(
-            self.programs.eval_chunk, self.programs.empty_evaluation, chunks, variables
-        )
+        empty, chunks = self.programs.empty_evaluation, self.data.evaluation(split)
+        return self._fold(self.programs.eval_chunk, empty, chunks, variables)
 
     def _precise(self, state: TrainState, epoch: int) -> evaluation.Precise:
         empty = self.programs.empty_precise.replace(batch_stats=state.batch_stats)
@@ -252,16 +293,14 @@ class Run:
         """Evaluates the best epoch on the test images and writes the result."""
         progress, config, norm = self.progress, self.config, self.programs.model.norm
         self.checkpointer.wait()
-        best = checkpoint.read(
-            self.workdir.checkpoints, progress.best_step, self.devices.fetch(self.state)
-        )[1]
+        folder, like = self.workdir.checkpoints, self.devices.fetch(self.state)
+        best = checkpoint.read(folder, progress.best_step, like)[1]
         state = self.devices.replicate(best)
         rates = {"test_error_rate": self._test(state.variables)}
         if config.eval.precise_examples and norm.averages:
             precise = self._precise(state, progress.best_epoch - 1)
             variables = {"params": state.params, "batch_stats": precise.batch_stats}
             rates["test_error_rate_precise"] = self._test(variables)
-        norm_digest = provenance.norm_digest(config.model.norm)
         speed = "train/images_per_second"
         speeds = [line[speed] for line in self.lines if speed in line]
         result = {
@@ -277,13 +316,11 @@ class Run:
             "hardware": provenance.hardware(),
             "versions": provenance.versions(),
             "jax_settings": provenance.JAX_SETTINGS,
-            **({"norm_digest": norm_digest} if norm_digest else {}),
             "commit": provenance.commit(),
             "command": provenance.command(),
         }
         if self.board is not None:
             self.board.write_result(progress.step, rates)
-        self.workdir.check_there()
         self.workdir.write("result.json", result)
         self.say(
             f"best epoch {result['best_epoch']}: valid error "
@@ -296,63 +333,39 @@ class Run:
         evaluated = self._evaluate(variables, self.data.test_split)
         return evaluation.fetch_evaluated(self.devices, evaluated).error_rate
 
-    def _restore(self):
-        """Returns what the run goes on from: the newest checkpoint, or the initial state."""
-        norm, side = self.programs.model.norm, self.config.data.crop_size
-        images = jnp.zeros((1, side, side, 3), jnp.float32)
-        if norm.initializes_from_data:
-            images = to_intensities(jnp.asarray(self.data.first_crops()))
-        state, metrics = (
-            self.programs.init(init_key(self.config.seed), images),
-            TrainMetrics.empty(),
-        )
-        parameter_overview.log_parameter_overview(state.variables)
-        found = self.checkpointer.restore(state)
-        if found is not None:
-            self.progress, state, damages = found
-            self._seconds_before = self.progress.seconds
-            # A line may have been written for an epoch whose checkpoint was not.
-            lines = self.workdir.read_metrics()
-            self.lines = [line for line in lines if line["epoch"] <= self.progress.epoch]
-            for damage in damages:
-                self.say(f"{damage}; it is kept in {self.workdir.damaged}")
-            if self.progress.within_epoch is not None:
-                metrics = metrics.with_leaves(self.progress.within_epoch)
-            self.say(f"resuming after epoch {self.progress.epoch} (step {self.progress.step})")
-        begins = digest_of(self.progress, jax.device_get(state))
-        multihost.agree({"step": self.progress.step, "state at the start": begins})
-        return state, metrics
-
     def _keep_now_and_then(self, num_steps: int) -> None:
         """Writes a checkpoint where the last `num_steps` passed a multiple of `every_steps`."""
         every = self.config.checkpoint.every_steps
         ends_epoch = self.step % self.data.steps_per_epoch == 0
         if every and self.step // every > (self.step - num_steps) // every and not ends_epoch:
-            self._wait_for_chunks()
-            self._recorded()
-            self._save(self.step, self.state, self.metrics)
+            self._save_now()
 
     def _stop_if_asked(self) -> None:
         asked = signal.SIGTERM if multihost.preempted() else self.stop.signal
         if asked is None:
             return
+        self._save_now()
+        self.checkpointer.wait()
+        raise Interrupted(asked, f"stopped by {asked.name} and kept after step {self.step}")
+
+    def _save_now(self) -> None:
         self._wait_for_chunks()
         self._recorded()
         if self.step > self.progress.step:
             self._save(self.step, self.state, self.metrics)
-        self.checkpointer.wait()
-        raise Interrupted(asked, f"stopped by {asked.name} and kept after step {self.step}")
 
     def _save(self, step: int, state, metrics: TrainMetrics) -> None:
         """Begins to write a checkpoint within an epoch; all its numbers are finite."""
         leaves = [leaf.item() for leaf in jax.tree.leaves(self.devices.fetch(metrics))]
-        self.progress = self.progress.in_epoch(step=step, metrics=leaves, seconds=self._seconds())
+        self.progress = dataclasses.replace(
+            self.progress, step=step, valid_error_rate=math.inf, seconds=self._seconds(),
+            within_epoch=leaves,
+        )  # fmt: skip
         logging.info("keeping step %d, within an epoch", step)
-        self.workdir.check_there()
         self.checkpointer.save(self.devices.fetch(state), self.progress)
 
     def _recorded(self) -> None:
-        """Waits until the last epoch is recorded."""
+        """Waits until the last epoch is recorded, and raises what that raised."""
         self._recording.result()
 
     def _means(self, metrics: TrainMetrics) -> dict[str, float]:
@@ -361,4 +374,4 @@ class Run:
 
     def _seconds(self) -> float:
         """Spent on the run so far, by this process and those before it."""
-        return self._seconds_before + time.monotonic() - self._started
+        return time.monotonic() - self._began

@@ -9,14 +9,13 @@ import itertools
 import json
 import os
 import re
-import reprlib
 import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +31,7 @@ from bn_vgg.errors import (
     Interrupted,
     UserError,
     described,
+    differences,
     first_line,
 )
 
@@ -64,11 +64,6 @@ class _HangTimer:
         """Limits the time until the next call."""
         self._deadline, self._seconds = time.monotonic() + seconds, seconds
 
-    def extend(self) -> None:
-        """Moves the deadline to `timeout` from now, unless it is later already."""
-        if time.monotonic() + self.timeout > self._deadline:
-            self.expect(self.timeout)
-
     def _watch(self) -> None:
         while time.monotonic() < self._deadline:
             time.sleep(0.5)
@@ -94,15 +89,10 @@ def joined(
 ) -> Iterator[None]:
     """Joins the processes of a run, where there are several, for the time of the context.
 
-    By itself on a Cloud TPU pod and under Slurm, elsewhere by all three arguments. Must be entered
-    before JAX looks for devices. When one of several processes leaves by an exception it ends at
-    once, and JAX ends the others.
-
-    Args:
-      coordinator: `host:port` of the first process.
-      num_processes: over all hosts.
-      process_id: this process's number, from 0.
-      timeout_seconds: the longest time that a chunk of steps may take.
+    By itself on a Cloud TPU pod and under Slurm, elsewhere by all three arguments, `coordinator`
+    being `host:port` of the first process. Must be entered before JAX looks for devices. When one
+    of several processes leaves by an exception it ends at once, and JAX ends the others. A chunk of
+    steps may take `timeout_seconds`.
 
     Raises:
       UserError: some of the arguments are missing, or the processes did not meet.
@@ -160,9 +150,9 @@ def starting() -> None:
 
 
 def chunk_done() -> None:
-    """Says that this process goes on."""
-    if _timer is not None:
-        _timer.extend()
+    """Says that this process goes on; a later deadline, as while it compiles, stays."""
+    if _timer is not None and time.monotonic() + _timer.timeout > _timer._deadline:
+        _timer.expect(_timer.timeout)
 
 
 def epoch_done() -> None:
@@ -182,10 +172,7 @@ def preempted() -> bool:
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-    """Returns when all processes have called it with the same facts.
-
-    Args:
-      facts: by name, each something that JSON can hold.
+    """Returns when all processes have called it with the same facts, which JSON can hold.
 
     Raises:
       UserError: they differ; the message names the processes, the facts and their values.
@@ -197,8 +184,13 @@ def agree(facts: Mapping[str, Any]) -> None:
     state.client.key_value_set(f"{folder}/{state.process_id}", mine)
     found = [json.loads(_get(f"{folder}/{i}")) for i in range(state.num_processes)]
     names = [f"process {i} ({each['host']})" for i, each in enumerate(found)]
-    if differing := differences(names, [each["facts"] for each in found]):
-        raise UserError(differing)
+    differing = [
+        f"{name} differs from {names[0]}: {why}"
+        for name, each in zip(names, found, strict=True)
+        if (why := differences(each["facts"], found[0]["facts"]))
+    ]
+    if differing:
+        raise UserError("; ".join(differing))
 
 
 def _get(key: str) -> str:
@@ -227,30 +219,6 @@ def check_shared(file: epath.Path) -> None:
         raise UserError(f"{error}; name a --workdir that all hosts see") from error
 
 
-def differences(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> str:
-    """Says in one line where processes differ from the first; empty if they do not.
-
-    Args:
-      names: of the processes.
-      facts: of each.
-    """
-
-    def shown(its, field: str) -> str:
-        value = its.get(field, "(not there)")
-        return value if isinstance(value, str) else reprlib.repr(value)
-
-    found = []
-    for name, its in zip(names[1:], facts[1:], strict=True):
-        fields = [
-            f"{field} is {shown(its, field)}, not {shown(facts[0], field)}"
-            for field in sorted(facts[0].keys() | its.keys())
-            if its.get(field) != facts[0].get(field)
-        ]
-        if fields:
-            found.append(f"{name} differs from {names[0]}: {'; '.join(fields)}")
-    return "; ".join(found)
-
-
 def _initialize(coordinator, num_processes, process_id) -> None:
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given):
@@ -259,12 +227,17 @@ def _initialize(coordinator, num_processes, process_id) -> None:
         # gRPC would ask a proxy for the way to a machine of the same network.
         hosts = [os.environ.get("no_grpc_proxy"), coordinator.rpartition(":")[0]]  # noqa: SIM112
         os.environ["no_grpc_proxy"] = ",".join(filter(None, hosts))  # noqa: SIM112
-    elif (tasks := _srun_tasks()) > 1:
-        num_processes = tasks  # JAX would take the allocation's
+    # Of the tasks that Slurm has started in this step; JAX would take the allocation's.
+    elif (tasks := int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))) > 1:
+        num_processes = tasks
     elif not _on_cloud_tpu():
         return
     # XLA would say the same half a minute later, and abort.
-    limit = threading.Timer(_MEETING_SECONDS, _say_that_they_did_not_meet)
+    alone = (
+        f"the processes did not meet in {_MEETING_SECONDS} seconds; start all of them, with the "
+        "first one's --coordinator_address"
+    )
+    limit = threading.Timer(_MEETING_SECONDS, _leave, (alone, EXIT_HOST_LOST))
     limit.daemon = True
     limit.start()
     # JAX waits where no handler of Python's runs: the system itself ends the process.
@@ -284,24 +257,9 @@ def _initialize(coordinator, num_processes, process_id) -> None:
             signal.signal(signal.SIGTERM, before[signal.SIGTERM])
 
 
-def _say_that_they_did_not_meet() -> NoReturn:
-    print(
-        f"error: the processes did not meet in {_MEETING_SECONDS} seconds; start all of them, with "
-        "the same --coordinator_address, which has to be the first one's",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(EXIT_HOST_LOST)
-
-
 def _on_cloud_tpu() -> bool:
     """Whether this is a TPU VM, single or of a pod; JAX then asks it for its peers."""
     if os.environ.get("TPU_VISIBLE_CHIPS"):  # of a sweep that gives each chip a run of its own
         return False
     devices = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
     return bool(devices) and importlib.util.find_spec("libtpu") is not None
-
-
-def _srun_tasks() -> int:
-    """How many of these Slurm has started in this step, of a perhaps larger allocation."""
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))

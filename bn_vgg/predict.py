@@ -4,7 +4,6 @@ python -m bn_vgg.predict --workdir=DIR --images=PATH_OR_GLOB_OR_ZIP --output=out
 """
 
 import csv
-import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -28,8 +27,6 @@ _FORMAT = flags.DEFINE_enum(
     "format", "probabilities", ["probabilities", "kaggle"], "Columns of the CSV file."
 )
 
-_BATCH = 100
-
 
 def main() -> int:
     """Runs the command."""
@@ -37,30 +34,25 @@ def main() -> int:
     cli.keep_compiled(choose_folder())
     run = api.load(_WORKDIR.value)
     found = files.list_images(_IMAGES.value)
+    header = ["file", "label", *(f"p_{name}" for name in run.class_names)]
     if _FORMAT.value == "kaggle":
-        found = sorted(found, key=lambda file: _kaggle_id(file.name))
-        for one, other in itertools.pairwise(found):
-            if _kaggle_id(one.name) == _kaggle_id(other.name):
-                raise UserError(f"--format=kaggle: {one.name} and {other.name} have the same id")
+        found, header = _by_id(found), ["id", "label"]
         if len(run.class_names) != 2:
             raise UserError(f"--format=kaggle is for two classes, not {len(run.class_names)}")
     output = Path(_OUTPUT.value)
     if not output.name:
         raise UserError(f"--output={_OUTPUT.value} is no file: name the CSV file to write")
     unreadable = 0
-    try:
-        with (
-            cli.replacing(output) as partial,
-            partial.open("w", newline="", encoding="utf-8") as file,
-        ):
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(_header(run.class_names))
-            predictions = zip(found, predict(run, found), strict=True)
-            for each, result in tqdm(predictions, total=len(found), unit=" images", disable=None):
-                unreadable += isinstance(result, str)
-                rows.writerow(_row(each.name, result, run.class_names))
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    with (
+        cli.replacing(output) as partial,
+        partial.open("w", newline="", encoding="utf-8") as file,
+    ):
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(header)
+        predictions = zip(found, predict(run, found), strict=True)
+        for each, result in tqdm(predictions, total=len(found), unit=" images", disable=None):
+            unreadable += isinstance(result, str)
+            rows.writerow(_row(each.name, result, run.class_names))
     print(f"{output}: {len(found) - unreadable} images, best checkpoint of step {run.step}")
     if unreadable:
         print(f"{unreadable} images could not be read; their rows in {output} say why")
@@ -77,18 +69,12 @@ def predict(run: api.Trained, found: list[files.ImageFile]) -> Iterator[np.ndarr
             return str(error)
 
     with ThreadPoolExecutor() as pool:
-        for first in range(0, len(found), _BATCH):
-            results = list(pool.map(read, found[first : first + _BATCH]))
+        for first in range(0, len(found), api.BATCH):
+            results = list(pool.map(read, found[first : first + api.BATCH]))
             crops = [result for result in results if not isinstance(result, str)]
             probabilities = iter(run.predict_crops(crops))
             for result in results:
                 yield result if isinstance(result, str) else next(probabilities)
-
-
-def _header(class_names: list[str]) -> list[str]:
-    if _FORMAT.value == "kaggle":
-        return ["id", "label"]
-    return ["file", "label", *(f"p_{name}" for name in class_names)]
 
 
 def _row(name: str, result: np.ndarray | str, class_names: list[str]) -> list[Any]:
@@ -100,6 +86,15 @@ def _row(name: str, result: np.ndarray | str, class_names: list[str]) -> list[An
     if kaggle:
         return [shown, label]
     return [shown, class_names[label], *(f"{p:.6f}" for p in result)]
+
+
+def _by_id(found: list[files.ImageFile]) -> list[files.ImageFile]:
+    named: dict[int, files.ImageFile] = {}
+    for file in found:
+        other = named.setdefault(_kaggle_id(file.name), file)
+        if other is not file:
+            raise UserError(f"--format=kaggle: {other.name} and {file.name} have the same id")
+    return [named[number] for number in sorted(named)]
 
 
 def _kaggle_id(name: str) -> int:

@@ -1,15 +1,11 @@
 """Where a number comes from: hardware, versions, commit."""
 
-import functools
-import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shlex
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import jax
@@ -68,13 +64,11 @@ def commit() -> str | None:
     exported = root / "COMMIT"
     if exported.exists() and not (known := exported.read_text().strip()).startswith("$Format"):
         return known
+    # Without this git would refuse another user's checkout, as in a container, as unsafe.
+    git = ["git", "-c", f"safe.directory={root}"]
     try:
         described = subprocess.run(
-            [
-                # Another user's checkout, as in a container, would be refused as unsafe.
-                "git", "-c", f"safe.directory={root}",
-                "describe", "--always", "--abbrev=40", "--dirty", "--match=",
-            ],
+            [*git, "describe", "--always", "--abbrev=40", "--dirty", "--match="],
             cwd=root, capture_output=True, text=True, check=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
@@ -82,41 +76,10 @@ def commit() -> str | None:
     return described.stdout.strip()
 
 
-def digest(module: str) -> str:
-    """A digest of a module's source, or of all of a package's; empty where there is none."""
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        return ""
-    path = Path(spec.origin)
-    files = sorted(path.parent.rglob("*.py")) if spec.submodule_search_locations else [path]
-    hashed = hashlib.blake2b(digest_size=8)
-    for file in files:
-        content = file.read_bytes()
-        hashed.update(f"{file.relative_to(path.parent)} {len(content)}\n".encode() + content)
-    return hashed.hexdigest()
-
-
-@functools.cache  # of the file as it is when it is imported: it may be edited while a run goes on
-def norm_digest(norm: str) -> str:
-    """A digest of the file of somebody's own normalizer; empty for one that was installed."""
-    module, colon, _ = norm.rpartition(":")
-    try:
-        spec = importlib.util.find_spec(module) if colon else None
-    except (Exception, SystemExit):  # of a package's own code: who builds the network says so
-        return ""
-    if spec is None or spec.origin is None or not spec.has_location:
-        return ""
-    installed = {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib")}
-    if any(Path(spec.origin).is_relative_to(folder) for folder in installed):
-        return ""  # its version is recorded, and an update may change what nobody uses
-    return digest(module)
-
-
 def command() -> str:
     """The command line of this process, to be run again from the checkout."""
     module = Path(sys.argv[0])
-    package = module.parent.name
-    return shlex.join(["python", "-m", f"{package}.{module.stem}", *sys.argv[1:]])
+    return shlex.join(["python", "-m", f"{module.parent.name}.{module.stem}", *sys.argv[1:]])
 
 
 def _processor() -> str:

@@ -23,7 +23,7 @@ from etils import epath
 import bn_vgg
 from bn_vgg import locking
 from bn_vgg.augment import OFF
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, cannot_write, differences
 
 # Of a run's files. Raise it when this code could not go on with a run of the version before.
 FORMAT = 3
@@ -62,11 +62,7 @@ class Workdir:
                 f"no checkpoint can be kept in {self.checkpoints.parent}, because of "
                 f"{odd[0]!a} in its path; name another --workdir"
             )
-
-    @property
-    def damaged(self) -> epath.Path:
-        """Where checkpoints are moved that cannot be used."""
-        return self.path / "damaged"
+        self.damaged = self.path / "damaged"
 
     @property
     def checkpoints(self) -> epath.Path:
@@ -87,7 +83,7 @@ class Workdir:
         if not (self._writes and self._local):
             yield
             return
-        with self._writing():
+        with cannot_write(f"the working directory {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
             holding = contextlib.ExitStack()
             holding.enter_context(locking.held(Path(self.path) / ".lock"))
@@ -100,67 +96,29 @@ class Workdir:
                     if {each.name for each in self.path.iterdir()} <= {".lock", ".lock.json"}:
                         shutil.rmtree(self.path)
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"cannot write the working directory {self.path}: {reason}") from error
-
-    def claim(self, config: dict[str, Any], data: dict[str, Any], norm_digest: str = "") -> None:
-        """Takes the folder for a run of `config` on `data`, or goes on with one.
-
-        Args:
-          config: the run's.
-          data: what is kept of its data.
-          norm_digest: of the file of a user's normalizer, `provenance.norm_digest`.
+    def claim(self, config: dict[str, Any], data: dict[str, Any]) -> None:
+        """Takes the folder for a run of `config`, nested, on `data`, or goes on with one.
 
         Raises:
-          UserError: it holds a run of another configuration, on other data, with another version
-            of that file or of another format, or cannot be written.
+          UserError: it holds a run of another configuration or format or on other data, or cannot
+            be written.
         """
-        with self._writing():
+        with cannot_write(f"the working directory {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
             self.check_format()
             if self.exists("config.json"):
                 _refuse_other(self.path, self.read("config.json"), config)
             if (
                 self.exists("data.json")
-                and self.read("data.json")["fingerprint"] != (data["fingerprint"])
+                and self.read("data.json")["fingerprint"] != data["fingerprint"]
             ):
                 raise UserError(
-                    f"{self.path} holds a run on other data: the content of {data['source']} has "
-                    "changed since, or, of a folder, the files' times (copy with `cp -p`). Name "
-                    "another --workdir"
+                    f"{self.path} holds a run on other data: {data['source']} has changed, or, of "
+                    "a folder, the files' times (copy with `cp -p`). Name another --workdir"
                 )
-            if self.norm_changed(norm_digest):
-                raise UserError(
-                    f"{self.path} holds a run of another version of {config['model']['norm']}: its "
-                    "file has changed since the run began. Put it back, or name another --workdir"
-                )
-            about = {"format": FORMAT, "bn_vgg": bn_vgg.__version__}
-            about |= {"norm_digest": norm_digest} if norm_digest else {}
-            self.write("format.json", about)
+            self.write("format.json", {"format": FORMAT, "bn_vgg": bn_vgg.__version__})
             self.write("config.json", config)
             self.write("data.json", data)
-
-    def check_there(self) -> None:
-        """Raises a UserError where the folder was removed: Orbax would begin another one."""
-        if not self.exists("config.json"):
-            raise UserError(
-                f"{self.path} is gone, with what was kept of the run: its config.json is not "
-                "there any more; run the same command again, which begins from the seed"
-            )
-
-    def norm_changed(self, norm_digest: str) -> bool:
-        """Whether the run began with another version of the file of its normalizer.
-
-        Of a normalizer that was installed, or a file that is not there, nothing is known.
-        """
-        about = self.read("format.json") if self.exists("format.json") else {}
-        before = about.get("norm_digest", "")
-        return "" not in (before, norm_digest) and before != norm_digest
 
     def check_format(self) -> None:
         """Raises a UserError where another version of the code has written the folder."""
@@ -171,9 +129,8 @@ class Workdir:
         if about["format"] != FORMAT:
             written = f", written by bn_vgg {about['bn_vgg']}" if "bn_vgg" in about else ""
             raise UserError(
-                f"{self.path} holds a run of format {about['format']}{written}; this version, "
-                f"{bn_vgg.__version__}, goes on with runs of format {FORMAT} alone: name another "
-                "--workdir (the metrics of a finished run stay readable)"
+                f"{self.path} holds a run of format {about['format']}{written}; this version goes "
+                f"on with format {FORMAT} alone: name another --workdir"
             )
 
     def exists(self, name: str) -> bool:
@@ -221,20 +178,18 @@ class Workdir:
         if not self._writes:
             return
         partial = self.path / f"{name}.partial"
-        try:
-            with partial.open("w") as file:
-                file.write(text)
-                if self._local:  # there before it takes the other's name
-                    file.flush()
-                    os.fsync(file.fileno())
-            partial.replace(self.path / name)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise UserError(
-                f"cannot write {self.path / name} ({len(text):,} bytes): "
-                f"{error.strerror or error}; run the same command again when it can be written"
-            ) from error
+        with cannot_write(f"{self.path / name} ({len(text):,} bytes)"):
+            try:
+                with partial.open("w") as file:
+                    file.write(text)
+                    if self._local:  # there before it takes the other's name
+                        file.flush()
+                        os.fsync(file.fileno())
+                partial.replace(self.path / name)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+                raise
 
 
 def with_added(config: dict[str, Any]) -> dict[str, Any]:
@@ -270,14 +225,8 @@ def _refuse_other(path, old: dict[str, Any], new: dict[str, Any]) -> None:
     if may_grow and new["num_epochs"] > old.get("num_epochs", 0):
         old["num_epochs"] = new["num_epochs"]
     old |= {field: new[field] for field in ONLY_SPEED & new.keys()}
-    missing = "(not there)"
-    differing = [
-        f"{field} was {old.get(field, missing)} and is {new.get(field, missing)}"
-        for field in sorted(old.keys() | new.keys())
-        if old.get(field, missing) != new.get(field, missing)
-    ]
-    if differing:
+    if differing := differences(old, new):
         raise UserError(
-            f"{path} holds a run of another configuration: {'; '.join(differing)}. "
-            "Name another --workdir (only num_epochs may grow, under a constant learning rate)"
+            f"{path} holds a run of another configuration: its {differing}. Name another "
+            "--workdir (only num_epochs may grow, and that under a constant learning rate)"
         )

@@ -13,10 +13,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def raise_on_terminate() -> None:
-    """Makes SIGTERM and SIGHUP raise `Interrupted` in the main thread, as Ctrl-C does its own.
-
-    But not a SIGHUP that is ignored, as `nohup` has it.
-    """
+    """Makes SIGTERM and SIGHUP raise `Interrupted`, but not a SIGHUP that `nohup` ignores."""
 
     def interrupt(number: int, _) -> None:
         raise Interrupted(signal.Signals(number), "terminated")
@@ -27,11 +24,7 @@ def raise_on_terminate() -> None:
 
 
 class StopRequest:
-    """Whether a signal has asked the run to stop.
-
-    Attributes:
-      signal: that came, if one did.
-    """
+    """The `signal` that has asked a run to stop, or None."""
 
     def __init__(self):
         self.signal: signal.Signals | None = None
@@ -47,13 +40,12 @@ class StopRequest:
             yield
             return
         handled = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
-        before = {each: signal.getsignal(each) for each in handled}
         read, write = os.pipe()
         os.set_blocking(write, False)
         thread = threading.Thread(target=self._listen, args=(read,), daemon=True)
         thread.start()
-        for each in handled:  # the byte in the pipe is what counts
-            signal.signal(each, lambda number, frame: None)
+        # The byte that Python writes into the pipe is what counts.
+        before = {each: signal.signal(each, lambda number, frame: None) for each in handled}
         wakeup = signal.set_wakeup_fd(write)
         try:
             yield
@@ -70,12 +62,14 @@ class StopRequest:
             asked = signal.Signals(number[0])
             if asked not in _SIGNALS:
                 continue
-            ends = self.signal is not None
-            self.signal = asked
-            line = "stopping after this chunk of steps"
-            if ends:
-                line = "ended at once; the same command goes on from what is kept"
-            with contextlib.suppress(OSError):  # the terminal may be what was lost
-                print(f"\n{line}", file=sys.stderr, flush=True)
-            if ends:
+            if self.signal is None:
+                self.signal = asked
+                _say("stopping after this chunk of steps")
+            else:
+                _say("ended at once; the same command goes on from what is kept")
                 os._exit(128 + asked)
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be what was lost
+        print(f"\n{line}", file=sys.stderr, flush=True)

@@ -1,16 +1,14 @@
 """What a person is shown of a run: a line for each epoch, and TensorBoard's files by CLU."""
 
 import contextlib
-import itertools
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from bn_vgg.checkpoint import Progress
-from bn_vgg.errors import UserError, first_line, free_bytes
+from bn_vgg.errors import cannot_write
 
 # The columns that TensorBoard's table of runs shows unasked, before the other fields. It takes
 # them from whichever run it reads first, so they are the same in all.
@@ -63,44 +61,22 @@ class TensorBoard:
     CLU's writers import TensorFlow, which takes seconds: only here.
     """
 
-    def __init__(self, folder: epath.Path, run: str, *, profile: bool = False):
-        """Opens the writer.
-
-        Args:
-          folder: the run's.
-          run: its name in TensorBoard's table of runs, unique to its folder.
-          profile: whether to trace two chunks of steps, from the second one.
-        """
+    def __init__(self, folder: epath.Path, run: str):
+        """Opens the writer; `run` names the run in TensorBoard's table, and no other."""
         import tensorflow as tf
-        from clu import metric_writers, periodic_actions
+        from clu import metric_writers
 
         self._folder, self._run = folder, run
         self._errors = (tf.errors.OpError, OSError)
-        with self._writing():
+        with cannot_write(f"TensorBoard's files in {folder}", self._errors):
             self._writer = metric_writers.create_default_writer(folder, asynchronous=False)
-        self._profile: Callable[[int], Any] | None = None
-        if profile:
-            self._profile = periodic_actions.Profile(
-                logdir=folder, first_profile=2, num_profile_steps=2, profile_duration_ms=None,
-                every_secs=None,
-            )  # fmt: skip
-        self._chunks = itertools.count(1)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        try:
+        what, remote = f"TensorBoard's files in {self._folder}", "://" in str(self._folder)
+        with cannot_write(what, self._errors, "" if remote else self._folder):
             yield
-        except self._errors as error:
-            sizes = ""
-            if "://" not in str(self._folder):
-                with contextlib.suppress(OSError):
-                    files = self._folder.glob("*.tfevents.*")
-                    written = sum(os.path.getsize(path) for path in files)
-                    sizes = f" ({written:,} bytes so far; {free_bytes(self._folder)})"
-            raise UserError(
-                f"cannot write TensorBoard's files in {self._folder}{sizes}: {first_line(error)}; "
-                "run the same command again when they can be written"
-            ) from error
+            self._writer.flush()  # so that TensorBoard shows it at once
 
     def write_start(self, hparams: Mapping[str, Any], images_NHWC: np.ndarray | None) -> None:
         """Writes every field of the configuration and, where there are any, training images.
@@ -127,12 +103,6 @@ class TensorBoard:
             self._writer.write_summaries(0, nothing, summaries)
             if images_NHWC is not None:
                 self._writer.write_images(0, {"train/crops": grid(images_NHWC)[None]})
-            self._writer.flush()
-
-    def after_chunk(self) -> None:
-        """Profiles, where that was asked for."""
-        if self._profile is not None:
-            self._profile(next(self._chunks))
 
     def write_epoch(
         self,
@@ -141,13 +111,9 @@ class TensorBoard:
         observed: Mapping[str, float],
         channels: Mapping[str, np.ndarray],
     ) -> None:
-        """Writes and flushes, so that TensorBoard shows an epoch as soon as it is done.
+        """Writes `train/…` and `valid/…`, and what is observed of layers, `mean_distance/block3`.
 
-        Args:
-          step: updates done.
-          scalars: `train/…` and `valid/…`.
-          observed: of layers, such as `mean_distance/block3`.
-          channels: likewise, an array (C,) each: histograms of how far running means lag.
+        `channels` has an array (C,) of each: histograms of how far running means lag.
         """
         layers = {f"{_LAYERS}/{name}": value for name, value in observed.items()}
         lags = {
@@ -158,12 +124,9 @@ class TensorBoard:
         with self._writing():
             self._writer.write_scalars(step, {**scalars, **layers})
             self._writer.write_histograms(step, lags)
-            self._writer.flush()
 
     def write_result(self, step: int, rates: Mapping[str, float]) -> None:
         """Writes `test/error_rate` and the like."""
+        tests = {name.replace("test_", "test/"): rate for name, rate in rates.items()}
         with self._writing():
-            self._writer.write_scalars(
-                step, {name.replace("test_", "test/"): rate for name, rate in rates.items()}
-            )
-            self._writer.flush()
+            self._writer.write_scalars(step, tests)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import zipfile
@@ -16,6 +17,7 @@ from bn_vgg import provenance
 from bn_vgg.api import load
 from bn_vgg.data.splits import split
 from tests.conftest import ROOT
+from tests.runs import run_commands
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -58,7 +60,10 @@ def test_again_it_is_finished_and_another_configuration_is_refused(
     )  # fmt: skip
     assert run_command(*same).stdout.startswith("this run is finished: see ")
     done = run_command(*same, "--config.model.norm=full", status=2)
-    assert "holds a run of another configuration: model.norm was mean_only" in error_of(done)
+    assert (
+        "holds a run of another configuration: its model.norm is mean_only, not full"
+        in error_of(done)
+    )
 
 
 def test_jaxs_settings_in_the_environment_change_no_number(
@@ -96,20 +101,6 @@ def test_without_a_workdir_its_name_says_what_was_overridden(run_command, cartoo
     assert (tmp_path / "runs" / name / "seed0" / "result.json").exists(), done.stdout
 
 
-@pytest.mark.slow
-def test_a_profile_leaves_a_trace_or_says_why_not(run_command, cartoon_folder, tmp_path):
-    arguments = (
-        "main", TINY, f"--config.data.source={cartoon_folder}", "--config.num_epochs=5",
-        f"--workdir={tmp_path}", "--profile",
-    )  # fmt: skip
-    done = run_command(*arguments, "--notensorboard", status=2)
-    assert "does not go with --notensorboard" in error_of(done)
-    done = run_command(*arguments, "--config.num_epochs=1", status=2)
-    assert "this run has 1; 4 are needed: take more --config.num_epochs" in error_of(done)
-    run_command(*arguments)
-    assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
-
-
 def test_a_reader_that_is_gone_ends_no_run(cartoon_folder, cache_folder, tmp_path):
     """As behind `| head -1`."""
     reading, writing = os.pipe()
@@ -134,7 +125,7 @@ def test_a_terminal_that_is_gone_ends_nothing():
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
+WRONG = [
     ([], "--config is missing; there are: configs/baseline.py, "),
     (["--config", "configs/meanonly_corp.py"], "did you mean configs/meanonly_crop.py? "),
     ([TINY, "--num_epochs=2"], "no flag --num_epochs; did you mean --config.num_epochs?"),
@@ -144,16 +135,29 @@ def test_a_terminal_that_is_gone_ends_nothing():
     ([TINY, "--config.model.norm=batchnorm"], "no 'batchnorm'; did you mean full? there"),
     ([TINY, "--config.model.precision=tensorfloat32"], "NVIDIA GPUs, and this is a CPU; "),
     ([TINY, "--config.data.source=no/where.zip"], "no file or folder 'no/where.zip'; "),
+    ([TINY, "--config.data.source=./\udcff"], "\\udcff"),
+    ([TINY, "--config.model.features=" + "x" * 9000], "model.features"),
+    (["--config=FOLDER/exits.py"], "exits.py: SystemExit: 3"),
     ([TINY, "--num-processes=2"], "go together"),
     ([TINY, "--config.data.source=cartoons", "--cache_dir=/dev/null"], "cannot write"),
     ([TINY, "--workdir=/dev/null/run"], "cannot write the working directory /dev/null/run: "),
     ([TINY, "--workdir=wd[1]"], "/wd[1], because of '[' in its path; name another --workdir"),
-])  # fmt: skip
-def test_wrong_arguments_end_in_one_line(arguments, message, run_command):
-    done = run_command("main", *arguments, status=2)
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert message in error_of(done)
+]
+
+
+def assert_refused(name, wrong, folder, cache_folder):
+    """Each with status 2 and one line."""
+    done = run_commands(name, [arguments for arguments, _ in wrong], folder, cache_folder)
+    for (arguments, message), (status, out, err) in zip(wrong, done, strict=True):
+        assert (status, out) == (2, ""), (arguments, err)
+        assert re.fullmatch(r"error: .*\n", err), err
+        assert message in err
+
+
+def test_wrong_arguments_end_in_one_line(cache_folder, tmp_path):
+    (tmp_path / "exits.py").write_text("import sys; sys.exit(3)")
+    wrong = [([x.replace("FOLDER", str(tmp_path)) for x in xs], message) for xs, message in WRONG]
+    assert_refused("main", wrong, tmp_path, cache_folder)
 
 
 def test_it_trains_from_the_cache_without_archive_or_tensorflow(
@@ -253,39 +257,35 @@ def test_export_writes_arrays_in_the_networks_order(trained_run, run_command, tm
     assert (about["class_names"], about["step"]) == (["cat", "dog"], 12)
 
 
-@pytest.mark.parametrize(("command", "more", "message"), [
-    ("predict", "--images=/nope", "'/nope' does not exist"),
-    ("predict", "--output=/nope/out.csv", "cannot write /nope/out.csv"),
-    ("predict", "--format=kaggle", "cat.0.png is not called by its id"),
-    ("predict", "--workdir=/nope", "/nope holds no run: there is no config.json in it"),
-    ("export", "--output=w.txt", "w.txt does not end in .npz"),
-    ("export", "--output=/nope/w.npz", "cannot write /nope/w.npz"),
-    ("export", "--which=newest", "--which=newest"),
-])  # fmt: skip
-def test_wrong_arguments(
-    command, more, message, trained_run, run_command, cartoon_folder, tmp_path
-):
-    images = [f"--images={cartoon_folder}"] if command == "predict" else []
+def test_wrong_arguments_of_predict_and_export(trained_run, cartoon_folder, cache_folder, tmp_path):
+    given = [f"--workdir={trained_run}", f"--output={tmp_path}/out.npz"]
+    predict = [*given, f"--images={cartoon_folder}"]
+    assert_refused("predict", [
+        ([*predict, "--images=/nope"], "'/nope' does not exist"),
+        ([*predict, "--output=/nope/out.csv"], "cannot write /nope/out.csv"),
+        ([*predict, "--format=kaggle"], "cat.0.png is not called by its id"),
+        ([*predict, "--workdir=/nope"], "/nope holds no run: there is no config.json in it"),
+    ], tmp_path, cache_folder)  # fmt: skip
+    assert_refused("export", [
+        ([*given, "--output=w.txt"], "w.txt does not end in .npz"),
+        ([*given, "--output=/nope/w.npz"], "cannot write /nope/w.npz"),
+        ([*given, "--which=newest"], "--which=newest"),
+        (given[1:], "--workdir is missing; see --help"),
+    ], tmp_path, cache_folder)  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "err"}
+
+
+def test_a_backend_that_is_not_there_is_named_before_anything_else(run_command):
     done = run_command(
-        command, f"--workdir={trained_run}", f"--output={tmp_path}/out.npz", *images, more,
-        status=2,
+        "predict", "--images=/nope", "--output=o.csv", "--workdir=/nope/run", status=2,
+        JAX_PLATFORMS="cuda",
     )  # fmt: skip
-    assert message in error_of(done)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("command", [
-    ("main", TINY, "--config.data.source=/nope"), ("predict", "--images=/nope", "--output=o.csv"),
-])  # fmt: skip
-def test_a_backend_that_is_not_there_is_named_before_anything_else(command, run_command):
-    done = run_command(*command, "--workdir=/nope/run", status=2, JAX_PLATFORMS="cuda")
     assert "on with JAX_PLATFORMS=cuda: there is no such device" in error_of(done)
 
 
-@pytest.mark.parametrize("name", ["main", "predict", "export"])
-def test_every_command_explains_itself(name, run_command):
-    done = run_command(name, "--help")
-    assert f"python -m bn_vgg.{name}" in done.stdout
+def test_a_command_explains_itself(run_command):
+    done = run_command("main", "--help")
+    assert "python -m bn_vgg.main" in done.stdout
     assert "--workdir" in done.stdout
 
 

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -11,8 +12,8 @@ from etils import epath
 from bn_vgg import checkpoint, writers
 from bn_vgg.api import load
 from bn_vgg.errors import UserError
-from bn_vgg.run_dir import Workdir
-from tests.runs import assert_equal_runs, start_run
+from tests.conftest import ROOT
+from tests.runs import assert_equal_runs, epochs_of, run, start_run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -35,33 +36,6 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.fixture(scope="module")
-def start(cartoon_folder, cache_folder):
-    """Starts the command for a run in a folder."""
-
-    def start_it(folder, *more):
-        return start_run(folder, cartoon_folder, cache_folder, *more, epochs=EPOCHS)
-
-    return start_it
-
-
-@pytest.fixture(scope="module")
-def whole(start, tmp_path_factory):
-    """The same run on a disk with room."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    process = start(folder, "--notensorboard")
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return folder
-
-
-def after_some_epochs(process, folder):
-    """Waits until at least two checkpoints are complete."""
-    while len(checkpoint.steps(folder / "checkpoints")) < 2:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-
-
 def fill(disk, left):
     """Leaves so many bytes of it free."""
     with (disk / "filler").open("wb", buffering=0) as file:
@@ -75,45 +49,65 @@ def fill(disk, left):
 def error_of(process):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
-    (line,) = errors.splitlines()
-    return line
+    assert len(errors.splitlines()) == 1, errors
+    return errors
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [["--notensorboard"], []], ids=["plain", "tensorboard"])
-def test_full_in_mid_run(flags, disk, start, whole):
+@pytest.mark.parametrize("more", [["--notensorboard"], []], ids=["plain", "tensorboard"])
+def test_full_in_mid_run(more, disk, tiny_config, cartoon_folder, cache_folder, tmp_path):
     """Whatever comes first to the full disk says so: TensorBoard, an epoch's line, a checkpoint."""
-    process = start(disk / "run", *flags)
-    after_some_epochs(process, disk / "run")
+    process = start_run(disk / "run", cartoon_folder, cache_folder, *more, epochs=EPOCHS)
+    while len(checkpoint.steps(disk / "run" / "checkpoints")) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
     fill(disk, 0)
     assert re.match(r"error: cannot write .*[\d,]+ bytes.* No space left", error_of(process))
     kept = checkpoint.steps(disk / "run" / "checkpoints")
-    state = load(disk / "run", "latest").state
+    trained = load(disk / "run", "latest")
     for step in kept:
-        checkpoint.read(disk / "run" / "checkpoints", step, state)
+        checkpoint.read(disk / "run" / "checkpoints", step, trained.state)
 
     (disk / "filler").unlink()
-    again = start(disk / "run", "--notensorboard")
-    out, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
-    assert f"(step {kept[0]})" in out
-    assert_equal_runs(disk / "run", whole)
+    said, config = [], epochs_of(tiny_config, EPOCHS)
+    run(config, disk / "run", cache_folder, said.append)
+    assert f"resuming after epoch {kept[0] // 6} (step {kept[0]})" in said
+    run(config, tmp_path / "whole", cache_folder)
+    assert_equal_runs(disk / "run", tmp_path / "whole")
 
 
-def test_no_room_for_a_checkpoint(disk):
-    """It is told of by the next call, or at the end: it is written meanwhile."""
-    state, progress = {"weights": np.zeros(10_000, np.float32)}, checkpoint.Progress()
-    folder = Workdir(str(disk)).checkpoints
-    with checkpoint.Checkpointer(folder, set_aside=disk / "damaged") as checkpointer:
-        checkpointer.save(state, progress.after_epoch(step=1, valid_error_rate=0.1, seconds=1))
-    fill(disk, 12 * 1024)
-    message = rf"cannot write a checkpoint of 40,000 bytes \([\d,]+ are free\) in {folder}: .*space"
-    with (
-        pytest.raises(UserError, match=message),
-        checkpoint.Checkpointer(folder, set_aside=disk / "damaged") as checkpointer,
-    ):
-        checkpointer.save(state, progress.after_epoch(step=2, valid_error_rate=0.1, seconds=1))
-    assert checkpoint.read(folder, 1, state)[0].step == 1
+# Of twenty arrays that Orbax writes one by one: all fail, with a page each.
+SAVES = """
+import pathlib, sys
+import numpy as np
+from bn_vgg import checkpoint, cli
+from tests.test_full_disk import fill
+
+def main():
+    disk, left = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+    state = {f"block{i}": np.full(500, i, np.float32) for i in range(20)}
+    with checkpoint.Checkpointer(disk / "checkpoints") as checkpointer:
+        for step in (1, 2):
+            progress = checkpoint.Progress().after_epoch(
+                step=step, valid_error_rate=0.1, seconds=1)
+            checkpointer.save(state, progress)
+            checkpointer.wait()
+            fill(disk, left)
+
+sys.argv, given = sys.argv[:1], sys.argv[1:]
+cli.run(lambda: (sys.argv.extend(given), main())[1])
+"""
+
+
+@pytest.mark.parametrize("left", [0, 24, 64])
+def test_no_room_for_a_checkpoint_is_told_of_in_one_line(left, disk):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVES, str(disk), str(left * 1024)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    what = r"cannot write a checkpoint of 40,000 bytes in \S+ \([\d,]+ bytes are free\): .*space"
+    assert re.match(f"error: {what}", error_of(process))
+    assert checkpoint.steps(disk / "checkpoints") == [1]
 
 
 def test_no_room_for_tensorboards_files(disk):
@@ -124,27 +118,21 @@ def test_no_room_for_tensorboards_files(disk):
         for step in range(100):
             board.write_epoch(step, {"train/loss": 1.0}, {}, {"mean_distance/a": np.arange(1000)})
 
-    message = rf"TensorBoard's files in {disk} \([\d,]+ bytes so far; 0 are free\): .*space"
+    message = rf"TensorBoard's files in {disk} \(0 bytes are free\): .*space"
     with pytest.raises(UserError, match=f"cannot write {message}"):
         write()
 
 
-def test_read_only(disk, start):
+def test_read_only(disk, tiny_config, cache_folder):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    message = error_of(start(disk / "run", "--notensorboard"))
-    assert message == (
-        f"error: cannot write the working directory {disk}/run: Read-only file system"
-    )
+    message = f"cannot write the working directory {disk}/run: Read-only file system"
+    with pytest.raises(UserError, match=message):
+        run(tiny_config, disk / "run", cache_folder)
 
 
-def test_no_room_for_the_image_cache(disk, start, tmp_path):
-    flags = [
-        f"--cache_dir={disk}",
-        "--config.data.source=cartoons:72",
-        "--config.data.min_side=160",
-    ]
-    message = error_of(start(tmp_path / "run", "--notensorboard", *flags))
-    assert message.startswith(
-        f"error: cannot write the image cache in {disk}, of at least 5,529,600 bytes: No space left"
-    )
+def test_no_room_for_the_image_cache(disk, tiny_config, tmp_path):
+    tiny_config.data.source, tiny_config.data.min_side = "cartoons:72", 160
+    message = f"cannot write the image cache in {disk}, of at least 5,529,600 bytes: No space left"
+    with pytest.raises(UserError, match=message):
+        run(tiny_config, tmp_path / "run", disk)
     assert [path.name for path in disk.glob("[!.]*")] == []

@@ -81,7 +81,7 @@ def test_a_finished_run_says_so_and_more_epochs_go_on(done, cache_folder, tmp_pa
     run(epochs_of(config, 1), tmp_path / "run", cache_folder)
     run(config, tmp_path / "run", cache_folder)
     assert_equal_runs(tmp_path / "run", folder)
-    with pytest.raises(UserError, match="num_epochs was 2 and is 1"):
+    with pytest.raises(UserError, match="its num_epochs is 2, not 1"):
         run(epochs_of(config, 1), tmp_path / "run", cache_folder)
 
 
@@ -195,8 +195,12 @@ def test_nothing_is_compiled_after_the_first_epoch(
     assert 0 < seen[0] <= seen[1] == seen[2]
 
 
-def test_another_number_of_classes_is_refused(tiny_config, cache_folder, tmp_path):
+def test_a_network_that_does_not_fit_the_images_is_refused(tiny_config, cache_folder, tmp_path):
     tiny_config.model.num_classes = 3
     with pytest.raises(UserError, match=r"config.model.num_classes is 3, but .* has 2 classes"):
         run(tiny_config, tmp_path / "run", cache_folder)
     assert not (tmp_path / "run").exists()
+    tiny_config.model.num_classes, tiny_config.model.padding = 2, "same"
+    tiny_config.model.features = (4,) * 12
+    with pytest.raises(UserError, match=r"no network can be made for crops of .*crop_size 16"):
+        run(tiny_config, tmp_path / "run", cache_folder)

@@ -37,12 +37,10 @@ def send(number):
     time.sleep(0.2)  # a thread of the run's listens
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("norm", ["mean_only", "full", "none"])
 def test_a_run_goes_on_within_the_epoch_bit_for_bit(
-    norm, config, cache_folder, tmp_path, before_step, capsys
+    config, cache_folder, tmp_path, before_step, capsys
 ):
-    config.model.norm = norm
+    config.model.norm = "full"
     run(config, tmp_path / "whole", cache_folder)
     path, said = tmp_path / "stopped", []
     handlers = [signal.getsignal(number) for number in SIGNALS]
@@ -61,8 +59,8 @@ def test_a_run_goes_on_within_the_epoch_bit_for_bit(
 
 @pytest.mark.parametrize(
     ("call", "kept"),
-    # The first epoch's evaluation, precise statistics and comparison; the test split at the end.
-    [(1, STEPS), (2, STEPS), (3, STEPS), (7, 2 * STEPS)],
+    # The first epoch's comparison; the test split at the end.
+    [(3, STEPS), (7, 2 * STEPS)],
 )
 def test_stopped_while_it_evaluates(
     call, kept, config, cache_folder, tmp_path, monkeypatch, before_step
@@ -111,7 +109,7 @@ def start(cartoon_folder, cache_folder, tmp_path):
 def test_what_the_command_says_and_its_statuses(start, tmp_path):
     """In the middle of training, one after the other; each start goes on with the last one's."""
     folder, done, resumed = tmp_path / "run", 2, "tiny seed 0"
-    for number in SIGNALS:
+    for number in (signal.SIGHUP, signal.SIGTERM):
         process = start()
         wait_for_checkpoint(folder, process, done)
         process.send_signal(number)
@@ -129,15 +127,14 @@ def test_what_the_command_says_and_its_statuses(start, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("logged", ["Total:", "steps are done"])
-def test_a_second_ctrl_c_ends_it_at_once(logged, start, tmp_path):
-    """While it compiles, and in the middle of a chunk: each would take many seconds more."""
+def test_a_second_ctrl_c_ends_it_at_once(start, tmp_path):
+    """While it compiles, where no handler of Python's runs for many seconds."""
     process = start(
         "--config.data.min_side=96", "--config.data.crop_size=96", "--config.batch_size=48",
         "--config.model.features=(64,64,64,64,64,64)", "--config.model.norm=full",
     )  # fmt: skip
     log = tmp_path / "run/log.txt"
-    while not log.exists() or logged not in log.read_text():
+    while not log.exists() or "Total:" not in log.read_text():
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

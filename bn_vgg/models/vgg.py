@@ -1,6 +1,5 @@
 """The 8-layer VGG: convolution, normalization, ReLU, dropout, pooling; two dense layers."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -8,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-from bn_vgg.models.layers import PADDINGS, Conv, Dropout
+from bn_vgg.models.layers import Conv, Dropout
 from bn_vgg.models.norms import NormFactory
 from bn_vgg.models.pooling import max_pool_2x2
 
@@ -91,22 +90,3 @@ class VGG(nn.Module):
         x = Dropout(self.dropout_rate)(x, positions_N, train)
         x = dense(self.num_classes, name="output")(x)
         return x.astype(jnp.float32)
-
-
-def count_values(
-    crop_size: int, features: Sequence[int], hidden_units: int, num_classes: int, padding: str
-) -> tuple[int, int]:
-    """Counts weights, and values that the convolutions compute for one example.
-
-    Nothing is built, so that a network that is too large can be refused. The weights are 0 where
-    the poolings leave nothing of a crop.
-    """
-    side, channels, weights, computed = crop_size, 3, 0, 0
-    for i, more in enumerate(features):
-        weights += 9 * channels * more
-        side, channels = side + 2 * PADDINGS[padding] - 2, more
-        computed += side * side * channels
-        side //= 1 + i % 2
-    if side == 0:
-        return 0, computed
-    return weights + side * side * channels * hidden_units + hidden_units * num_classes, computed
