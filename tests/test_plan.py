@@ -136,7 +136,7 @@ class TestRuns:
         [
             ("figure1", "num_epoch", "4", "no field config.num_epoch"),
             ("figure1", "num_epochs", "many", "many"),
-            ("figure1", "model.dropout_rate", "2", "it takes from 0 to less than 1"),
+            ("figure1", "model.dropout_rate", "2", "it takes a number from 0 to less than 1"),
             ("norms", "model.norm", "none", "--set=model.norm: the preset's runs differ in it"),
         ],
     )
