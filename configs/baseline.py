@@ -1,9 +1,4 @@
-"""No normalization, no augmentation: the control of figure 1 (82.8% read off it).
-
-The percentages are published validation accuracies, not results of this code.
-
-  python -m bn_vgg.main --config=configs/baseline.py
-"""
+"""No normalization, no augmentation: the control of figure 1 (published: 82.8%, read off it)."""
 
 from ml_collections import ConfigDict
 
@@ -11,7 +6,6 @@ from configs import default
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """Returns the published recipe with this cell's differences."""
     config = default.get_config(variant)
     default.name_cell(config, "baseline")
     return config

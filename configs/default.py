@@ -1,7 +1,7 @@
 """Every field of a run, its unit and why: the published recipe, without normalization.
 
-The nine cells of the grid build on this file and hold only their difference. Each
-takes a variant after a colon, `configs/meanonly_crop.py:small`:
+The nine cells of the grid build on this file and hold only their difference; percentages in them
+are the post's validation accuracies, not results of this code. Each takes a variant after a colon, `configs/meanonly_crop.py:small`:
 
   full   the published size, 128x128 crops (the default);
   small  the same experiment at 48x48, for a machine with only a CPU;

@@ -1,7 +1,4 @@
-"""Full batch norm, no augmentation. Not in the post; it completes the grid.
-
-python -m bn_vgg.main --config=configs/full.py
-"""
+"""Full batch norm, no augmentation. Not in the post; it completes the grid."""
 
 from ml_collections import ConfigDict
 
@@ -9,7 +6,6 @@ from configs import default
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """Returns the published recipe with this cell's differences."""
     config = default.get_config(variant)
     default.name_cell(config, "full")
     config.model.norm = "full"
