@@ -56,6 +56,8 @@ _FIELDS: dict[str, Any] = {
     "model.dropout_rate": _FRACTION,
     "model.dtype": DTYPES,
     "model.precision": PRECISIONS,
+    "init.weights": str,
+    "init.statistics": bool,
     "model.name": str,
     "model.kwargs": dict,
     "augment.horizontal_flip": bool,
@@ -103,7 +105,7 @@ def check_config(config: dict[str, Any]) -> None:
         if field not in _FIELDS:
             raise UserError(f"no field config.{field}; there are: {', '.join(_FIELDS)}")
     name, side, min_side = (flat[x] for x in ("name", "data.crop_size", "data.min_side"))
-    if name in (".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > 200:
+    if name in ("", ".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > 200:
         raise UserError(f"config.name is {_shown(name)}; it takes the name of a folder")
     if side > min_side:
         raise UserError(
@@ -135,7 +137,7 @@ def _fits(value, wanted) -> bool:
             _fits(size, range(1, 2**31)) for size in value
         )  # fmt: skip
     if wanted is str:
-        return isinstance(value, str) and 0 < len(value) <= 4096
+        return isinstance(value, str) and len(value) <= 4096
     if isinstance(wanted, type):
         return isinstance(value, wanted)
     return isinstance(value, str) and value in wanted

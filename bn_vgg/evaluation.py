@@ -7,7 +7,7 @@ weight `momentum` has them: batch k is averaged in with momentum 1 - 1/k.
 """
 
 from collections.abc import Container, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax
 import jax
@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bn_vgg.augment import OFF, to_intensities, training_images
-from bn_vgg.devices import Devices
 from bn_vgg.metrics import ComparedMetrics, Moments, merge_moments
 from bn_vgg.models.layers import layer_activations, layer_statistics
 from bn_vgg.steps import TrainState, errors
@@ -33,22 +32,6 @@ class Precise(flax.struct.PyTreeNode):
     batches: jax.Array
     batch_stats: Any
     before_norm: dict[str, Moments]
-
-
-class Evaluated(NamedTuple):
-    """A split evaluated with running statistics.
-
-    Attributes:
-      loss: mean over examples, of the mean probability over five crops.
-      error_rate: likewise.
-      error_rate_running: of the central crop alone, of the first `eval.compared_examples`.
-      moments: of each layer's output, NumPy arrays.
-    """
-
-    loss: float
-    error_rate: float
-    error_rate_running: float
-    moments: dict[str, Moments]
 
 
 def make_precise_step(model: Any, axis_name: str | None = None, augment: Mapping[str, Any] = OFF):
@@ -96,13 +79,6 @@ def make_compare_step(model: Any, axis_name: str | None = None):
         )
 
     return compare_step
-
-
-def fetch_evaluated(devices: Devices, carry: Any) -> Evaluated:
-    """Waits for the result of `Programs.eval_chunk`, folded over a split."""
-    metrics, moments = devices.fetch(carry)
-    values = {name: value.item() for name, value in metrics.compute().items()}
-    return Evaluated(**values, moments=moments)
 
 
 def distances(batch_stats, precise: Precise, epsilon: float) -> dict[str, np.ndarray]:

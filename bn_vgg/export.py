@@ -1,6 +1,6 @@
 """Writes a run's weights as plain arrays.
 
-python -m bn_vgg.export --workdir=DIR --output=weights.npz
+python -m bn_vgg.export --workdir=DIR --output=weights.npz   # or weights.safetensors
 """
 
 import json
@@ -8,22 +8,21 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from flax import traverse_util
 
 from bn_vgg import api, cli
-from bn_vgg.data.files import natural_key
 from bn_vgg.errors import UserError
+from bn_vgg.weights import named_arrays
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "The .npz or .safetensors file.", required=True)
 _WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint.")
 
 
 def main() -> None:
     """Runs the command."""
     output = Path(_OUTPUT.value)
-    if output.suffix != ".npz":
-        raise UserError(f"--output: {output} does not end in .npz")
+    if output.suffix not in (".npz", ".safetensors"):
+        raise UserError(f"--output: {output} does not end in .npz or .safetensors")
     run = api.load(_WORKDIR.value, _WHICH.value)
     arrays = named_arrays(run.state)
     about = {
@@ -31,22 +30,20 @@ def main() -> None:
         "class_names": run.class_names,
         "checkpoint": _WHICH.value,
         "step": run.step,
+        "input": "RGB from 0 to 1, (N, H, W, C); crops of images scaled to config.data.min_side",
+        "layout": "convolutions (height, width, in, out), dense layers (in, out)",
+        "statistics": "y = (x - mean) / sqrt(var + config.model.norm_epsilon); var is biased",
     }
     with cli.replacing(output) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        if output.suffix == ".npz":
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        else:
+            with cli.needing("safetensors", {"safetensors": "format .safetensors"}):
+                from safetensors.numpy import save
+            file.write(save(arrays))
     with cli.replacing(output.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(about, indent=2) + "\n")
     print(f"{output}: {len(arrays)} arrays of step {run.step}; {output.with_suffix('.json')}")
-
-
-def named_arrays(state) -> dict[str, np.ndarray]:
-    """Returns `params/…` and `batch_stats/…`, each in the network's order."""
-    flat = {}
-    for collection in ("params", "batch_stats"):
-        named = traverse_util.flatten_dict(getattr(state, collection), sep="/")
-        for name in sorted(named, key=natural_key):
-            flat[f"{collection}/{name}"] = np.asarray(named[name])
-    return flat
 
 
 if __name__ == "__main__":

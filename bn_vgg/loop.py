@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
+from clu import metrics as clu_metrics
 from clu import parameter_overview
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -36,6 +37,7 @@ from bn_vgg.programs import Programs, make_programs
 from bn_vgg.run_dir import Workdir, flatten
 from bn_vgg.steps import TrainState
 from bn_vgg.stopping import StopRequest
+from bn_vgg.weights import start_from
 from bn_vgg.writers import TensorBoard, epoch_line, format_seconds
 
 # What a stream of random numbers is for, folded into the seed's key.
@@ -92,6 +94,8 @@ def _restore(config, workdir, data, programs, say) -> tuple[Progress, TrainState
     if programs.model.norm.initializes_from_data:
         images = to_intensities(jnp.asarray(data.first_crops()))
     state = programs.init(init_key(config.seed), images)
+    if config.init.weights:
+        state = start_from(state, config.init.weights, statistics=config.init.statistics)
     parameter_overview.log_parameter_overview(state.variables)
     progress, state, damages = checkpoint.restore(workdir.checkpoints, workdir.damaged, state)
     for damage in damages:
@@ -238,32 +242,30 @@ class Run:
     def _record(self, step, state, metrics, speed, validated, precise, compared) -> None:
         config, norm = self.config, self.programs.model.norm
         trained = self._means(metrics)
-        validated = evaluation.fetch_evaluated(self.devices, validated)
-        if not math.isfinite(validated.loss):
-            layers = [n for n, m in validated.moments.items() if not math.isfinite(m.maximum.max())]
+        valid, moments = self._means(validated[0]), self.devices.fetch(validated[1])
+        if not math.isfinite(valid["loss"]):
+            layers = [name for name, m in moments.items() if not math.isfinite(m.maximum.max())]
             where = f" (first in the activations of {layers[0]})" if layers else ""
             raise UserError(f"the validation loss after step {step} is not a finite number{where}")
 
         without_relu = self.programs.empty_precise.before_norm if norm.has_activation else ()
-        channels = evaluation.activity(validated.moments, without_relu=without_relu)
-        names = ("loss", "error_rate", "gradient_norm")
-        scalars = {f"train/{name}": trained[name] for name in names}
+        channels = evaluation.activity(moments, without_relu=without_relu)
+        del trained["first_non_finite"]
+        scalars = {f"train/{name}": value for name, value in trained.items()}
         rate = make_schedule(config.to_dict(), self.data.steps_per_epoch)
         scalars["train/learning_rate"] = float(rate(step - 1))
         if speed is not None:
             scalars["train/images_per_second"] = speed
         self.progress = progress = self.progress.after_epoch(
-            step=step, valid_error_rate=validated.error_rate, seconds=self._seconds()
+            step=step, valid_error_rate=valid["error_rate"], seconds=self._seconds()
         )
-        scalars |= {"valid/loss": validated.loss, "valid/error_rate": validated.error_rate}
+        scalars |= {f"valid/{name}": value for name, value in valid.items()}
         scalars["valid/best_error_rate"] = progress.best_error_rate
         if precise is not None:
             precise, running = self.devices.fetch((precise, state.batch_stats))
             distances = evaluation.distances(running, precise, config.model.norm_epsilon)
             channels = distances | channels
-            errors = self.devices.fetch(compared).compute()
-            scalars["valid/error_rate_running"] = validated.error_rate_running
-            scalars |= {f"valid/{name}": value.item() for name, value in errors.items()}
+            scalars |= {f"valid/{name}": value for name, value in self._means(compared).items()}
         observed = evaluation.summarize(channels)
         line = {"epoch": progress.epoch, "step": step, **scalars, **observed}
         self.lines.append(line | {"seconds": progress.seconds})
@@ -330,8 +332,8 @@ class Run:
         return result
 
     def _test(self, variables) -> float:
-        evaluated = self._evaluate(variables, self.data.test_split)
-        return evaluation.fetch_evaluated(self.devices, evaluated).error_rate
+        metrics, _ = self._evaluate(variables, self.data.test_split)
+        return self._means(metrics)["error_rate"]
 
     def _keep_now_and_then(self, num_steps: int) -> None:
         """Writes a checkpoint where the last `num_steps` passed a multiple of `every_steps`."""
@@ -368,7 +370,7 @@ class Run:
         """Waits until the last epoch is recorded, and raises what that raised."""
         self._recording.result()
 
-    def _means(self, metrics: TrainMetrics) -> dict[str, float]:
+    def _means(self, metrics: clu_metrics.Collection) -> dict[str, float]:
         computed = self.devices.fetch(metrics).compute()
         return {name: value.item() for name, value in computed.items()}
 

@@ -45,6 +45,7 @@ ADDED: dict[str, dict[str, Any]] = {
         "clip_norm": 0.0,
     },
     "augment": OFF,
+    "init": {"weights": "", "statistics": True},
     "eval": {"flips": False},
     "schedule": {"name": "constant", "warmup_epochs": 0.0, "kwargs": {}},
 }

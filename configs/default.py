@@ -1,7 +1,8 @@
 """Every field of a run, its unit and why: the published recipe, without normalization.
 
 The nine cells of the grid build on this file and hold only their difference; percentages in them
-are the post's validation accuracies, not results of this code. Each takes a variant after a colon, `configs/meanonly_crop.py:small`:
+are the post's validation accuracies, not results of this code. Each takes a variant after a colon,
+`configs/meanonly_crop.py:small`:
 
   full   the published size, 128x128 crops (the default);
   small  the same experiment at 48x48, for a machine with only a CPU;
@@ -43,6 +44,12 @@ def get_config(variant: str = "full") -> ConfigDict:
     # Examples held out, unless the source brings splits of its own.
     data.valid_examples = 2500
     data.test_examples = 2500
+
+    config.init = ConfigDict()
+    # An .npz file of `python -m bn_vgg.export`: start from its weights instead of the seed's.
+    config.init.weights = ""
+    # Start from its running statistics, too.
+    config.init.statistics = True
 
     # In training alone; each example draws anew in each epoch. All are off in the recipe.
     config.augment = augment = ConfigDict()

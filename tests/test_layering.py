@@ -17,7 +17,7 @@ loop
 cli finite
 config_file
 config programs
-evaluation
+evaluation weights
 data
 devices optimizer run_dir steps writers
 augment checkpoint locking metrics models multihost provenance stopping
