@@ -52,9 +52,11 @@ def _section(name: str, runs: pd.DataFrame, epochs: pd.DataFrame, output: Path) 
     """Draws a section's figures, and returns what the template shows of it."""
     variant, _, number = name.partition("-")
     side = runs["data.crop_size"].iloc[0]
+    title = f"Best validation errors, {side}x{side}"
+    pictures = {"best": plots.draw_best(tables.longest(runs), title)}
+    pictures |= {each: plots.draw_post_figure(each, runs, epochs) for each in plots.FIGURES}
     figures = {}
-    for figure in plots.FIGURES:
-        picture = plots.draw_post_figure(figure, runs, epochs)
+    for figure, picture in pictures.items():
         if picture is not None:
             figures[figure] = f"{figure}-{name}.png"
             with cli.replacing(output / figures[figure]) as partial:

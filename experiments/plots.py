@@ -15,7 +15,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import published
+from experiments import published, stats
 
 # Okabe and Ito 2008: told apart by colour-blind readers too.
 COLOURS = {"black": "#000000", "grey": "#7f7f7f", "green": "#009E73", "blue": "#0072B2",
@@ -155,3 +155,41 @@ def _finish(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
             1.05, middle, name, transform=across, va="center", color=colour, size=9,
             linespacing=0.95,
         )  # fmt: skip
+
+
+def draw_best(runs: pd.DataFrame, title: str) -> Figure | None:
+    """Draws cells' best validation errors, of the runs of `tables.longest`; None without cells."""
+    cells = [cell for cell in CELL_COLOURS if cell in set(runs["cell"])]
+    if not cells:
+        return None
+    with style():
+        total = 1.2 + 0.42 * len(cells)
+        figure = Figure(figsize=(NARROW, total))
+        figure.text(0.015, 1 - 0.1 / total, title, va="top", size=12, weight="bold")
+        figure.text(
+            0.015, 1 - 0.36 / total, "Diamond: mean ± standard error; rings: seeds; grey: the "
+            "post's. Log scale.", va="top", size=8.5, color="#555555",
+        )  # fmt: skip
+        axes = figure.add_axes((0.355, 0.5 / total, 0.375, 0.42 * len(cells) / total))
+        for row, cell in enumerate(cells):
+            rates = runs.loc[runs["cell"] == cell, "best_valid_error_rate"].clip(lower=0.001)
+            colour = CELL_COLOURS[cell]
+            if cell in published.BEST:
+                axes.plot(published.BEST[cell], row, "|", ms=18, mew=2.5, color="#b0b0b0")
+            error = None if len(rates) < 2 else rates.sem()
+            axes.errorbar(rates.mean(), row - 0.12, xerr=error, fmt="D", ms=5, color=colour)
+            axes.plot(rates, [row + 0.22] * len(rates), "o", ms=4.5, mfc="none", color=colour)
+            text = stats.error_rate(list(rates))
+            across = axes.get_yaxis_transform()
+            axes.text(1.03, row, text, color=colour, va="center", size=9, transform=across)
+        axes.set_yticks(range(len(cells)), cells, size=9)
+        axes.set_ylim(len(cells) - 0.5, -0.5)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(ticker.FixedLocator([0.01, 0.02, 0.05, 0.1, 0.2, 0.5]))
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda rate, _: f"{100 * rate:g}%"))
+        axes.set_xlabel("best validation error")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(visible=True, axis="x")
+    return figure
