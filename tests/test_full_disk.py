@@ -54,7 +54,6 @@ def error_of(process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [["--notensorboard"], []], ids=["plain", "tensorboard"])
 def test_full_in_mid_run(more, disk, tiny_config, cartoon_folder, cache_folder, tmp_path):
     """Whatever comes first to the full disk says so: TensorBoard, an epoch's line, a checkpoint."""
     process = start_run(disk / "run", cartoon_folder, cache_folder, *more, epochs=EPOCHS)

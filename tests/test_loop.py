@@ -119,7 +119,8 @@ def test_what_a_run_writes(done):
     blocks = [f"block{i}" for i in range(4)]
     names = {
         "epoch", "step", "seconds", "train/loss", "train/error_rate", "train/gradient_norm",
-        "train/images_per_second", "valid/loss", "valid/error_rate", "valid/best_error_rate",
+        "train/learning_rate", "train/images_per_second",
+        "valid/loss", "valid/error_rate", "valid/best_error_rate",
         "valid/error_rate_running", "valid/error_rate_precise", "valid/error_rate_batch",
         *(f"mean_distance/{block}" for block in blocks),
         *(
