@@ -17,6 +17,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pil
 JAX_SETTINGS = {
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
     "jax_enable_x64": False,
     "jax_default_matmul_precision": None,
     "jax_numpy_dtype_promotion": "standard",

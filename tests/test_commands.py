@@ -73,6 +73,7 @@ def test_jaxs_settings_in_the_environment_change_no_number(
         "main", TINY, f"--config.data.source={cartoon_folder}", f"--workdir={tmp_path}",
         "--config.optimizer.learning_rate=1e-3", "--notensorboard",
         JAX_DEFAULT_PRNG_IMPL="rbg", JAX_THREEFRY_PARTITIONABLE="0", JAX_ENABLE_X64="1",
+        JAX_RANDOM_SEED_OFFSET="5",
     )  # fmt: skip
     results = [json.loads((p / "result.json").read_text()) for p in (trained_run, tmp_path)]
     for field in ("best_valid_error_rate", "test_error_rate", "jax_settings"):
