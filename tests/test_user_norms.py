@@ -228,10 +228,8 @@ def test_what_it_does_wrong_is_said_by_name(name, message):
 
 
 def test_a_statistic_that_changes_its_shape_is_said_by_name():
-    model, optimizer = (
-        network("own_norms:OtherStatistic"),
-        make_optimizer(default.get_config().to_dict(), 200),
-    )
+    model = network("own_norms:OtherStatistic")
+    optimizer = make_optimizer(default.get_config().to_dict(), 200)
     state = init_state(model, optimizer, jax.random.key(0), jnp.ones((1, 16, 16, 3)))
     match = r"after a training step batch_stats/block0/norm/mean is float32\(4,\) and must be "
     with pytest.raises(UserError, match=match):

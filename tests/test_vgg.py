@@ -275,17 +275,8 @@ class TestDropout:
         """Eight convolutional and one dense: as many masks as the recipe says."""
         network = model(dropout_rate=0.5, norm="full")
         variables = jax.eval_shape(lambda: init(network, 32))
-        jaxpr = str(
-            jax.make_jaxpr(
-                lambda variables: network.apply(
-                    variables,
-                    jnp.ones((2, 32, 32, 3)),
-                    train=True,
-                    positions_N=jnp.arange(2),
-                    rngs={"dropout": jax.random.key(0)},
-                    mutable=["batch_stats"],
-                )
-            )(variables)
-        )
+        options = {"positions_N": jnp.arange(2), "rngs": {"dropout": jax.random.key(0)}}
+        passed = partial(network.apply, train=True, mutable=["batch_stats"], **options)
+        jaxpr = str(jax.make_jaxpr(passed)(variables, jnp.ones((2, 32, 32, 3))))
         # A mask is the only thing in the network that is drawn with these bits.
         assert jaxpr.count("random_bits") == 9
