@@ -33,6 +33,8 @@ def training_images(batch: Mapping[str, Any], rng: jax.Array, settings: Mapping[
       settings: `config.augment`.
     """
     images = to_intensities(batch["crops"][:, 0])
+    if settings == OFF:
+        return images  # without the keys, which take a while to trace
     keys = _keys(batch, rng)
     images = _augment(images, keys, settings)
     if settings["mixup"]:
