@@ -107,9 +107,10 @@ def make_programs(config: Mapping[str, Any], devices: Devices, steps_per_epoch: 
     options = {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else None
     init = jax.jit(partial(init_state, model, optimizer), compiler_options=options)
 
+    channels = layer_channels(model, crop_size)
+
     def no_moments(which: str) -> dict[str, Moments]:
-        channels = layer_channels(model, which, crop_size)
-        return {layer: Moments.empty(count) for layer, count in channels.items()}
+        return {layer: Moments.empty(count) for layer, count in channels[which].items()}
 
     return Programs(
         devices=devices,

@@ -32,7 +32,7 @@ def precise_of(norm, count=3, **changes):
 
 
 def empty_precise(model, state):
-    channels = layer_channels(model, "before_norm", SIDE)
+    channels = layer_channels(model, SIDE)["before_norm"]
     moments = {layer: Moments.empty(count) for layer, count in channels.items()}
     return Precise(jnp.zeros((), jnp.float32), state.batch_stats, moments)
 

@@ -116,7 +116,7 @@ def test_resnet_20_is_the_papers():
     norms = 2 * (7 * 16 + 6 * 32 + 6 * 64)
     sizes = jax.tree.leaves(jax.tree.map(lambda x: x.size, variables["params"]))
     assert sum(sizes) == kernels + norms + 64 * 10 + 10
-    assert list(layer_channels(model, "output", 32).values()) == 3 * [16] + 3 * [32] + 3 * [64]
+    assert list(layer_channels(model, 32)["output"].values()) == 3 * [16] + 3 * [32] + 3 * [64]
 
 
 def test_a_users_network_trains_and_predicts(own, tmp_path, cache_folder, cartoon_folder):

@@ -59,7 +59,7 @@ def test_sizes_follow_the_recipe():
     assert shapes["params"]["hidden"]["kernel"].shape == (6050, 500)
     same = jax.eval_shape(lambda: init(model(padding="same"), 128))["params"]
     assert same["hidden"]["kernel"].shape == (8 * 8 * 50, 500)
-    channels = layer_channels(model(), "output", 128)
+    channels = layer_channels(model(), 128)["output"]
     assert channels == {layer: x.shape[-1] for layer, x in outputs.items()}
     assert list(channels) == [*(f"block{i}" for i in range(8)), "hidden"]
 

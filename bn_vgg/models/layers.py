@@ -111,16 +111,19 @@ def layer_statistics(batch_stats: Mapping[str, Any]) -> dict[str, dict[str, jax.
     return found
 
 
-def layer_channels(model: nn.Module, which: str, side: int) -> dict[str, int]:
-    """Returns the channels of each layer of `layer_activations`, without computing these.
+def layer_channels(model: nn.Module, side: int) -> dict[str, dict[str, int]]:
+    """Returns the channels by layer of `output` and `before_norm`, see `layer_activations`.
 
-    `side` is that of the input images, in pixels.
+    Nothing is computed. `side` is that of the input images, in pixels.
     """
     images = jnp.zeros((1, side, side, 3), jnp.float32)
     _, collections = jax.eval_shape(
         lambda: model.init_with_output(jax.random.key(0), images, train=False, mutable=True)
     )
-    return {layer: x.shape[-1] for layer, x in layer_activations(collections, which).items()}
+    return {
+        which: {layer: x.shape[-1] for layer, x in layer_activations(collections, which).items()}
+        for which in ("output", "before_norm")
+    }
 
 
 def _layer(path: tuple[str, ...]) -> str:
