@@ -105,7 +105,8 @@ def _jitter(image_HWC, key, strength: float):
         key, (3,), minval=1 - strength, maxval=1 + strength
     )
     image = image_HWC * brightness
-    grey = image @ jnp.array([0.299, 0.587, 0.114])
+    # No matrix product, which accelerators would round.
+    grey = (image * jnp.array([0.299, 0.587, 0.114]).reshape(1, 1, 3)).sum(-1)
     mean = grey.mean()
     image = (image - mean) * contrast + mean
     grey = ((grey - mean) * contrast + mean)[..., None]

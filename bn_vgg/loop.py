@@ -94,7 +94,7 @@ def _restore(config, workdir, data, programs, say) -> tuple[Progress, TrainState
     if programs.model.norm.initializes_from_data:
         images = to_intensities(jnp.asarray(data.first_crops()))
     state = programs.init(init_key(config.seed), images)
-    if config.init.weights:
+    if config.init.weights and not checkpoint.steps(workdir.checkpoints):
         state = start_from(state, config.init.weights, statistics=config.init.statistics)
     parameter_overview.log_parameter_overview(state.variables)
     progress, state, damages = checkpoint.restore(workdir.checkpoints, workdir.damaged, state)

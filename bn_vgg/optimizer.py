@@ -141,15 +141,15 @@ def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Gra
     if (config["schedule"]["name"], config["schedule"]["warmup_epochs"]) != ("constant", 0):
         rate = make_schedule(config, steps_per_epoch)
     build = find_class("config.optimizer.name", name, OPTIMIZERS, {})
-    kwargs, decay = dict(settings["kwargs"]), settings["weight_decay"]
+    decay, own = settings["weight_decay"], {}
     if build is rmsprop:
         own = {x: settings[x] for x in ("decay", "epsilon", "bias_correction")}
-        kwargs = own | kwargs
     with _told("optimizer", settings):
         takes = inspect.signature(build).parameters
         if decays := {"weight_decay", "mask"} <= takes.keys():
-            kwargs |= {"weight_decay": decay, "mask": _are_kernels}
-        parts = [build(rate, **kwargs)]
+            own = {"weight_decay": decay, "mask": _are_kernels}
+        # What has a field of its own is refused among the others.
+        parts = [build(rate, **own, **settings["kwargs"])]
     if settings["clip_norm"]:
         parts.insert(0, optax.clip_by_global_norm(settings["clip_norm"]))
     if decay and not decays:  # as AdamW does (Loshchilov and Hutter 2019)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bn_vgg import config_file
 from bn_vgg.errors import UserError
+from bn_vgg.run_dir import KWARGS
 from experiments.presets import PRESETS, Overrides
 
 # Keys of a preset's entry that are no fields of the configuration.
@@ -119,7 +120,7 @@ def _plan_run(entry: Overrides, variant: str, seed: int, settings: dict[str, str
         if name not in _NOT_FIELDS
     }
     for name, value in entry.items():
-        if isinstance(value, dict) and not name.endswith("_kwargs"):
+        if isinstance(value, dict) and name not in KWARGS:
             raise UserError(
                 f"--preset: field {name} is a dict: write '{name}.FIELD' for each of it"
             )

@@ -151,11 +151,9 @@ def test_what_is_no_network_is_refused(arguments, message, own):
 
 
 def test_weights_cannot_be_normalized_before_their_convolution():
+    before = "--config.model.kwargs={'pre_activation': True}"
     with pytest.raises(UserError, match="weight_norm needs a convolution in front"):
-        load(
-            "resnet", "--config.model.norm=weight_norm",
-            "--config.model.kwargs={'pre_activation': True}",
-        )  # fmt: skip
+        load("resnet", "--config.model.norm=weight_norm", before)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ def test_schedules_follow_their_formula_after_a_warm_up(name, kwargs, expected):
             {"optimizer": {"name": "sgd", "kwargs": {"momentm": 0.9}}},
             r"config.optimizer: sgd fails with kwargs=\{'momentm': 0.9\}: TypeError: .*momentm",
         ),
+        ({"optimizer": {"name": "adamw", "kwargs": {"mask": 1}}}, "multiple values .* 'mask'"),
         ({"schedule": {"name": "cosine", "kwargs": {"fnal": 1}}}, "config.schedule: cosine fails"),
         ({"schedule": {"warmup_epochs": 10}}, "warmup_epochs: no epoch is left"),
     ],
