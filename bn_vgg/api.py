@@ -26,7 +26,7 @@ from bn_vgg.errors import UserError
 from bn_vgg.models import make_model as _make_model
 from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import Workdir, with_added
-from bn_vgg.steps import TrainState, init_state, make_predict_step
+from bn_vgg.steps import TrainState, evaluates_other, init_state, make_predict_step
 from bn_vgg.steps import make_train_step as _make_train_step
 
 # Images that a network predicts at once.
@@ -121,7 +121,7 @@ class Trained:
 
     @functools.cached_property
     def _predict(self) -> Callable[[np.ndarray], jax.Array]:
-        variables = jax.device_put(self.state.variables)
+        variables = jax.device_put(self.state.reported)
         return functools.partial(
             jax.jit(make_predict_step(self.model, self.config["eval"]["flips"])), variables
         )
@@ -146,8 +146,9 @@ def load(workdir: str | Path, which: str = "best") -> Trained:
     except TypeError as error:
         raise UserError(f"{workdir} is of another version of this code: {error}") from error
     side, optimizer = config["data"]["crop_size"], make_optimizer(config, 1)
+    init = functools.partial(init_state, other_evaluated=evaluates_other(config))
     like = jax.eval_shape(
-        lambda: init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+        lambda: init(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
     )
     found, damaged = checkpoint.read_all(run.checkpoints, like)
     if not found:

@@ -14,6 +14,7 @@ from bn_vgg.models.layers import PADDINGS
 from bn_vgg.models.norms import PASSES
 from bn_vgg.optimizer import SCHEDULES, make_optimizer
 from bn_vgg.run_dir import flatten
+from bn_vgg.steps import evaluates_other
 
 
 class _Numbers(NamedTuple):
@@ -70,6 +71,7 @@ _FIELDS: dict[str, Any] = {
     "optimizer.kwargs": dict,
     "optimizer.weight_decay": _AMOUNT,
     "optimizer.clip_norm": _AMOUNT,
+    "optimizer.average_decay": _FRACTION,
     "optimizer.decay": _FRACTION,
     "optimizer.epsilon": _POSITIVE,
     "optimizer.bias_correction": bool,
@@ -78,6 +80,7 @@ _FIELDS: dict[str, Any] = {
     "schedule.kwargs": dict,
     "eval.batch_size": _MANY,
     "eval.flips": bool,
+    "eval.statistics": ("running", "precise"),
     "eval.precise_examples": range(10**9),
     "eval.compared_examples": range(1, 10**9),
     "checkpoint.every_steps": range(10**9),
@@ -114,6 +117,11 @@ def check_config(config: dict[str, Any]) -> None:
     if (flat["model.precision"], flat["model.dtype"]) == ("tensorfloat32", "bfloat16"):
         raise UserError(
             "config.model.precision: tensorfloat32 is for float32, not config.model.dtype bfloat16"
+        )
+    if evaluates_other(config) and not flat["eval.precise_examples"]:
+        raise UserError(
+            "config.eval.precise_examples is 0, but config.eval.statistics=precise and "
+            "config.optimizer.average_decay need some"
         )
     try:
         json.dumps(config, allow_nan=False)  # as the run's folder keeps it

@@ -24,7 +24,7 @@ def main() -> None:
     if output.suffix not in (".npz", ".safetensors"):
         raise UserError(f"--output: {output} does not end in .npz or .safetensors")
     run = api.load(_WORKDIR.value, _WHICH.value)
-    arrays = named_arrays(run.state)
+    arrays = named_arrays(run.state.reported)
     about = {
         "config": run.config,
         "class_names": run.class_names,

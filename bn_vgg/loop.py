@@ -32,7 +32,7 @@ from bn_vgg.data.pipeline import Chunk, Data, Split
 from bn_vgg.devices import Devices
 from bn_vgg.errors import Interrupted, UserError, described
 from bn_vgg.metrics import TrainMetrics
-from bn_vgg.optimizer import make_schedule
+from bn_vgg.optimizer import averaged_weights, make_schedule
 from bn_vgg.programs import Programs, make_programs
 from bn_vgg.run_dir import Workdir, flatten
 from bn_vgg.steps import TrainState
@@ -231,18 +231,32 @@ class Run:
                 self.programs.compare_chunk, self.programs.empty_comparison,
                 self.data.compared(), self.state, precise.batch_stats,
             )  # fmt: skip
+        reported = validated[0]
+        if self.state.evaluated:
+            self.state = self.state.replace(evaluated=self._other_variables(epoch, precise))
+            reported = self._evaluate(self.state.evaluated, self.data.valid_split)[0]
         self._recorded()
-        args = (self.step, self.state, self.metrics, speed, validated, precise, compared)
+        args = (self.step, self.state, self.metrics, speed, validated, reported, precise, compared)
         self.metrics = self.programs.empty_training
         if multihost.has_peers():  # they must come to the barriers of a checkpoint together
             self._record(*args)
         else:
             self._recording = self.recorder.submit(self._record, *args)
 
-    def _record(self, step, state, metrics, speed, validated, precise, compared) -> None:
+    def _other_variables(self, epoch: int, precise: evaluation.Precise | None) -> Any:
+        """Returns the variables to report: the average of the weights, precise statistics."""
+        state, average = self.state, averaged_weights(self.state.opt_state)
+        if average is not None:
+            state = state.replace(params=average)
+            precise = precise and self._precise(state, epoch)
+        return state.variables | ({"batch_stats": precise.batch_stats} if precise else {})
+
+    def _record(self, step, state, metrics, speed, validated, reported, precise, compared) -> None:
         config, norm = self.config, self.programs.model.norm
         trained = self._means(metrics)
-        valid, moments = self._means(validated[0]), self.devices.fetch(validated[1])
+        running = self._means(validated[0])["error_rate_running"]
+        valid = self._means(reported) | {"error_rate_running": running}
+        moments = self.devices.fetch(validated[1])
         if not math.isfinite(valid["loss"]):
             layers = [name for name, m in moments.items() if not math.isfinite(m.maximum.max())]
             where = f" (first in the activations of {layers[0]})" if layers else ""
@@ -298,7 +312,7 @@ class Run:
         folder, like = self.workdir.checkpoints, self.devices.fetch(self.state)
         best = checkpoint.read(folder, progress.best_step, like)[1]
         state = self.devices.replicate(best)
-        rates = {"test_error_rate": self._test(state.variables)}
+        rates = {"test_error_rate": self._test(state.reported)}
         if config.eval.precise_examples and norm.averages:
             precise = self._precise(state, progress.best_epoch - 1)
             variables = {"params": state.params, "batch_stats": precise.batch_stats}

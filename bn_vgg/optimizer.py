@@ -80,6 +80,38 @@ def muon(learning_rate, weight_decay=0.0, mask=None, **kwargs) -> optax.Gradient
     )  # fmt: skip
 
 
+class AveragedState(NamedTuple):
+    """The number of updates done, int32, and the average of the weights after each."""
+
+    count: jax.Array  # type: ignore[assignment]
+    average: Any
+
+
+def average_weights(decay: float) -> optax.GradientTransformation:
+    """Keeps an exponential moving average of the weights; updates stay as they are.
+
+    Update t, from 0, weighs the old average by min(decay, (1 + t) / (10 + t)), as TensorFlow's
+    `ExponentialMovingAverage` does: the first weights are soon forgotten.
+    """
+
+    def init(params):
+        return AveragedState(jnp.zeros((), jnp.int32), params)
+
+    def update(updates, state, params):
+        old = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+        new = optax.apply_updates(params, updates)
+        average = optax.incremental_update(new, state.average, 1 - old)
+        return updates, AveragedState(optax.safe_increment(state.count), average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged_weights(opt_state: Any) -> Any:
+    """Returns the average that `average_weights` keeps, in the shape of the parameters; or None."""
+    parts = opt_state if isinstance(opt_state, tuple) else ()
+    return next((part.average for part in parts if isinstance(part, AveragedState)), None)
+
+
 # Functions of the learning rate, a number or a schedule, and of `config.optimizer.kwargs`.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "rmsprop": rmsprop,
@@ -155,6 +187,8 @@ def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Gra
     if decay and not decays:  # as AdamW does (Loshchilov and Hutter 2019)
         step = (lambda count: -decay * rate(count)) if callable(rate) else -decay * rate
         parts.append(optax.add_decayed_weights(step, _are_kernels))
+    if settings["average_decay"]:
+        parts.append(average_weights(settings["average_decay"]))
     return optax.chain(*parts) if len(parts) > 1 else parts[0]
 
 

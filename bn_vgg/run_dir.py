@@ -26,7 +26,7 @@ from bn_vgg.augment import OFF
 from bn_vgg.errors import UserError, cannot_write, differences
 
 # Of a run's files. Raise it when this code could not go on with a run of the version before.
-FORMAT = 3
+FORMAT = 4
 # What may differ from start to start, besides more epochs: it changes nothing but speed.
 ONLY_SPEED = {
     "data.placement", "eval.batch_size", "checkpoint.every_steps", "debug.nans",
@@ -43,10 +43,11 @@ ADDED: dict[str, dict[str, Any]] = {
         "kwargs": {},
         "weight_decay": 0.0,
         "clip_norm": 0.0,
+        "average_decay": 0.0,
     },
     "augment": OFF,
     "init": {"weights": "", "statistics": True},
-    "eval": {"flips": False},
+    "eval": {"flips": False, "statistics": "running"},
     "schedule": {"name": "constant", "warmup_epochs": 0.0, "kwargs": {}},
 }
 

@@ -29,21 +29,40 @@ class TrainState(flax.struct.PyTreeNode):
       params: trainable parameters, float32.
       batch_stats: running statistics, float32; empty where no normalizer keeps any.
       opt_state: the optimizer's.
+      evaluated: the variables that were evaluated last, where these are others: an average of the
+        weights, or precise statistics; otherwise empty.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    evaluated: Any = flax.struct.field(default_factory=dict)
 
     @property
     def variables(self):
         """The collections that the model's `apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    @property
+    def reported(self):
+        """The variables whose error is reported, and which `predict` and `export` use."""
+        return self.evaluated or self.variables
+
+
+def evaluates_other(config: Mapping[str, Any]) -> bool:
+    """Whether a run's errors are those of other variables than the training step's."""
+    averages = config["optimizer"]["average_decay"] > 0
+    return averages or config["eval"]["statistics"] == "precise"
+
 
 def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, rng: jax.Array, images_NHWC
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    rng: jax.Array,
+    images_NHWC,
+    *,
+    other_evaluated: bool = False,
 ) -> TrainState:
     """Initializes everything from `rng`.
 
@@ -53,14 +72,16 @@ def init_state(
       rng: random key.
       images_NHWC: intensities. Their size is what counts and, for normalizers that initialize
         from data, what is on them.
+      other_evaluated: see `evaluates_other`.
     """
-    variables = model.init(rng, images_NHWC, train=False)
-    return TrainState(
+    initial = model.init(rng, images_NHWC, train=False)
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(variables["params"]),
+        params=initial["params"],
+        batch_stats=initial.get("batch_stats", {}),
+        opt_state=optimizer.init(initial["params"]),
     )
+    return state.replace(evaluated=state.variables) if other_evaluated else state
 
 
 def make_loss(model: Any, augment: Mapping[str, Any] = OFF):
@@ -122,7 +143,7 @@ def make_train_step(
                 (gradients, batch_stats, loss, error_rate), axis_name
             )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        new_state = TrainState(
+        new_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,

@@ -1,5 +1,8 @@
 """A network's weights by name: what `export` writes, and what another run can start from."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from etils import epath
 from flax import traverse_util
@@ -9,11 +12,11 @@ from bn_vgg.errors import UserError, differences, first_line
 from bn_vgg.steps import TrainState
 
 
-def named_arrays(state: TrainState) -> dict[str, np.ndarray]:
+def named_arrays(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns `params/…` and `batch_stats/…`, each in the network's order."""
     flat = {}
     for collection in ("params", "batch_stats"):
-        named = traverse_util.flatten_dict(getattr(state, collection), sep="/")
+        named = traverse_util.flatten_dict(variables[collection], sep="/")
         for name in sorted(named, key=natural_key):
             flat[f"{collection}/{name}"] = np.asarray(named[name])
     return flat
@@ -33,7 +36,7 @@ def start_from(state: TrainState, path: str, *, statistics: bool) -> TrainState:
             found = {x: arrays[x] for x in arrays.files if x.startswith(collections)}
     except Exception as error:  # np.load raises half a dozen types
         raise UserError(f"config.init.weights: cannot read {path}: {first_line(error)}") from error
-    wanted = {x: a for x, a in named_arrays(state).items() if x.startswith(collections)}
+    wanted = {x: a for x, a in named_arrays(state.variables).items() if x.startswith(collections)}
     shapes, needed = ({x: str(a.shape) for x, a in of.items()} for of in (found, wanted))
     if differing := differences(shapes, needed):
         raise UserError(f"config.init.weights: in {path} {differing}")

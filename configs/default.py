@@ -116,6 +116,10 @@ def get_config(variant: str = "full") -> ConfigDict:
     optimizer.weight_decay = 0.0
     # The largest norm of all gradients together; larger ones are scaled down. 0: no limit.
     optimizer.clip_norm = 0.0
+    # Of an exponential moving average of the weights: the weight of the old value at each update.
+    # Its error is reported instead of the last weights', with precise statistics of its own, and
+    # `predict` and `export` use it. 0: no average.
+    optimizer.average_decay = 0.0
 
     # Of the learning rate, per update: `constant`, `cosine`, `linear`, `one_cycle` or `step`.
     config.schedule = ConfigDict()
@@ -130,6 +134,9 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.eval.batch_size = 100
     # Evaluate the mirror images of the five crops, too.
     config.eval.flips = False
+    # Of the reported errors, the choice of the best epoch, `predict` and `export`: the `running`
+    # averages, as the post's, or `precise` ones, recomputed at the end of each epoch.
+    config.eval.statistics = "running"
     # Training images over which statistics are recomputed with each epoch's weights, to see
     # how far the running ones lag; 0: not at all. Changes nothing in training.
     config.eval.precise_examples = 1000

@@ -77,7 +77,7 @@ def test_four_devices_equal_one(run_command, noise_folder, tmp_path):
         run_command(
             "main", *ARGUMENTS, f"--config.data.source={noise_folder}", "--config.num_epochs=2",
             "--config.model.norm=full", "--config.augment.mixup=0.2",
-            "--config.augment.horizontal_flip=True",
+            "--config.augment.horizontal_flip=True", "--config.optimizer.average_decay=0.9",
             f"--workdir={tmp_path / str(count)}", **devices(count),
         )  # fmt: skip
     result = json.loads((tmp_path / "4" / "result.json").read_text())

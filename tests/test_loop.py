@@ -13,6 +13,7 @@ from bn_vgg.data import pipeline
 from bn_vgg.data.crops import cut_crops, five_crops
 from bn_vgg.data.splits import split
 from bn_vgg.errors import UserError
+from bn_vgg.optimizer import averaged_weights
 from bn_vgg.run_dir import Workdir, flatten
 from tests.runs import KilledError, assert_equal_runs, epochs_of, lines, run, same, state
 
@@ -176,6 +177,31 @@ def test_precise_statistics_and_the_test_errors(done, open_cache):
             logits = trained.model.apply(variables, images, train=False)
             wrong.append(jax.nn.softmax(logits).mean(0).argmax() != cache.labels[i])
         assert result[f"test_error_rate{name}"] == pytest.approx(np.mean(wrong)), name
+
+
+@pytest.mark.parametrize(
+    "changes", [{"eval.statistics": "precise"}, {"optimizer.average_decay": 0.5}]
+)
+def test_other_variables_are_evaluated_and_nothing_else_changes(
+    changes, done, cache_folder, tmp_path, open_cache
+):
+    config = done[1].copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    result, trained = run(config, tmp_path, cache_folder), api.load(tmp_path)
+    for one, other in zip(lines(done[0]), lines(tmp_path), strict=True):
+        reported = {"valid/loss", "valid/error_rate", "valid/best_error_rate"}
+        assert {name for name in one if one[name] != other[name]} <= reported
+        assert one["valid/loss"] != other["valid/loss"]
+    if "eval.statistics" in changes:
+        same(trained.state.reported["params"], trained.state.params)
+        assert result["test_error_rate"] == result["test_error_rate_precise"]
+    else:
+        same(trained.state.reported["params"], averaged_weights(trained.state.opt_state))
+    cache = open_cache(config)
+    valid = split(cache.keys, cache.splits, valid_examples=13, test_examples=11).valid
+    found = trained.predict_crops([five_crops(cache.image(i), 16) for i in valid])
+    wrong = np.mean(found.argmax(-1) != cache.labels[valid])
+    assert wrong == pytest.approx(result["best_valid_error_rate"])
 
 
 def test_nothing_is_compiled_after_the_first_epoch(

@@ -7,7 +7,13 @@ import optax
 import pytest
 
 from bn_vgg.errors import UserError
-from bn_vgg.optimizer import OPTIMIZERS, make_optimizer, make_schedule, rmsprop
+from bn_vgg.optimizer import (
+    OPTIMIZERS,
+    averaged_weights,
+    make_optimizer,
+    make_schedule,
+    rmsprop,
+)
 from configs import default
 
 
@@ -72,6 +78,23 @@ def test_clipping_bounds_the_norm_of_all_gradients():
     params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     assert optax.tree.norm(updates) == pytest.approx(0.5)
+
+
+def test_the_average_of_the_weights_and_the_same_updates():
+    settings = {"name": "sgd", "learning_rate": 0.1}
+    plain = make_optimizer(config_of(optimizer=settings), 10)
+    optimizer = make_optimizer(config_of(optimizer=settings | {"average_decay": 0.5}), 10)
+    params = {"kernel": jnp.asarray([3.0, -2.0])}
+    state, expected = optimizer.init(params), np.asarray(params["kernel"])
+    assert averaged_weights(plain.init(params)) is None
+    for t in range(20):  # from the tenth on it is 0.5 that counts
+        updates, state = optimizer.update(params, state, params)
+        same, _ = plain.update(params, plain.init(params), params)
+        np.testing.assert_array_equal(updates["kernel"], same["kernel"])
+        params = optax.apply_updates(params, updates)
+        old = min(0.5, (1 + t) / (10 + t))
+        expected = old * expected + (1 - old) * np.asarray(params["kernel"])
+    np.testing.assert_allclose(averaged_weights(state)["kernel"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

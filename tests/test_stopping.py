@@ -40,7 +40,7 @@ def send(number):
 def test_a_run_goes_on_within_the_epoch_bit_for_bit(
     config, cache_folder, tmp_path, before_step, capsys
 ):
-    config.model.norm = "full"
+    config.model.norm, config.optimizer.average_decay = "full", 0.9
     run(config, tmp_path / "whole", cache_folder)
     path, said = tmp_path / "stopped", []
     handlers = [signal.getsignal(number) for number in SIGNALS]

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 @pytest.fixture
 def exported(tmp_path):
     _, _, other = build("full")
-    arrays = {name: x + 1 for name, x in named_arrays(other).items()}
+    arrays = {name: x + 1 for name, x in named_arrays(other.variables).items()}
     np.savez(tmp_path / "weights.npz", **arrays)
     return tmp_path / "weights.npz", arrays
 
@@ -27,8 +27,8 @@ def exported(tmp_path):
 def test_weights_and_by_choice_statistics_are_replaced(exported, statistics):
     path, arrays = exported
     _, _, fresh = build("full")
-    found = named_arrays(start_from(fresh, str(path), statistics=statistics))
-    for name, x in named_arrays(fresh).items():
+    found = named_arrays(start_from(fresh, str(path), statistics=statistics).variables)
+    for name, x in named_arrays(fresh.variables).items():
         taken = statistics or name.startswith("params/")
         np.testing.assert_array_equal(found[name], arrays[name] if taken else x)
 
@@ -63,7 +63,7 @@ def test_a_run_starts_from_another(trained_run, run_command, tiny_config, cache_
     (tmp_path / "w.npz").unlink()  # what goes on does not need it
     tiny_config.num_epochs = 2
     run(tiny_config, tmp_path / "run", cache_folder)
-    after = named_arrays(state(tmp_path / "run"))
+    after = named_arrays(state(tmp_path / "run").variables)
     for name in arrays:
         if name.startswith("params/"):
             np.testing.assert_array_equal(after[name], arrays[name])
