@@ -1,12 +1,12 @@
 """Compiles a run's programs for devices that this machine does not have, and describes them.
 
-python -m tests.compiled COMPILERS h100 train '{"norm": "full", "dtype": "bfloat16"}'
+python -m tests.compiled COMPILERS h100 train '{"norm": "full", "dtype": "bfloat16"}' '{}'
 python -m tests.compiled COMPILERS v5e:2x2 evaluate '{}'
 
 COMPILERS is a folder with the wheels `jax-cuda12-pjrt` and `libtpu`, see .ci/run; the GPU's also
-needs ptxas on the PATH. The program has the published size and batch; the last argument changes
-fields of `config.model`. Prints a line of JSON. Nothing runs: convolutions become the same calls
-as on the device, but their speed is not known.
+needs ptxas on the PATH. The program has the published size and batch; each of the last arguments
+changes fields of `config.model`. Prints a line of JSON for each. Nothing runs: convolutions become
+the same calls as on the device, but their speed is not known.
 """
 
 import json
@@ -136,6 +136,7 @@ def describe(compiled, examples: int) -> dict:
 
 
 if __name__ == "__main__":
-    folder, name, program, changes = sys.argv[1:]
+    folder, name, program, *models = sys.argv[1:]
     of_device = find_devices(Path(folder), name)
-    print(json.dumps(describe(*compile_program(of_device, program, json.loads(changes)))))
+    for changes in map(json.loads, models):
+        print(json.dumps(describe(*compile_program(of_device, program, changes))), flush=True)

@@ -10,6 +10,10 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+from tests.xla_flags import QUICK
+
+os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
+
 import jax
 import numpy as np
 import pytest
@@ -41,10 +45,9 @@ def compilation_cache(cache_folder):
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """Compiles in a third of the time to slower programs, here and in processes that are started.
+    """Compiles in less time to slower programs, here and in processes that are started.
 
-    Most of these tests is compiling. Those of last digits, on several devices or by another path
-    through the network, go without.
+    Tests of last digits, on several devices or by another path through the network, go without.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
@@ -116,8 +119,11 @@ def tiny_config(cartoon_folder):
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory):
-    """Where the tests' decoded images are kept."""
-    return tmp_path_factory.mktemp("cache")
+    """Where decoded images and compiled programs are kept, by all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "shared_cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture

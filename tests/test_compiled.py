@@ -11,8 +11,8 @@ import pytest
 from tests.conftest import ROOT
 
 COMPILERS = os.environ.get("BN_VGG_COMPILERS", "")
-NORMS = ("none", "mean_only", "full")
 V5E_GIB = 16
+BFLOAT16 = {"dtype": "bfloat16"}
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,37 +23,39 @@ pytestmark = [
 ]
 
 
-def described(device, program, **model):
+def described(device, program, *models):
     if device == "h100":
         assert shutil.which("ptxas"), "ptxas, of CUDA or nvidia-cuda-nvcc, must be on the PATH"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.compiled", COMPILERS, device, program, json.dumps(model)],
+        [sys.executable, "-m", "tests.compiled", COMPILERS, device, program,
+         *map(json.dumps, models)],
         cwd=ROOT, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("precision", [{"dtype": "bfloat16"}, {"precision": "tensorfloat32"}])
-@pytest.mark.parametrize("norm", NORMS)
-def test_a_gpu_is_given_cudnns_own_gradients_and_channels_in_multiples_of_8(norm, precision):
-    found = described("h100", "train", norm=norm, **precision)["convolutions"]
-    counts = {function: len(calls) for function, calls in found.items()}
-    forward = counts.pop("convForward", 0) + counts.pop("convBiasActivationForward", 0)
-    assert forward == 8
-    # The images' own gradient is not needed.
-    assert counts == {"convBackwardFilter": 8, "convBackwardInput": 7}
-    channels = {channel for calls in found.values() for call in calls for channel in call}
-    assert channels == {8, 24, 56}  # for an image's 3, and for 20 and 50
+def test_a_gpu_is_given_cudnns_own_gradients_and_channels_in_multiples_of_8():
+    models = [{"norm": norm} | BFLOAT16 for norm in ("none", "mean_only", "full")]
+    models.append({"norm": "mean_only", "precision": "tensorfloat32"})
+    for model, program in zip(models, described("h100", "train", *models), strict=True):
+        found = program["convolutions"]
+        counts = {function: len(calls) for function, calls in found.items()}
+        forward = counts.pop("convForward", 0) + counts.pop("convBiasActivationForward", 0)
+        assert forward == 8, model
+        # The images' own gradient is not needed.
+        assert counts == {"convBackwardFilter": 8, "convBackwardInput": 7}, model
+        channels = {channel for calls in found.values() for call in calls for channel in call}
+        assert channels == {8, 24, 56}, model  # for an image's 3, and for 20 and 50
 
 
-@pytest.mark.parametrize("program", ["train", "evaluate"])
-def test_four_tpu_chips_can_share_a_run(program):
-    found = described("v5e:2x2", program, norm="full", dtype="bfloat16")
-    assert 1 < found["gib"] < V5E_GIB
-
-
-def test_a_tpu_moves_little():
+def test_four_tpu_chips_can_share_a_run_and_move_little():
     """By XLA's estimate; with XLA's own gradients of kernels and pooling it was 68 MB an image."""
-    found = described("v5e:1x1", "train", norm="mean_only", dtype="bfloat16")
+    (found,) = described("v5e:2x2", "train", {"norm": "mean_only"} | BFLOAT16)
+    assert 1 < found["gib"] < V5E_GIB
     assert found["mb_moved_per_example"] < 53
+
+
+def test_four_tpu_chips_can_share_an_evaluation():
+    (found,) = described("v5e:2x2", "evaluate", {"norm": "full"} | BFLOAT16)
+    assert 1 < found["gib"] < V5E_GIB

@@ -10,6 +10,7 @@ from bn_vgg.data import pipeline
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
 from tests.runs import lines, run, same, state
+from tests.xla_flags import QUICK
 
 # Nothing may blow a rounding up in runs that are compared within a tolerance. On plain areas, which
 # drawings have, it decides which pixel of each pooling gets the gradient, for a whole area alike;
@@ -26,7 +27,7 @@ ARGUMENTS = (
 
 
 def devices(count):
-    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    return {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={count}"}
 
 
 def difference(one, other):

@@ -12,6 +12,7 @@ from bn_vgg import api
 from bn_vgg.data import pipeline
 from bn_vgg.errors import UserError
 from tests.runs import run, state
+from tests.test_devices import devices
 from tests.test_stopping import send
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -121,7 +122,7 @@ def test_four_devices_say_the_same(name, run_command, cartoon_folder, tmp_path):
         "main", "--config=tests/tiny_config.py", f"--config.data.source={cartoon_folder}",
         f"--config.model.norm=tests.breaking_norms:{name}", "--config.model.features=(4, 4)",
         "--config.debug.nans=True", "--notensorboard", f"--workdir={tmp_path}", status=2,
-        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+        **devices(4),
     )  # fmt: skip
     (error,) = failed.stderr.strip().splitlines()
     what, operation = FLAWS[name]

@@ -16,7 +16,7 @@ from bn_vgg import multihost
 from bn_vgg.errors import EXIT_HOST_LOST, EXIT_USER_ERROR, UserError
 from tests.conftest import ROOT
 from tests.runs import assert_equal_runs, num_lines
-from tests.test_devices import ARGUMENTS, assert_same_run
+from tests.test_devices import ARGUMENTS, assert_same_run, devices
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -100,7 +100,7 @@ def test_two_hosts_equal_one_also_when_some_are_lost(hosts, run_command, noise_f
     # Behind a proxy, which knows no way to a machine of the same network; two devices each.
     hosts.start(
         *command, "--config.num_epochs=3", f"--workdir={two}", http_proxy="http://127.0.0.1:9",
-        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        **devices(2),
     )  # fmt: skip
     assert hosts.end(0, 1)[0] == [0, 0], hosts.said(0)
     assert "epoch   3/3" in hosts.said(0)
