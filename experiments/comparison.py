@@ -123,10 +123,10 @@ def draw(
         for axes, (what, values) in zip(panels, measured.items(), strict=True):
             for row, name in enumerate(names):
                 seeds, colour = values[name].dropna(), palette[places[name] % len(palette)]
-                interval = stats.mean_interval(seeds)
-                # One of two seeds would dwarf all else.
-                enough = interval and len(seeds) >= stats.FEWEST_SEEDS
-                error = interval.high - interval.mean if enough else None
+                # The interval of two seeds would dwarf all else.
+                enough = len(seeds) >= stats.FEWEST_SEEDS
+                interval = stats.mean_interval(seeds) if enough else None
+                error = interval.high - interval.mean if interval else None
                 axes.errorbar(seeds.mean(), row - 0.1, xerr=error, fmt="D", ms=5, color=colour)
                 axes.plot(seeds, [row + 0.2] * len(seeds), "o", ms=4, mfc="none", color=colour)
             axes.set_title(what)
