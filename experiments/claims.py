@@ -17,7 +17,7 @@ from experiments.stats import (
     FEWEST_SEEDS,
     beyond_chance,
     error_rate,
-    paired_interval,
+    mean_interval,
     percent,
     points,
 )
@@ -144,7 +144,7 @@ def _at_the_beginning(runs, epochs):
         f"batch norm and {error_rate(first['baseline'])} without: worse beyond chance in "
         f"{sum(above)} of {len(above)} seeds."
     )
-    if interval := paired_interval((later["meanonly"] - later["baseline"]).dropna()):
+    if interval := mean_interval((later["meanonly"] - later["baseline"]).dropna()):
         sentence += f" Over epochs 1 to {FIRST_EPOCHS} the difference is {interval}."
     return Verdict(word, sentence, numbers.reset_index())
 
@@ -299,7 +299,7 @@ def by_interval(runs, epochs, weights, name="difference", *, fewest=FEWEST_EPOCH
     best = own.groupby(["seed", "cell"])[VALID].min().unstack().reindex(columns=list(weights))
     sums = (best * pd.Series(weights)).sum(axis=1, skipna=False)
     numbers = best.map(percent).assign(**{name.replace("`", ""): sums.map(points)}).reset_index()
-    interval = paired_interval(sums)
+    interval = mean_interval(sums)
     if missing or interval is None:
         return Verdict(UNDECIDED, missing, numbers)
     word = SUPPORTED if interval.low > 0 else CONTRADICTED if interval.high < 0 else UNDECIDED

@@ -40,6 +40,16 @@ _OTHER_NORMS = (
     "weight_norm", "weight_norm_mean_only", "group", "layer", "instance", "filter_response",
     "ghost", "batch_renorm",
 )  # fmt: skip
+_NETWORKS: dict[str, Overrides] = {
+    "vgg8": {},
+    # Channels that the ten groups of group normalization divide.
+    "resnet8": {"model.name": "resnet", "model.kwargs": {"depth": 8, "width": 20}},
+}  # fmt: skip
+_OPTIMIZERS: dict[str, Overrides] = {
+    "rmsprop": {},
+    "sgd": {"optimizer.name": "sgd", "optimizer.kwargs": {"momentum": 0.9},
+            "optimizer.learning_rate": 0.01},
+}  # fmt: skip
 
 
 def _cells(*cells: str, **overrides: Any) -> list[Overrides]:
@@ -64,6 +74,19 @@ PRESETS: dict[str, list[Overrides]] = {
             {"config": "baseline_crop", "name": f"{norm}_crop", "model.norm": norm}
             for norm in _OTHER_NORMS
         ),
+    ],
+    # Does what helps depend on the network and the optimizer? Rates are those of short runs.
+    "bench": [
+        {
+            "config": "baseline_crop",
+            "name": f"{norm}-{network}-{optimizer}",
+            "model.norm": norm,
+            **_NETWORKS[network],
+            **_OPTIMIZERS[optimizer],
+        }
+        for norm in ("none", "weight_norm", "mean_only", "full", "group")
+        for network in _NETWORKS
+        for optimizer in _OPTIMIZERS
     ],
     # Is batch norm worse in the first epochs because of noisy batches or lagging averages?
     "early": [

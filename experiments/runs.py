@@ -29,7 +29,7 @@ _REQUIRED = {
 }  # fmt: skip
 # What seeds of one cell may differ in. Epochs may, because tables and claims watch them; data may,
 # because sections keep them apart; all else changes the speed or what is looked at.
-_FREE = {
+FREE = {
     "name", "variant", "seed", "num_epochs", "data.source", "eval.precise_examples",
     "eval.compared_examples", *ONLY_SPEED,
 }  # fmt: skip
@@ -207,7 +207,7 @@ def _changes(config: dict[str, Any], cell: dict[str, Any]) -> list[str]:
     return [
         f"{field}={value}"
         for field, value in sorted(config.items())
-        if field not in _FREE and (field not in cell or cell[field] != value)
+        if field not in FREE and (field not in cell or cell[field] != value)
     ]
 
 

@@ -20,7 +20,7 @@ FEW_ERRORS, MANY_ERRORS = 2, 3
 
 
 class Interval(NamedTuple):
-    """Student's paired two-sided interval of a mean difference over seeds."""
+    """Student's two-sided interval of a mean over seeds, as of differences that seeds pair."""
 
     mean: float
     low: float
@@ -31,12 +31,12 @@ class Interval(NamedTuple):
         return f"{points(self.mean)} ({CONFIDENCE:.0%} interval {low} to {high})"
 
 
-def paired_interval(differences: Sequence[float]) -> Interval | None:
-    """Returns the interval of the mean of differences, one a seed; None for fewer than two."""
-    if len(differences) < 2:
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """Returns the interval of the mean of values, one a seed; None for fewer than two."""
+    if len(values) < 2:
         return None
-    mean = float(np.mean(differences))
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1) * stats.sem(differences)
+    mean = float(np.mean(values))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
     return Interval(mean, mean - float(half), mean + float(half))
 
 

@@ -26,7 +26,7 @@ def run_table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: int
         ))  # fmt: skip
     pairs = zip(runs, states, strict=True)
     wrong = [f"{run.folder}: {of.error}" for run, of in pairs if of.error]
-    return "\n".join([*_lay_out(rows, width), "", *wrong, summary(runs, states)])
+    return "\n".join([*lay_out(rows, width), "", *wrong, summary(runs, states)])
 
 
 def cell_table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: int = WIDTH) -> str:
@@ -41,7 +41,7 @@ def cell_table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: in
             name, str(len(done)), ", ".join(map(str, epochs)),
             _mean([of.best_error_rate for of in done]), _mean([of.test_error_rate for of in done]),
         ))  # fmt: skip
-    return "\n".join(_lay_out(rows, width))
+    return "\n".join(lay_out(rows, width))
 
 
 def summary(runs: Sequence[PlannedRun], states: Sequence[RunState], at_once: int = 0) -> str:
@@ -80,7 +80,8 @@ def _shorten(text: str, size: int) -> str:
     return text if len(text) <= size else f"{text[: size - cut - 1]}…{text[-cut:]}"
 
 
-def _lay_out(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
+def lay_out(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
+    """Lays out lines in columns; to fit, texts of the first are cut in their middle."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[0] = min(widths[0], max(_NAME, width - sum(size + 2 for size in widths[1:])))
     lines = []

@@ -33,13 +33,13 @@ class TestStatistics:
 
     def test_the_interval_of_three(self):
         """The 97.5% point of Student's t with two degrees of freedom is 4.303 (any table)."""
-        found = stats.paired_interval([1.0, 2.0, 3.0])
+        found = stats.mean_interval([1.0, 2.0, 3.0])
         half = 4.3027 / np.sqrt(3)
         np.testing.assert_allclose(found, (2, 2 - half, 2 + half), rtol=1e-4)
-        assert stats.paired_interval([1.0]) is None
+        assert stats.mean_interval([1.0]) is None
 
     def test_equal_differences_have_an_interval_of_no_width(self):
-        assert stats.paired_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
+        assert stats.mean_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
 
     def test_chance_on_the_same_images(self):
         """At most a + b of the images differ: sqrt(0.2 / 1000) = 0.014 is a standard error."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import bn_vgg
+from experiments import plan
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -75,11 +76,11 @@ SMALLER = {
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
-def test_the_example_of_a_normalizer_runs_as_printed(tmp_path, cache_folder):
-    """In an empty folder, but for the code and the file that the section shows."""
+def test_the_example_of_a_normalizer_runs_as_printed(tmp_path, cache_folder, monkeypatch):
+    """In an empty folder, but for the code and the files that the section shows."""
     section = README.split("## Your own normalizer")[1].split("\n## ")[0]
-    (module,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    (command,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    module, preset = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    command, comparison = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
     (tmp_path / "my_norms.py").write_text(module)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     smaller = "".join(f" --config.{field}='{value}'" for field, value in SMALLER.items())
@@ -96,6 +97,15 @@ def test_the_example_of_a_normalizer_runs_as_printed(tmp_path, cache_folder):
     config = json.loads(result.read_text())["config"]
     assert config["model"]["norm"] == "my_norms:ScaleOnlyBatchNorm"
     assert config["model"]["norm_kwargs"] == {"power": 0.5}
+
+    # Nine more runs would take minutes: that they are planned is enough.
+    (name,) = re.findall(r"--preset=(\S+)", comparison)
+    (tmp_path / name).write_text(preset)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    runs = plan.plan(plan.find_preset(name), variant="demo", seeds=[0, 1, 2], settings={})
+    assert len(runs) == 9
+    assert f"runs/{Path(name).stem}-demo" in comparison
 
 
 @pytest.mark.slow

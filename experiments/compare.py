@@ -1,0 +1,69 @@
+"""Compares runs over seeds, by any fields of their configurations: a table and a figure.
+
+python -m experiments.compare RUNS [--by=FIELD,FIELD] [--against=VALUE] [--output=PNG]
+
+Reads every run below a folder and takes the finished ones. Needs pip install -e '.[report]'.
+"""
+
+import textwrap
+from pathlib import Path
+
+from absl import flags
+
+from bn_vgg import cli
+from bn_vgg.errors import UserError
+
+_BY = flags.DEFINE_list("by", ["model.norm"], "Fields of the configuration that make groups.")
+_AGAINST = flags.DEFINE_string(
+    "against", None, "A group to compare with: a value of the first field, or of several."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The figure; RUNS/compare-FIELD.png without it.")
+
+
+def main(path: str) -> None:
+    """Runs the command."""
+    with cli.needing("report", {"pandas": "comparison", "matplotlib": "figure"}):
+        from experiments import comparison, plots
+        from experiments.runs import read_runs
+    if "://" in path:
+        raise UserError(f"{path} is not on this machine: copy the runs here first")
+    root, by = Path(path).expanduser(), list(dict.fromkeys(_BY.value))
+    output = Path(_OUTPUT.value or root / f"compare-{'-'.join(by)}.png").expanduser()
+    runs, _, unused = read_runs(root)
+    unfinished = runs[~runs["finished"].astype(bool)]
+    for run in unfinished.itertuples():
+        unused[run.folder] = f"not finished, {run.epochs} of {run.num_epochs} epochs"
+    if unused:
+        _say("Left out: " + "; ".join(f"{name} ({why})" for name, why in unused.items()))
+    if len(unfinished) == len(runs):
+        raise UserError(f"no run below {root} is finished")
+    runs, fields, besides = comparison.group(runs.drop(unfinished.index), by)
+    if added := fields[len(by) :]:
+        _say(f"Runs differ in {', '.join(added)}, too: these make groups of their own")
+    if besides:
+        _say(f"Groups differ in {', '.join(besides)}, too")
+    if runs["hardware"].nunique() > 1:
+        _say(f"Times do not compare; they are of {', '.join(runs['hardware'].unique())}")
+    measured = comparison.measure(runs, fields, _AGAINST.value)
+    caption = (
+        f"By {', '.join(fields)}: best validation error (%), its difference from "
+        f"{_AGAINST.value or 'the first group'}'s over shared seeds, test error (%), time and "
+        "speed. Mean ± half of the 95% interval over seeds."
+    )
+    _say(caption)
+    print(f"\n{comparison.table(measured)}\n")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with cli.replacing(output) as partial:
+            plots.save(comparison.draw(measured, runs, fields, f"{caption} Rings: seeds."), partial)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    print(output)
+
+
+def _say(text: str) -> None:
+    print(textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False))
+
+
+if __name__ == "__main__":
+    cli.run(main, positional=("RUNS",))

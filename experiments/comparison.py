@@ -1,0 +1,139 @@
+"""Groups of runs over seeds: what makes a group, what is measured of it, a table and a figure."""
+
+import difflib
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bn_vgg.errors import UserError
+from bn_vgg.run_dir import KWARGS, flatten
+from configs import default
+from experiments import plots, stats, status
+from experiments.runs import FREE
+
+
+def group(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Groups runs so that those of one group differ in nothing but their seeds.
+
+    Args:
+      runs: of `read_runs`.
+      by: fields of the configuration.
+
+    Returns:
+      The runs, with `group`, the values of fields as text; these fields: `by`, and as few others as
+      keep apart what differs within the groups of `by`; and what else differs between groups.
+
+    Raises:
+      UserError: one of `by` is no field.
+    """
+    known = ["section", *flatten(default.get_config().to_dict(), fields=KWARGS)]
+    for field in by or [""]:
+        if field not in known:
+            close = ", ".join(difflib.get_close_matches(field, known, cutoff=0.5))
+            guess = f"did you mean {close}?" if close else "see configs/default.py"
+            raise UserError(f"--by: the configuration has no field {field!r}; {guess}")
+    texts = runs[[field for field in known if field in runs]].map(str)
+    others = [field for field in texts if field not in FREE - {"num_epochs"}]
+    # A network's name says more than its settings.
+    others.sort(key=lambda field: field != "section" and not field.endswith(".name"))
+    fields = list(by)
+    for field in others:
+        if texts.groupby(fields)[field].nunique().max() > 1:
+            fields.append(field)
+    if texts.duplicated([*fields, "seed"]).any():
+        fields.append("name")
+    texts["group"] = texts[fields].agg(", ".join, axis=1)
+    besides = [field for field in others if field not in fields and texts[field].nunique() > 1]
+    return runs.assign(**texts[[*fields, "group"]]), fields, besides
+
+
+def measure(
+    runs: pd.DataFrame, fields: Sequence[str], against: str | None = None
+) -> dict[str, pd.DataFrame]:
+    """Returns what is compared, by its name: a row for each seed, a column for each group.
+
+    Args:
+      runs: of `group`, all finished.
+      fields: of `group`.
+      against: a value of the first field, or values of several, with commas. A group's difference
+        is from the group with these values and its own other ones; without it, from the best group.
+
+    Raises:
+      UserError: no group has these values.
+    """
+
+    def of(column: str, factor: float = 1) -> pd.DataFrame:
+        return runs.pivot(index="seed", columns="group", values=column)[order] * factor
+
+    order = runs.groupby("group")["best_valid_error_rate"].mean().sort_values().index
+    references = dict.fromkeys(order, order[0])
+    if against is not None:
+        values = [value.strip() for value in against.split(",", len(fields) - 1)]
+        rest = runs.drop_duplicates("group").set_index("group")[list(fields[len(values) :])]
+        references = {name: ", ".join([*values, *rest.loc[name]]) for name in order}
+        if order.intersection(list(references.values())).empty:
+            raise UserError(f"--against: no group is {against!r}; there are: {'; '.join(order)}")
+    valid = of("best_valid_error_rate", 100)
+    differences = {
+        name: valid[name] - valid[reference]
+        for name, reference in references.items()
+        if reference in valid and reference != name
+    }
+    in_minutes = runs["wall_seconds"].max() >= 120
+    return {
+        "valid error": valid,
+        "difference": pd.DataFrame(differences, valid.index, order, dtype=float),
+        "test error": of("test_error_rate", 100),
+        "minutes" if in_minutes else "seconds": of("wall_seconds", 1 / 60 if in_minutes else 1),
+        "images/s": of("images_per_second"),
+    }
+
+
+def table(measured: dict[str, pd.DataFrame]) -> str:
+    """Writes a line for each group, the best first."""
+    rows = [("group", "seeds", *measured)]
+    for name, count in measured["valid error"].count().items():
+        cells = [_text(values[name].dropna(), what) for what, values in measured.items()]
+        rows.append((str(name), str(count), *cells))
+    return "\n".join(status.lay_out(rows, status.WIDTH))
+
+
+def _text(values: pd.Series, what: str) -> str:
+    if values.empty:
+        return stats.NOTHING
+    digits, sign = int(what != "images/s"), "+" * (what == "difference")
+    interval = stats.mean_interval(values)
+    half = f" ± {interval.high - interval.mean:.{digits}f}" if interval else ""
+    return f"{values.mean():{sign}.{digits}f}{half}"
+
+
+def draw(
+    measured: dict[str, pd.DataFrame], runs: pd.DataFrame, fields: Sequence[str], caption: str
+) -> Figure:
+    """Draws a panel for each thing measured; the first field's values have a colour each."""
+    names, palette = list(measured["valid error"]), matplotlib.color_sequences["tab10"]
+    places = dict(zip(runs["group"], pd.factorize(runs[fields[0]])[0], strict=True))
+    with plots.style():
+        figure = Figure(figsize=(plots.WIDTH, 1.5 + 0.34 * len(names)), layout="constrained")
+        figure.suptitle(textwrap.fill(caption, 125), x=0.01, ha="left", size=8.5, color="#555555")
+        panels = figure.subplots(1, len(measured), sharey=True)
+        for axes, (what, values) in zip(panels, measured.items(), strict=True):
+            for row, name in enumerate(names):
+                seeds, colour = values[name].dropna(), palette[places[name] % len(palette)]
+                # The interval of two seeds would dwarf all else.
+                enough = len(seeds) >= stats.FEWEST_SEEDS
+                interval = stats.mean_interval(seeds) if enough else None
+                error = interval.high - interval.mean if interval else None
+                axes.errorbar(seeds.mean(), row - 0.1, xerr=error, fmt="D", ms=5, color=colour)
+                axes.plot(seeds, [row + 0.2] * len(seeds), "o", ms=4, mfc="none", color=colour)
+            axes.set_title(what)
+            axes.grid(visible=True)
+            axes.spines["left"].set_visible(False)
+            axes.tick_params(axis="y", length=0)
+        panels[list(measured).index("difference")].axvline(0, color="black", lw=0.8)
+        panels[0].set_yticks(range(len(names)), [textwrap.fill(name, 30) for name in names])
+        panels[0].set_ylim(len(names) - 0.5, -0.5)
+    return figure

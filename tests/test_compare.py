@@ -1,0 +1,117 @@
+"""Comparisons of runs over seeds: what makes a group, the numbers, and the command."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("pandas")
+pytest.importorskip("matplotlib")
+
+from PIL import Image
+
+from bn_vgg.errors import UserError
+from experiments import comparison
+from experiments.runs import read_runs
+from tests.conftest import ROOT
+from tests.made_up_runs import config_of, lines_of, write_run
+
+SGD = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.01}
+
+
+def write(root, folder, norm, errors, *, finished=True, **fields):
+    """Writes a run for each error, of seeds from 0."""
+    for seed, error in enumerate(errors):
+        fields = {"num_epochs": 2, "model__norm": norm} | fields
+        config = config_of("baseline_crop", "demo", seed=seed, **fields)
+        lines = lines_of([0.5] * (fields["num_epochs"] - 1) + [error])
+        write_run(root / folder / f"seed{seed}", config, lines, finished=finished)
+
+
+def rows(table):
+    return [" ".join(line.split()) for line in table.splitlines()]
+
+
+def test_means_and_paired_differences_have_students_intervals(tmp_path):
+    """Half of it is 4.303 / sqrt(3) = 2.484 standard deviations of three (any table).
+
+    They are 10 and 11 points; the differences, seed by seed, are 1, 2 and 3.
+    """
+    write(tmp_path, "a", "full", [0.10, 0.20, 0.30])
+    write(tmp_path, "b", "group", [0.11, 0.22, 0.33])
+    runs, fields, besides = comparison.group(read_runs(tmp_path)[0], ["model.norm"])
+    measured = comparison.measure(runs, fields)
+    assert besides == []
+    assert rows(comparison.table(measured)) == [
+        "group seeds valid error difference test error minutes images/s",
+        "full 3 20.0 ± 24.8 – 21.0 ± 24.8 10.0 ± 0.0 500 ± 0",  # noqa: RUF001
+        "group 3 22.0 ± 27.3 +2.0 ± 2.5 23.0 ± 27.3 10.0 ± 0.0 500 ± 0",
+    ]
+    valid, difference, *_ = comparison.draw(measured, runs, fields, "").axes
+    rings = [list(line.get_xdata()) for line in valid.lines if len(line.get_xdata()) == 3]
+    assert rings == [pytest.approx([10, 20, 30]), pytest.approx([11, 22, 33])]
+    (bar,) = difference.containers[1].lines[2][0].get_segments()
+    assert bar[:, 0] == pytest.approx([2 - 2.484, 2 + 2.484], abs=1e-3)
+    assert len({line.get_color() for line in valid.lines}) == 2
+
+
+def test_recorded_runs_pair_where_they_share_seeds():
+    """The report's interval of full - mean-only is +0.5 to +10.3."""
+    runs, _, _ = read_runs(ROOT / "experiments/results/five_way")
+    found = rows(comparison.table(comparison.measure(*comparison.group(runs, ["name"])[:2])))
+    assert found[1].startswith("meanonly_crop-small 3 10.2 ± 0.2 – ")  # noqa: RUF001
+    assert any(row.startswith("full_crop-small 3 15.6 ± 5.1 +5.4 ± 4.9 15.7 ") for row in found)
+    assert any(row.startswith("baseline-small 1 20.4 +10.3 19.7 ") for row in found)
+
+
+def test_what_differs_besides_is_not_pooled_and_has_its_own_reference(tmp_path):
+    write(tmp_path, "a", "full", [0.20, 0.22])
+    write(tmp_path, "b", "full", [0.30, 0.32], **SGD)
+    write(tmp_path, "c", "group", [0.26, 0.28], **SGD)
+    runs, fields, besides = comparison.group(read_runs(tmp_path)[0], ["model.norm"])
+    assert fields == ["model.norm", "optimizer.name"]
+    assert besides == ["optimizer.learning_rate"]
+    for against, expected in {
+        None: {"full, sgd": 10, "group, sgd": 6},
+        "full": {"group, sgd": -4},
+        "full,sgd": {"full, rmsprop": -10, "group, sgd": -4},
+    }.items():
+        found = comparison.measure(runs, fields, against)["difference"].mean().dropna()
+        assert found.to_dict() == pytest.approx(expected)
+    with pytest.raises(UserError, match="no group is 'half'; there are: full, rmsprop; group, sgd"):
+        comparison.measure(runs, fields, "half")
+    with pytest.raises(UserError, match=r"no field 'norm'; did you mean model\.norm"):
+        comparison.group(runs, ["norm"])
+
+
+@pytest.mark.parametrize(
+    ("other", "field"),
+    [
+        ({"model__norm_kwargs": {"num_groups": 5}}, "model.norm_kwargs"),
+        ({"num_epochs": 3, "name": "longer", "batch_size": 10}, "batch_size"),
+        ({"data__source": "cartoons:300"}, "section"),
+    ],
+)
+def test_whatever_differs_makes_a_group(other, field, tmp_path):
+    write(tmp_path, "a", "group", [0.2, 0.3])
+    write(tmp_path, "b", "group", [0.2, 0.3], **other)
+    runs, fields, _ = comparison.group(read_runs(tmp_path)[0], ["model.norm"])
+    assert fields == ["model.norm", field]
+    assert list(runs["group"].value_counts()) == [2, 2]
+
+
+def test_the_command(tmp_path):
+    write(tmp_path, "a", "full", [0.2, 0.3, 0.4])
+    write(tmp_path, "b", "a_module_of_mine:" + 80 * "N", [0.2, 0.25, 0.3])
+    write(tmp_path, "c", "group", [0.2], finished=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.compare", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *lines, figure = done.stdout.splitlines()
+    assert lines[0] == "Left out: c/seed0 (not finished, 2 of 2 epochs)"
+    assert max(map(len, lines)) <= 100
+    assert figure == str(tmp_path / "compare-model.norm.png")
+    with Image.open(figure) as image:
+        assert len(image.convert("RGB").getcolors(2**24)) > 50
