@@ -195,6 +195,7 @@ def quieten() -> None:
     handler.setLevel(std_logging.WARNING)
     handler.addFilter(_is_shown)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    warnings.filterwarnings("ignore", r"os.fork\(\) was called", RuntimeWarning)  # of a sweep
     sys.unraisablehook = _log_unraisable
 
 

@@ -31,6 +31,7 @@ ARGUMENTS = (
 def start(folder, cache):
     """Starts the command; what is compiled is shared by all."""
     shared = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
+    shared["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     return subprocess.Popen(
         [sys.executable, "-m", "bn_vgg.main", *ARGUMENTS, f"--workdir={folder}",
          f"--cache_dir={cache}"],

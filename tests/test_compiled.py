@@ -49,13 +49,16 @@ def test_a_gpu_is_given_cudnns_own_gradients_and_channels_in_multiples_of_8():
         assert channels == {8, 24, 56}, model  # for an image's 3, and for 20 and 50
 
 
-def test_four_tpu_chips_can_share_a_run_and_move_little():
-    """By XLA's estimate; with XLA's own gradients of kernels and pooling it was 68 MB an image."""
-    (found,) = described("v5e:2x2", "train", {"norm": "mean_only"} | BFLOAT16)
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_four_tpu_chips_can_share_a_run(program):
+    (found,) = described("v5e:2x2", program, {"norm": "full"} | BFLOAT16)
     assert 1 < found["gib"] < V5E_GIB
-    assert found["mb_moved_per_example"] < 53
 
 
-def test_four_tpu_chips_can_share_an_evaluation():
-    (found,) = described("v5e:2x2", "evaluate", {"norm": "full"} | BFLOAT16)
-    assert 1 < found["gib"] < V5E_GIB
+def test_a_tpu_moves_little():
+    """By XLA's estimate: 34 MB an image.
+
+    With XLA's own gradients of kernels it is 42, with the gradient of pooling for CPUs and GPUs 37.
+    """
+    (found,) = described("v5e:1x1", "train", {"norm": "mean_only"} | BFLOAT16)
+    assert found["mb_moved_per_example"] < 35.5

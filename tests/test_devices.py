@@ -61,6 +61,7 @@ def test_lengths_of_chunks_and_placements_change_no_bit(
     tiny_config.batch_size, tiny_config.model.norm = 4, "full"
     tiny_config.model.features = (4, 6)
     tiny_config.data.valid_examples, tiny_config.model.dropout_rate = 17, 0.3
+    tiny_config.model.stats_pass = "dropout"  # which is one pass fewer to compile
     chosen = [(5, "device"), (1, "host")]
     for length, placement in chosen:
         monkeypatch.setattr(pipeline, "_MAX_STEPS", length)
@@ -79,23 +80,12 @@ def test_four_devices_equal_one(run_command, noise_folder, tmp_path):
             "main", *ARGUMENTS, f"--config.data.source={noise_folder}", "--config.num_epochs=2",
             "--config.model.norm=full", "--config.augment.mixup=0.2",
             "--config.augment.horizontal_flip=True", "--config.optimizer.average_decay=0.9",
-            f"--workdir={tmp_path / str(count)}", **devices(count),
+            f"--workdir={tmp_path / str(count)}", JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+            **devices(count),
         )  # fmt: skip
     result = json.loads((tmp_path / "4" / "result.json").read_text())
     assert result["hardware"]["num_devices"] == 4
     assert_same_run(tmp_path / "1", tmp_path / "4", 2)
-
-
-@pytest.mark.slow
-def test_per_device_statistics_are_another_experiment(run_command, noise_folder, tmp_path):
-    for name, per_device in (("whole", "false"), ("each", "true")):
-        run_command(
-            "main", *ARGUMENTS, f"--config.data.source={noise_folder}",
-            f"--config.model.per_device_stats={per_device}", "--config.num_epochs=1",
-            "--config.optimizer.epsilon=1e-5", "--config.optimizer.learning_rate=3e-4",
-            f"--workdir={tmp_path / name}", **devices(4),
-        )  # fmt: skip
-    assert difference(state(tmp_path / "whole"), state(tmp_path / "each")) > 0.1
 
 
 def test_shares_of_a_batch():

@@ -1,7 +1,7 @@
 """The steps: what they compute, and that they lower for every platform."""
 
-import functools
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def build(norm="mean_only", **changes):
     model = make_model(**settings)
     optimizer = make_optimizer(default.get_config().to_dict(), 200)
     images = to_intensities(train_batch()["crops"][:, 0])
-    init = jax.jit(functools.partial(init_state, model, optimizer))
+    init = jax.jit(partial(init_state, model, optimizer))
     return model, optimizer, init(jax.random.key(0), images)
 
 
@@ -131,6 +131,26 @@ def test_four_parts_of_a_batch_take_the_same_step_as_the_whole(norm):
         )
         differences.append(max(jax.tree.leaves(off)))
     assert np.median(differences) < 2e-5, differences
+
+
+def test_per_device_statistics_are_the_mean_of_the_parts_own():
+    changes = {"norm_decay": 0.0}  # the statistics are those of this batch alone
+    model, optimizer, state = build("full", per_device_stats=True, axis_name="parts", **changes)
+    step, batch = make_train_step(model, optimizer, "parts"), train_batch(8)
+    parts = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch)
+    in_parts = jax.jit(jax.vmap(step, (None, 0, None), axis_name="parts"))
+    found, _ = in_parts(state, parts, jax.random.key(0))
+    alone = jax.jit(make_train_step(build("full", **changes)[0], optimizer))
+
+    def statistics(batch):
+        return alone(state, batch, jax.random.key(0))[0].batch_stats
+
+    of_parts = [statistics({name: x[i] for name, x in parts.items()}) for i in range(4)]
+    expected = jax.tree.map(lambda *each: np.mean(each, axis=0), *of_parts)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(lambda a, b: close(a[0], b), found.batch_stats, expected)
+    whole = statistics(batch)["block1"]["norm"]["var"]
+    assert np.abs(found.batch_stats["block1"]["norm"]["var"][0] / whole - 1).max() > 1e-3
 
 
 def test_five_crop_evaluation_against_numpy():
