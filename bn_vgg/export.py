@@ -1,6 +1,7 @@
 """Writes a run's weights as plain arrays.
 
 python -m bn_vgg.export --workdir=DIR --output=weights.npz   # or weights.safetensors
+python -m bn_vgg.export --workdir=DIR --output=weights.safetensors --layout=torch
 """
 
 import json
@@ -11,10 +12,13 @@ from absl import flags
 
 from bn_vgg import api, cli
 from bn_vgg.errors import UserError
-from bn_vgg.weights import named_arrays
+from bn_vgg.weights import named_arrays, torch_state_dict
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The .npz or .safetensors file.", required=True)
+_LAYOUT = flags.DEFINE_enum(
+    "layout", "flax", ["flax", "torch"], "Names and axes: Flax's, or a PyTorch state_dict's."
+)
 _WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint.")
 
 
@@ -25,13 +29,21 @@ def main() -> None:
         raise UserError(f"--output: {output} does not end in .npz or .safetensors")
     run = api.load(_WORKDIR.value, _WHICH.value)
     arrays = named_arrays(run.state.reported)
+    images = "N, H, W, C"
+    layout = "convolutions (height, width, in, out), dense layers (in, out)"
+    if _LAYOUT.value == "torch":
+        arrays = torch_state_dict(arrays, run.config["model"])
+        images = "N, C, H, W"
+        layout = "convolutions (out, in, height, width), dense layers (out, in)"
+        if run.config["model"]["name"] != "vgg8":
+            layout += "; flattened maps, where there are any, are still (height, width, channels)"
     about = {
         "config": run.config,
         "class_names": run.class_names,
         "checkpoint": _WHICH.value,
         "step": run.step,
-        "input": "RGB from 0 to 1, (N, H, W, C); crops of images scaled to config.data.min_side",
-        "layout": "convolutions (height, width, in, out), dense layers (in, out)",
+        "input": f"RGB from 0 to 1, ({images}); crops of images scaled to config.data.min_side",
+        "layout": layout,
         "statistics": "y = (x - mean) / sqrt(var + config.model.norm_epsilon); var is biased",
     }
     with cli.replacing(output) as partial, partial.open("wb") as file:

@@ -7,6 +7,9 @@ A run goes on from the first of these that is there:
   3. nothing: training begins from the seed.
 """
 
+import contextlib
+import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.pipeline import Data
 from bn_vgg.data.splits import class_counts, split
 from bn_vgg.devices import Devices
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, one_line
 from bn_vgg.run_dir import Workdir, flatten
 from bn_vgg.writers import TensorBoard
 
@@ -32,11 +35,13 @@ def train(
     cache_folder: Path,
     say: Callable[[str], None] = cli.say,
     tensorboard: bool = True,
+    wandb: bool = False,
 ) -> dict[str, Any]:
     """Makes a run, goes on with it, or finds it finished. Returns the content of `result.json`.
 
     `config` is checked, `path` the working directory. Decoded images and compiled programs are kept
-    in `cache_folder`. The first host alone shows lines to a person with `say`.
+    in `cache_folder`. The first host alone shows lines to a person with `say`. `wandb` sends what
+    TensorBoard is given to Weights & Biases, too.
 
     Raises:
       UserError: the data, the working directory or the devices do not suit; hosts disagree; a
@@ -76,10 +81,30 @@ def train(
         backend = jax.default_backend()
         say(f"{config.name} seed {config.seed} on {devices.count} {backend} device(s)")
         say(data.description)
-        board = None
-        if tensorboard and is_first:
-            board = TensorBoard(workdir.path, path.removeprefix("runs/"))
-        return loop.train_and_evaluate(config, workdir, data, devices, board, say)
+        board, name = None, path.removeprefix("runs/")
+        with contextlib.ExitStack() as stack:
+            if wandb and is_first:  # before TensorBoard's writer, which it listens to
+                shown = _wandb_run(config, workdir, name)  # as a context it prints tracebacks
+                stack.push(lambda kind, *_: shown.finish(exit_code=int(kind is not None)))
+            if tensorboard and is_first:
+                board = TensorBoard(workdir.path, name)
+            return loop.train_and_evaluate(config, workdir, data, devices, board, say)
+
+
+def _wandb_run(config: ConfigDict, workdir: Workdir, name: str) -> Any:
+    """Opens a run of Weights & Biases, or goes on with it, that takes what TensorBoard is given."""
+    with cli.needing("wandb", {"wandb": "flag --wandb"}):
+        import wandb
+    if not workdir.exists("wandb.json"):
+        workdir.write("wandb.json", {"id": uuid.uuid4().hex})
+    try:
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "bn_vgg"), group=config.name, name=name,
+            config=config.to_dict(), id=workdir.read("wandb.json")["id"], resume="allow",
+            dir=None if "://" in str(workdir.path) else str(workdir.path), sync_tensorboard=True,
+        )  # fmt: skip
+    except wandb.Error as error:
+        raise UserError(f"--wandb: {one_line(error)}; or set WANDB_MODE=offline") from error
 
 
 def load_data(

@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from bn_vgg import cli, config_file, launch, multihost
 from bn_vgg.data.cache import choose_folder
+from bn_vgg.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run: a file in configs/, a variant after a colon.", lock_config=True
@@ -22,6 +23,9 @@ _CACHE_DIR = flags.DEFINE_string(
 )
 _TENSORBOARD = flags.DEFINE_bool(
     "tensorboard", True, "Write TensorBoard files into the workdir (imports TensorFlow)."
+)
+_WANDB = flags.DEFINE_bool(
+    "wandb", False, "Send what TensorBoard is given to Weights & Biases (extra `wandb`)."
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of the first process, of several."
@@ -36,6 +40,8 @@ _HOST_TIMEOUT = flags.DEFINE_integer(
 def main() -> None:
     """Runs the command."""
     config = config_file.checked_config(_CONFIG)
+    if _WANDB.value and not _TENSORBOARD.value:
+        raise UserError("--wandb sends what TensorBoard is given: leave --notensorboard out")
     with multihost.joined(
         _COORDINATOR.value,
         _NUM_PROCESSES.value,
@@ -48,6 +54,7 @@ def main() -> None:
             _WORKDIR.value or config_file.default_workdir(config),
             cache_folder=choose_folder(_CACHE_DIR.value),
             tensorboard=_TENSORBOARD.value,
+            wandb=_WANDB.value,
         )
 
 

@@ -22,6 +22,36 @@ def named_arrays(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return flat
 
 
+# What PyTorch calls parameters and running statistics; it keeps all other names.
+_TORCH_NAMES = {
+    "kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var",
+}  # fmt: skip
+
+
+def torch_state_dict(
+    arrays: Mapping[str, np.ndarray], model: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Returns `named_arrays` as the state_dict of a PyTorch module: `block0.conv.weight`.
+
+    Convolutions become (out, in, height, width), dense layers (out, in). The inputs of `vgg8`'s
+    hidden layer, the flattened maps of the last block, are put into PyTorch's order: (channels,
+    height, width). In another network those of a dense layer keep their order: (height, width,
+    channels) if they are flattened maps. `model` is `config.model`.
+    """
+    converted = {}
+    for path, x in arrays.items():
+        *modules, name = path.split("/")[1:]
+        if x.ndim == 4:
+            x = x.transpose(3, 2, 0, 1)
+        elif x.ndim == 2:
+            if modules == ["hidden"] and model["name"] == "vgg8":
+                by_position = x.reshape(-1, model["features"][-1], x.shape[-1])
+                x = by_position.swapaxes(0, 1).reshape(x.shape)
+            x = x.T
+        converted[".".join([*modules, _TORCH_NAMES.get(name, name)])] = np.ascontiguousarray(x)
+    return converted
+
+
 def start_from(state: TrainState, path: str, *, statistics: bool) -> TrainState:
     """Replaces a new run's weights, and its running statistics if so wanted, by those of a file.
 

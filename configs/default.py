@@ -32,7 +32,8 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.batch_size = 100
 
     config.data = data = ConfigDict()
-    # A TFDS name; a path or glob to zip files or folders (several with commas); `cartoons`.
+    # A TFDS name; `hf:` and a Hugging Face name; a path or glob to zip files or folders (several
+    # with commas); `cartoons`.
     data.source = "cats_vs_dogs"
     # Every image is scaled to this shorter side, in pixels, before crops are cut.
     data.min_side = _MIN_SIDE[variant][0]

@@ -39,6 +39,7 @@ _DEVICES = flags.DEFINE_integer(
 )
 _ATTEMPTS = flags.DEFINE_integer("attempts", 3, "At a run that crashes.", 1)
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "As bn_vgg.main's.")
+_WANDB = flags.DEFINE_bool("wandb", False, "As bn_vgg.main's.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As bn_vgg.main's.")
 _RAY_ADDRESS = flags.DEFINE_string("ray_address", "auto", "Address of the Ray cluster's head.")
 _SKY_TASK = flags.DEFINE_string("sky_task", str(TASK), "A SkyPilot task file.")
@@ -107,6 +108,7 @@ def _advise(platform: str, run: plan.PlannedRun) -> None:
 
 def _make_executor(out: str) -> Executor:
     run_flags = [] if _TENSORBOARD.value else ["--notensorboard"]
+    run_flags += ["--wandb"] if _WANDB.value else []
     run_flags += [f"--cache_dir={_CACHE_DIR.value}"] if _CACHE_DIR.value else []
     if _EXECUTOR.value == "ray":
         return Ray(out, run_flags, _RAY_ADDRESS.value)

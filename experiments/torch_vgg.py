@@ -1,8 +1,10 @@
-"""The same network and training step in PyTorch, for the benchmark alone.
+"""The same network in PyTorch, for exported weights, and its training step, for the benchmark.
 
 Same layers, batch, optimizer, dtype and precision; channels_last, the layout that is fast for it.
+Needs PyTorch and NumPy alone.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -21,18 +23,24 @@ class MeanOnlyBatchNorm(nn.Module):
     def __init__(self, channels: int, decay: float):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
         self.decay = decay
 
     def forward(self, x_NCHW):
-        """Normalizes by the batch's own mean."""
-        mean = x_NCHW.float().mean((0, 2, 3))
-        self.mean.mul_(self.decay).add_(mean.detach(), alpha=1 - self.decay)
+        """Normalizes by the batch's own mean, in evaluation by the running one."""
+        mean = self.running_mean
+        if self.training:
+            mean = x_NCHW.float().mean((0, 2, 3))
+            self.running_mean.mul_(self.decay).add_(mean.detach(), alpha=1 - self.decay)
         return x_NCHW + (self.bias - mean).to(x_NCHW.dtype)[:, None, None]
 
 
 def make_network(model: dict, crop_size: int) -> nn.Module:
-    """Builds the network of `config.model` for crops of `crop_size` pixels."""
+    """Builds the network of `config.model` for crops of `crop_size` pixels.
+
+    It takes weights of `python -m bn_vgg.export --layout=torch`, and images (N, C, H, W), RGB from
+    0 to 1.
+    """
     norms: dict[str, Callable[[int], nn.Module]] = {
         "none": lambda channels: nn.Identity(),
         "mean_only": lambda channels: MeanOnlyBatchNorm(channels, model["norm_decay"]),
@@ -41,20 +49,23 @@ def make_network(model: dict, crop_size: int) -> nn.Module:
         ),
     }
     padding = {"full": 2, "same": 1}[model["padding"]]
-    layers: list[nn.Module] = []
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels, side = 3, crop_size
     for i, features in enumerate(model["features"]):
         bias = model["norm"] == "none"
-        layers.append(nn.Conv2d(channels, features, 3, padding=padding, bias=bias))
-        layers += [norms[model["norm"]](features), nn.ReLU(), nn.Dropout(model["dropout_rate"])]
+        layers[f"block{i}"] = block = nn.Sequential()
+        block.conv = nn.Conv2d(channels, features, 3, padding=padding, bias=bias)
+        block.norm = norms[model["norm"]](features)
+        block.extend([nn.ReLU(), nn.Dropout(model["dropout_rate"])])
         channels, side = features, side + 2 * padding - 2
         if i % 2 == 1:
-            layers.append(nn.MaxPool2d(2))
+            block.append(nn.MaxPool2d(2))
             side //= 2
-    layers += [nn.Flatten(), nn.Linear(channels * side * side, model["hidden_units"]), nn.ReLU()]
-    layers += [nn.Dropout(model["dropout_rate"])]
-    layers += [nn.Linear(model["hidden_units"], model["num_classes"])]
-    return nn.Sequential(*layers)
+    layers["flatten"] = nn.Flatten()
+    layers["hidden"] = nn.Linear(channels * side * side, model["hidden_units"])
+    layers["relu"], layers["dropout"] = nn.ReLU(), nn.Dropout(model["dropout_rate"])
+    layers["output"] = nn.Linear(model["hidden_units"], model["num_classes"])
+    return nn.Sequential(layers)
 
 
 def make_steps(

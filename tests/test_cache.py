@@ -227,6 +227,7 @@ def test_a_folder_that_cannot_be_written_says_so(fake, tmp_path, monkeypatch, nu
         ("cartoons", "cartoons"), ("cartoons:25000", "cartoons"), ("cats_vs_dogs", "tfds"),
         ("cifar10:3.*.*", "tfds"), ("imagenet_resized/32x32", "tfds"), ("./cats_vs_dogs", "files"),
         ("/a/b", "files"), ("~/x", "files"), ("a/*.zip", "files"), ("a.zip,b.zip", "files"),
+        ("hf:mnist", "hf"), ("hf:a/b:c", "hf"), ("hf:./b", "hf_folder"), ("hf:tests", "hf_folder"),
     ],
 )  # fmt: skip
 def test_what_a_spec_names(spec, kind):

@@ -78,9 +78,9 @@ class ImageCache:
 def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False) -> ImageCache:
     """Opens the cache for a source, building it where there is none.
 
-    A TFDS source is not looked at again once its cache is there, nor are files that are gone
-    since: training then needs neither TFDS nor the archive. `min_side` is what each image's shorter
-    side is scaled to, in pixels; `folder` is where caches are kept.
+    A set of TFDS or of the Hugging Face Hub is not looked at again once its cache is there, nor are
+    files that are gone since: training then needs neither the libraries nor the archive. `min_side`
+    is what each image's shorter side is scaled to, in pixels; `folder` is where caches are kept.
 
     Raises:
       UserError: the source cannot be used, or the folder cannot be read or written.
@@ -93,7 +93,7 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
         name = note.read_text().strip()  # empty where the machine died while it was written
         known = folder / name if name and (folder / name).is_dir() else None
     try:
-        if known and sources.kind(spec) == "tfds":
+        if known and sources.kind(spec) in ("tfds", "hf"):
             return _open(known)
         source = sources.open_source(spec)
     except NotThereError as error:

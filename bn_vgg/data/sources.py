@@ -11,8 +11,9 @@ from PIL import Image
 from bn_vgg.errors import NotThereError, UserError
 
 _CHOICES = (
-    "config.data.source takes a TFDS name (cats_vs_dogs), a path or glob to zip files or "
-    "folders, several with commas, or cartoons (cartoons:25000 for 25,000 of them)"
+    "config.data.source takes a TFDS name (cats_vs_dogs), a Hugging Face name "
+    "(hf:uoft-cs/cifar10), a path or glob to zip files or folders, several with commas, or "
+    "cartoons (cartoons:25000 for 25,000 of them)"
 )
 
 
@@ -39,7 +40,7 @@ class Source:
 
 
 def kind(spec: str) -> str:
-    """Returns `cartoons`, `files` or `tfds`; raises UserError where it is none of these.
+    """Returns `cartoons`, `files`, `tfds`, `hf` or `hf_folder`; raises UserError otherwise.
 
     A bare word is always a name: a folder in the working directory is written `./name`.
     """
@@ -47,6 +48,8 @@ def kind(spec: str) -> str:
         raise UserError(f"config.data.source is empty; {_CHOICES}")
     if re.fullmatch(r"cartoons(:\d{1,9})?", spec):
         return "cartoons"
+    if spec.startswith("hf:"):
+        return "hf_folder" if is_folder(spec[3:]) else "hf"
     if re.fullmatch(r"\w+(:[\w.*]+)?", spec):
         return "tfds"
     if spec.startswith(("/", ".", "~")) or set(spec) & set("*?[,") or os.path.exists(spec):
@@ -56,6 +59,11 @@ def kind(spec: str) -> str:
     if re.fullmatch(r"\w+/[\w.-]+(:[\w.*]+)?", spec) and not is_path:
         return "tfds"
     raise NotThereError(f"config.data.source: no file or folder {spec!r}; {_CHOICES}")
+
+
+def is_folder(name: str) -> bool:
+    """Whether what follows `hf:` is a folder here, not a name on the Hub."""
+    return name.startswith(("/", ".", "~")) or os.path.isdir(name)
 
 
 def open_source(spec: str) -> Source:
@@ -70,6 +78,10 @@ def open_source(spec: str) -> Source:
             from bn_vgg.data.labels import labelled_files
 
             return labelled_files(spec)
+        case "hf" | "hf_folder":
+            from bn_vgg.data.hugging_face import hugging_face_images
+
+            return hugging_face_images(spec[3:])
         case _:
             from bn_vgg.data.tfds import tfds_images
 

@@ -1,0 +1,91 @@
+"""Images of a Hugging Face set, from the Hub or a folder; only here is `datasets` imported."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bn_vgg.data import images
+from bn_vgg.data.sources import Record, Source, is_folder
+from bn_vgg.errors import NotThereError, UserError, one_line
+
+
+def hugging_face_images(name: str) -> Source:
+    """Opens `uoft-cs/cifar10`, `NAME:CONFIGURATION`, or a folder such as `./pets`.
+
+    A folder holds what `save_to_disk` wrote, or files that `load_dataset` reads. The first Image
+    and the first ClassLabel are taken; images without a label are left out. The records have the
+    set's splits where several have labels. A key is `train/00000012`, split and position. The
+    fingerprint covers classes, records and the images' encoded bytes.
+
+    Raises:
+      UserError: `datasets` is not installed; there is no such set, it cannot be downloaded or read,
+        or it is not for image classification.
+    """
+    splits = _load(name)
+    features = next(iter(splits.values())).features
+    image, label = (_first_column(name, features, kind) for kind in ("Image", "ClassLabel"))
+    encoded = type(features[image])(decode=False)
+
+    def rows() -> Iterator[tuple[str, int, int, bytes]]:
+        with _reported(name):
+            for split, dataset in splits.items():
+                rows = dataset.select_columns([image, label]).cast_column(image, encoded)
+                for position, row in enumerate(rows):
+                    if row[label] is not None and row[label] >= 0:
+                        data, path = row[image]["bytes"], row[image]["path"]
+                        yield split, position, row[label], data or Path(path).read_bytes()
+
+    class_names = tuple(features[label].names)
+    found = [(s, i, y, hashlib.sha256(data).hexdigest()) for s, i, y, data in rows()]
+    several = len({split for split, *_ in found}) > 1
+    return Source(
+        description=f"Hugging Face {name} ({image}, {label})",
+        fingerprint=hashlib.sha256(repr((class_names, found)).encode()).hexdigest(),
+        class_names=class_names,
+        records=[Record(f"{s}/{i:08d}", y, s if several else "") for s, i, y, _ in found],
+        readers=lambda: (partial(images.decode, data) for *_, data in rows()),
+    )
+
+
+def _load(name: str) -> dict[str, Any]:
+    folder = os.path.expanduser(name) if is_folder(name) else None
+    if folder and not os.path.isdir(folder):
+        raise NotThereError(f"config.data.source: no folder {folder!r}")
+    with _reported(name):
+        import datasets
+
+        if folder and {"state.json", "dataset_dict.json"} & set(os.listdir(folder)):
+            found = datasets.load_from_disk(folder)
+        else:
+            found = datasets.load_dataset(*([folder] if folder else name.split(":", 1)))
+    found = {"train": found} if isinstance(found, datasets.Dataset) else found
+    ours = ("train", "validation", "test")  # some sets have `valid` or `val`
+    if splits := {x: found[y] for x in ours for y in found if x.startswith(y)}:
+        return splits
+    raise UserError(f"the Hugging Face set {name!r} has no split train, but {', '.join(found)}")
+
+
+def _first_column(name: str, features: Any, kind: str) -> str:
+    kinds = {column: type(feature).__name__ for column, feature in features.items()}
+    if kind in kinds.values():
+        return next(column for column, its in kinds.items() if its == kind)
+    raise UserError(
+        f"the Hugging Face set {name!r} is not for image classification, which takes an Image and "
+        f"a ClassLabel: its columns are {', '.join(f'{x} ({its})' for x, its in kinds.items())}"
+    )
+
+
+@contextlib.contextmanager
+def _reported(name: str) -> Iterator[None]:
+    """Turns what `datasets` raises, which may be anything, into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        advice = "check the name and the network; a folder is written hf:./folder"
+        if isinstance(error, ModuleNotFoundError):
+            advice = "pip install -e '.[hf]'"
+        raise UserError(f"Hugging Face set {name!r}: {one_line(error)}; {advice}") from error

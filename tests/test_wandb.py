@@ -1,0 +1,65 @@
+"""Weights & Biases, by a stand-in: what a run gives it, and when."""
+
+import sys
+import types
+
+import pytest
+
+from bn_vgg import launch
+from bn_vgg.errors import UserError
+from tests.tiny_config import get_config
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What is called, in order; training is left out."""
+    found = []
+
+    def init(**settings):
+        found.append(settings)
+        return types.SimpleNamespace(finish=lambda exit_code: found.append(exit_code))
+
+    stand_in = types.SimpleNamespace(init=init, Error=RuntimeError)
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    monkeypatch.setattr(launch, "TensorBoard", lambda *_: found.append("writer"))
+    monkeypatch.setattr(launch.loop, "train_and_evaluate", lambda *_: found.append("train"))
+    return found
+
+
+def fail(*_, **__):
+    raise RuntimeError("api_key not configured")
+
+
+@pytest.fixture
+def train(tmp_path, cartoon_folder, cache_folder):
+    config = get_config()
+    config.data.source = str(cartoon_folder)
+    path = str(tmp_path / "run")
+    return lambda: launch.train(config, path, cache_folder=cache_folder, wandb=True)
+
+
+def test_a_run_is_one_run_however_often_it_is_started(calls, train, tmp_path, monkeypatch):
+    train()
+    train()
+    first, *rest = calls[:4]
+    assert rest == ["writer", "train", 0]
+    assert calls[4:] == calls[:4]
+    monkeypatch.setattr(launch.loop, "train_and_evaluate", fail)
+    with pytest.raises(RuntimeError):
+        train()
+    assert calls[-1] == 1
+    assert (first["name"], first["group"]) == (str(tmp_path / "run"), "tiny")
+    assert first["config"]["model"]["norm"] == "mean_only"
+    assert first["resume"] == "allow"
+    assert len(first["id"]) == 32
+    assert first["sync_tensorboard"]
+
+
+def test_what_it_lacks_is_told_in_a_line(calls, train, monkeypatch):
+    monkeypatch.setattr(sys.modules["wandb"], "init", fail)
+    with pytest.raises(UserError, match="--wandb: api_key not configured; or set WANDB_MODE=off"):
+        train()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"flag --wandb needs wandb: pip install -e '\.\[wandb\]'"):
+        train()
+    assert calls == []
