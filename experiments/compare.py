@@ -1,6 +1,6 @@
 """Compares runs over seeds, by any fields of their configurations: a table and a figure.
 
-python -m experiments.compare RUNS [--by=FIELD,FIELD] [--against=VALUE] [--output=PNG]
+python -m experiments.compare RUNS [--by=FIELD,FIELD] [--against=VALUE] [--target=PERCENT]
 
 Reads every run below a folder and takes the finished ones. Needs pip install -e '.[report]'.
 """
@@ -17,6 +17,9 @@ _BY = flags.DEFINE_list("by", ["model.norm"], "Fields of the configuration that 
 _AGAINST = flags.DEFINE_string(
     "against", None, "A group to compare with: a value of the first field, or of several."
 )
+_TARGET = flags.DEFINE_float(
+    "target", None, "Also compare the time to this validation error (%).", 0, 100
+)
 _OUTPUT = flags.DEFINE_string("output", None, "The figure; RUNS/compare-FIELD.png without it.")
 
 
@@ -29,7 +32,9 @@ def main(path: str) -> None:
         raise UserError(f"{path} is not on this machine: copy the runs here first")
     root, by = Path(path).expanduser(), list(dict.fromkeys(_BY.value))
     output = Path(_OUTPUT.value or root / f"compare-{'-'.join(by)}.png").expanduser()
-    runs, _, unused = read_runs(root)
+    runs, epochs, unused = read_runs(root)
+    if _TARGET.value is not None:
+        runs["seconds_to"] = runs["folder"].map(comparison.seconds_to(epochs, _TARGET.value))
     unfinished = runs[~runs["finished"].astype(bool)]
     for run in unfinished.itertuples():
         unused[run.folder] = f"not finished, {run.epochs} of {run.num_epochs} epochs"
@@ -44,11 +49,12 @@ def main(path: str) -> None:
         _say(f"Groups differ in {', '.join(besides)}, too")
     if runs["hardware"].nunique() > 1:
         _say(f"Times do not compare; they are of {', '.join(runs['hardware'].unique())}")
-    measured = comparison.measure(runs, fields, _AGAINST.value)
+    measured = comparison.measure(runs, fields, _AGAINST.value, _TARGET.value)
+    reached = "" if _TARGET.value is None else ", time to that error without compiling"
     caption = (
         f"By {', '.join(fields)}: best validation error (%), its difference from "
         f"{_AGAINST.value or 'the first group'}'s over shared seeds, test error (%), time and "
-        "speed. Mean ± half of the 95% interval over seeds."
+        f"speed{reached}. Mean ± half of the 95% interval over seeds."
     )
     _say(caption)
     print(f"\n{comparison.table(measured)}\n")

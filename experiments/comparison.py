@@ -1,6 +1,7 @@
 """Groups of runs over seeds: what makes a group, what is measured of it, a table and a figure."""
 
 import difflib
+import itertools
 import textwrap
 from collections.abc import Sequence
 
@@ -51,15 +52,19 @@ def group(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str
 
 
 def measure(
-    runs: pd.DataFrame, fields: Sequence[str], against: str | None = None
+    runs: pd.DataFrame,
+    fields: Sequence[str],
+    against: str | None = None,
+    target: float | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Returns what is compared, by its name: a row for each seed, a column for each group.
 
     Args:
-      runs: of `group`, all finished.
+      runs: of `group`, all finished; with a `target` they have a column `seconds_to`.
       fields: of `group`.
       against: a value of the first field, or values of several, with commas. A group's difference
         is from the group with these values and its own other ones; without it, from the best group.
+      target: of `seconds_to`, in percent.
 
     Raises:
       UserError: no group has these values.
@@ -83,22 +88,45 @@ def measure(
         if reference in valid and reference != name
     }
     in_minutes = runs["wall_seconds"].max() >= 120
+    unit, part = ("minutes", 1 / 60) if in_minutes else ("seconds", 1)
+    reaching = {f"{unit} to {target:g}%": of("seconds_to", part)} if target is not None else {}
     return {
         "valid error": valid,
         "difference": pd.DataFrame(differences, valid.index, order, dtype=float),
         "test error": of("test_error_rate", 100),
-        "minutes" if in_minutes else "seconds": of("wall_seconds", 1 / 60 if in_minutes else 1),
+        unit: of("wall_seconds", part),
+        **reaching,
         "images/s": of("images_per_second"),
     }
 
 
+def seconds_to(epochs: pd.DataFrame, percent: float) -> pd.Series:
+    """Returns by folder the seconds until the validation error is `percent` or less.
+
+    Of training, evaluation and records; the first epoch, in which programs are compiled, counts as
+    the median of the others. NaN where the error stays higher. `epochs` is of `read_runs`.
+    """
+
+    def of(run: pd.DataFrame) -> float:
+        lengths = run["seconds"].diff()
+        reached = run["valid/error_rate"] <= percent / 100
+        return lengths.fillna(lengths.median()).cumsum()[reached].min()
+
+    return epochs.groupby("folder")[["seconds", "valid/error_rate"]].apply(of)
+
+
 def table(measured: dict[str, pd.DataFrame]) -> str:
-    """Writes a line for each group, the best first."""
+    """Writes a line for each group, the best first; two where their names are long."""
     rows = [("group", "seeds", *measured)]
     for name, count in measured["valid error"].count().items():
         cells = [_text(values[name].dropna(), what) for what, values in measured.items()]
         rows.append((str(name), str(count), *cells))
-    return "\n".join(status.lay_out(rows, status.WIDTH))
+    lines = status.lay_out(rows, 10**6)
+    if max(map(len, lines)) > status.WIDTH:
+        header, *numbers = status.lay_out([("", *row[1:]) for row in rows], status.WIDTH)
+        names = [name[: status.WIDTH] for name, *_ in rows[1:]]
+        lines = [header, *itertools.chain(*zip(names, numbers, strict=True))]
+    return "\n".join(lines)
 
 
 def _text(values: pd.Series, what: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
+import pandas as pd
 from PIL import Image
 
 from bn_vgg.errors import UserError
@@ -84,6 +85,19 @@ def test_what_differs_besides_is_not_pooled_and_has_its_own_reference(tmp_path):
         comparison.group(runs, ["norm"])
 
 
+def test_the_time_to_an_error_is_without_compiling():
+    """The first epoch, of a minute, counts as one of ten seconds."""
+    courses = {"fast": [0.3, 0.09, 0.2], "slow": [0.3, 0.2, 0.1], "never": [0.3, 0.2, 0.11]}
+    epochs = pd.DataFrame(
+        {"folder": name, "seconds": 60 + 10 * epoch, "valid/error_rate": error}
+        for name, errors in courses.items()
+        for epoch, error in enumerate(errors)
+    )
+    found = comparison.seconds_to(epochs, 10)
+    assert found.dropna().to_dict() == {"fast": 20, "slow": 30}
+    assert "never" in found
+
+
 @pytest.mark.parametrize(
     ("other", "field"),
     [
@@ -112,6 +126,7 @@ def test_the_command(tmp_path):
     *lines, figure = done.stdout.splitlines()
     assert lines[0] == "Left out: c/seed0 (not finished, 2 of 2 epochs)"
     assert max(map(len, lines)) <= 100
+    assert f"a_module_of_mine:{80 * 'N'}" in lines
     assert figure == str(tmp_path / "compare-model.norm.png")
     with Image.open(figure) as image:
         assert len(image.convert("RGB").getcolors(2**24)) > 50
