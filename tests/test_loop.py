@@ -117,7 +117,7 @@ def test_what_a_run_writes(done):
         "test_error_rate_precise", "images_per_second", "wall_seconds", "hardware", "versions",
         "jax_settings", "commit", "command",
     }  # fmt: skip
-    blocks = [f"block{i}" for i in range(4)]
+    blocks = [f"block{i}" for i in range(2)]
     names = {
         "epoch", "step", "seconds", "train/loss", "train/error_rate", "train/gradient_norm",
         "train/learning_rate", "train/images_per_second",

@@ -70,7 +70,7 @@ def test_flags_of_the_commands_exist(page):
 # The demo with fewer drawings and a network that compiles in seconds.
 SMALLER = {
     "data.source": "cartoons:300", "data.valid_examples": 50, "data.test_examples": 50,
-    "model.features": (4, 4, 6, 6), "model.hidden_units": 8,
+    "model.features": (4, 6), "model.hidden_units": 8,
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.data.valid_examples = 13
     config.data.test_examples = 11
     config.model.norm = "mean_only"
-    config.model.features = (4, 4, 6, 6)
+    config.model.features = (4, 6)
     config.model.hidden_units = 8
     config.eval.batch_size = 8
     return config
