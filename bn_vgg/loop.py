@@ -223,20 +223,17 @@ class Run:
 
     def _end_epoch(self, epoch: int, speed: float | None) -> None:
         """Evaluates; records the epoch, and writes its checkpoint, while the next one trains."""
-        validated = self._evaluate(self.state.variables, self.data.valid_split)
-        precise = compared = None
+        precise = compared = by_running = None
         if self.config.eval.precise_examples and self.programs.model.norm.averages:
             precise = self._precise(self.state, epoch)
-            compared = self._fold(
-                self.programs.compare_chunk, self.programs.empty_comparison,
-                self.data.compared(), self.state, precise.batch_stats,
-            )  # fmt: skip
-        reported = validated[0]
+            compared = self._compared(precise.batch_stats)
         if self.state.evaluated:
+            if precise is not None:  # the evaluation below tells no longer of running averages
+                by_running = self._compared(self.state.batch_stats)
             self.state = self.state.replace(evaluated=self._other_variables(epoch, precise))
-            reported = self._evaluate(self.state.evaluated, self.data.valid_split)[0]
+        valid = self._evaluate(self.state.reported, self.data.valid_split)
         self._recorded()
-        args = (self.step, self.state, self.metrics, speed, validated, reported, precise, compared)
+        args = (self.step, self.state, self.metrics, speed, valid, precise, compared, by_running)
         self.metrics = self.programs.empty_training
         if multihost.has_peers():  # they must come to the barriers of a checkpoint together
             self._record(*args)
@@ -251,12 +248,12 @@ class Run:
             precise = precise and self._precise(state, epoch)
         return state.variables | ({"batch_stats": precise.batch_stats} if precise else {})
 
-    def _record(self, step, state, metrics, speed, validated, reported, precise, compared) -> None:
+    def _record(self, step, state, metrics, speed, valid, precise, compared, by_running) -> None:
         config, norm = self.config, self.programs.model.norm
         trained = self._means(metrics)
-        running = self._means(validated[0])["error_rate_running"]
-        valid = self._means(reported) | {"error_rate_running": running}
-        moments = self.devices.fetch(validated[1])
+        valid, moments = self._means(valid[0]), self.devices.fetch(valid[1])
+        if by_running is not None:
+            valid["error_rate_running"] = self._means(by_running)["error_rate_precise"]
         if not math.isfinite(valid["loss"]):
             layers = [name for name, m in moments.items() if not math.isfinite(m.maximum.max())]
             where = f" (first in the activations of {layers[0]})" if layers else ""
@@ -293,6 +290,13 @@ class Run:
     def _evaluate(self, variables, split: Split) -> Any:
         empty, chunks = self.programs.empty_evaluation, self.data.evaluation(split)
         return self._fold(self.programs.eval_chunk, empty, chunks, variables)
+
+    def _compared(self, batch_stats) -> Any:
+        """Returns the errors by `batch_stats`, called precise, and by each batch's own."""
+        return self._fold(
+            self.programs.compare_chunk, self.programs.empty_comparison, self.data.compared(),
+            self.state, batch_stats,
+        )  # fmt: skip
 
     def _precise(self, state: TrainState, epoch: int) -> evaluation.Precise:
         empty = self.programs.empty_precise.replace(batch_stats=state.batch_stats)

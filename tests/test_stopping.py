@@ -59,7 +59,7 @@ def test_a_run_goes_on_within_the_epoch_bit_for_bit(
 
 @pytest.mark.parametrize(
     ("call", "kept"),
-    # The first epoch's comparison; the test split at the end.
+    # The first epoch's validation; the test split at the end.
     [(3, STEPS), (7, 2 * STEPS)],
 )
 def test_stopped_while_it_evaluates(
