@@ -26,7 +26,7 @@ from bn_vgg.errors import UserError
 from bn_vgg.models import make_model as _make_model
 from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import Workdir, with_added
-from bn_vgg.steps import TrainState, evaluates_other, init_state, make_predict_step
+from bn_vgg.steps import TrainState, init_state, make_predict_step
 from bn_vgg.steps import make_train_step as _make_train_step
 
 # Images that a network predicts at once.
@@ -146,15 +146,20 @@ def load(workdir: str | Path, which: str = "best") -> Trained:
     except TypeError as error:
         raise UserError(f"{workdir} is of another version of this code: {error}") from error
     side, optimizer = config["data"]["crop_size"], make_optimizer(config, 1)
-    init = functools.partial(init_state, other_evaluated=evaluates_other(config))
     like = jax.eval_shape(
-        lambda: init(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
-    )
+        lambda: init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    ).for_evaluation(config, model)
     found, damaged = checkpoint.read_all(run.checkpoints, like)
     if not found:
         missing = UserError(f"{workdir} has no checkpoint yet: the first comes after an epoch")
         raise next(iter(damaged.values()), missing)
-    newest = max(found)
+    # Precise statistics are taken at the end of an epoch.
+    usable = [s for s in found if not like.precise_stats or found[s][0].within_epoch is None]
+    if not usable:
+        raise UserError(
+            f"{workdir} has no checkpoint with precise statistics: the first comes after an epoch"
+        )
+    newest = max(usable)
     for step, why in damaged.items():
         if step > newest:
             logging.warning("%s; step %d is the newest that is intact", why, newest)

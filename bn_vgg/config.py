@@ -14,7 +14,7 @@ from bn_vgg.models.layers import PADDINGS
 from bn_vgg.models.norms import PASSES
 from bn_vgg.optimizer import SCHEDULES, make_optimizer
 from bn_vgg.run_dir import flatten
-from bn_vgg.steps import evaluates_other
+from bn_vgg.steps import needs_precise_stats
 
 
 class _Numbers(NamedTuple):
@@ -118,18 +118,18 @@ def check_config(config: dict[str, Any]) -> None:
         raise UserError(
             "config.model.precision: tensorfloat32 is for float32, not config.model.dtype bfloat16"
         )
-    if evaluates_other(config) and not flat["eval.precise_examples"]:
-        raise UserError(
-            "config.eval.precise_examples is 0, but config.eval.statistics=precise and "
-            "config.optimizer.average_decay need some"
-        )
     try:
         json.dumps(config, allow_nan=False)  # as the run's folder keeps it
     except (TypeError, ValueError, RecursionError) as error:
         kwargs = ", ".join(f"{x} is {_shown(flat[x])}" for x in flat if type(flat[x]) is dict)
         raise UserError(f"config.{kwargs}: JSON cannot hold that: {error}") from error
     make_optimizer(config, steps_per_epoch=1)
-    make_model(**config["model"])
+    model = make_model(**config["model"])
+    if needs_precise_stats(config) and model.norm.averages and not flat["eval.precise_examples"]:
+        raise UserError(
+            "config.eval.precise_examples is 0, but config.eval.statistics=precise and "
+            "config.optimizer.average_decay need some"
+        )
     if flat["model.norm_kwargs"] or flat["model.name"] != "vgg8":
         _try_network(config)
 

@@ -96,6 +96,8 @@ def _restore(config, workdir, data, programs, say) -> tuple[Progress, TrainState
     state = programs.init(init_key(config.seed), images)
     if config.init.weights and not checkpoint.steps(workdir.checkpoints):
         state = start_from(state, config.init.weights, statistics=config.init.statistics)
+        state = state.replace(opt_state=programs.optimizer.init(state.params))
+    state = state.for_evaluation(config.to_dict(), programs.model)
     parameter_overview.log_parameter_overview(state.variables)
     progress, state, damages = checkpoint.restore(workdir.checkpoints, workdir.damaged, state)
     for damage in damages:
@@ -227,10 +229,13 @@ class Run:
         if self.config.eval.precise_examples and self.programs.model.norm.averages:
             precise = self._precise(self.state, epoch)
             compared = self._compared(precise.batch_stats)
-        if self.state.evaluated:
-            if precise is not None:  # the evaluation below tells no longer of running averages
-                by_running = self._compared(self.state.batch_stats)
-            self.state = self.state.replace(evaluated=self._other_variables(epoch, precise))
+        if precise is not None and self.state.precise_stats:
+            # The evaluation below tells nothing of running averages.
+            by_running = self._compared(self.state.batch_stats)
+            average, reported = averaged_weights(self.state.opt_state), precise
+            if average is not None:
+                reported = self._precise(self.state.replace(params=average), epoch)
+            self.state = self.state.replace(precise_stats=reported.batch_stats)
         valid = self._evaluate(self.state.reported, self.data.valid_split)
         self._recorded()
         args = (self.step, self.state, self.metrics, speed, valid, precise, compared, by_running)
@@ -239,14 +244,6 @@ class Run:
             self._record(*args)
         else:
             self._recording = self.recorder.submit(self._record, *args)
-
-    def _other_variables(self, epoch: int, precise: evaluation.Precise | None) -> Any:
-        """Returns the variables to report: the average of the weights, precise statistics."""
-        state, average = self.state, averaged_weights(self.state.opt_state)
-        if average is not None:
-            state = state.replace(params=average)
-            precise = precise and self._precise(state, epoch)
-        return state.variables | ({"batch_stats": precise.batch_stats} if precise else {})
 
     def _record(self, step, state, metrics, speed, valid, precise, compared, by_running) -> None:
         config, norm = self.config, self.programs.model.norm
@@ -317,7 +314,9 @@ class Run:
         best = checkpoint.read(folder, progress.best_step, like)[1]
         state = self.devices.replicate(best)
         rates = {"test_error_rate": self._test(state.reported)}
-        if config.eval.precise_examples and norm.averages:
+        if state.precise_stats:
+            rates["test_error_rate_precise"] = rates["test_error_rate"]
+        elif config.eval.precise_examples and norm.averages:
             precise = self._precise(state, progress.best_epoch - 1)
             variables = {"params": state.params, "batch_stats": precise.batch_stats}
             rates["test_error_rate_precise"] = self._test(variables)

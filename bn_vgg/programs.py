@@ -16,13 +16,7 @@ from bn_vgg.metrics import ComparedMetrics, EvalMetrics, Moments, TrainMetrics, 
 from bn_vgg.models import make_model
 from bn_vgg.models.layers import layer_channels
 from bn_vgg.optimizer import make_optimizer
-from bn_vgg.steps import (
-    TrainState,
-    evaluates_other,
-    init_state,
-    make_eval_step,
-    make_train_step,
-)
+from bn_vgg.steps import TrainState, init_state, make_eval_step, make_train_step
 
 
 class Programs(NamedTuple):
@@ -111,8 +105,7 @@ def make_programs(config: Mapping[str, Any], devices: Devices, steps_per_epoch: 
     # A CPU draws the weights in next to no time, but compiling that takes XLA 3.2 s, and 1.3 s at
     # this level of optimization. The weights are the same, but for last digits where data matter.
     options = {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else None
-    make = partial(init_state, model, optimizer, other_evaluated=evaluates_other(config))
-    init = jax.jit(make, compiler_options=options)
+    init = jax.jit(partial(init_state, model, optimizer), compiler_options=options)
 
     channels = layer_channels(model, crop_size)
 

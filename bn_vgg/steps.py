@@ -19,6 +19,7 @@ from jax import lax
 from bn_vgg.augment import OFF, flip, to_intensities, training_images, training_losses
 from bn_vgg.metrics import EvalMetrics, Moments, TrainMetrics
 from bn_vgg.models.layers import layer_activations
+from bn_vgg.optimizer import averaged_weights
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -29,15 +30,15 @@ class TrainState(flax.struct.PyTreeNode):
       params: trainable parameters, float32.
       batch_stats: running statistics, float32; empty where no normalizer keeps any.
       opt_state: the optimizer's.
-      evaluated: the variables that were evaluated last, where these are others: an average of the
-        weights, or precise statistics; otherwise empty.
+      precise_stats: the statistics that were evaluated last, where these are not the running ones;
+        otherwise empty.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
-    evaluated: Any = flax.struct.field(default_factory=dict)
+    precise_stats: Any = flax.struct.field(default_factory=dict)
 
     @property
     def variables(self):
@@ -47,13 +48,20 @@ class TrainState(flax.struct.PyTreeNode):
     @property
     def reported(self):
         """The variables whose error is reported, and which `predict` and `export` use."""
-        return self.evaluated or self.variables
+        average = averaged_weights(self.opt_state)
+        params = self.params if average is None else average
+        return {"params": params, "batch_stats": self.precise_stats or self.batch_stats}
+
+    def for_evaluation(self, config: Mapping[str, Any], model: Any) -> "TrainState":
+        """Returns the first state with `precise_stats`, if `config`, nested, needs them."""
+        wanted = needs_precise_stats(config) and model.norm.averages
+        return self.replace(precise_stats=self.batch_stats) if wanted else self
 
 
-def evaluates_other(config: Mapping[str, Any]) -> bool:
-    """Whether a run's errors are those of other variables than the training step's."""
-    averages = config["optimizer"]["average_decay"] > 0
-    return averages or config["eval"]["statistics"] == "precise"
+def needs_precise_stats(config: Mapping[str, Any]) -> bool:
+    """Whether the reported errors are those of other statistics than the running ones."""
+    averages_weights = config["optimizer"]["average_decay"] > 0
+    return averages_weights or config["eval"]["statistics"] == "precise"
 
 
 def init_state(
@@ -61,8 +69,6 @@ def init_state(
     optimizer: optax.GradientTransformation,
     rng: jax.Array,
     images_NHWC,
-    *,
-    other_evaluated: bool = False,
 ) -> TrainState:
     """Initializes everything from `rng`.
 
@@ -72,16 +78,14 @@ def init_state(
       rng: random key.
       images_NHWC: intensities. Their size is what counts and, for normalizers that initialize
         from data, what is on them.
-      other_evaluated: see `evaluates_other`.
     """
     initial = model.init(rng, images_NHWC, train=False)
-    state = TrainState(
+    return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=initial["params"],
         batch_stats=initial.get("batch_stats", {}),
         opt_state=optimizer.init(initial["params"]),
     )
-    return state.replace(evaluated=state.variables) if other_evaluated else state
 
 
 def make_loss(model: Any, augment: Mapping[str, Any] = OFF):

@@ -10,10 +10,10 @@ from functools import partial
 
 import pytest
 
-from bn_vgg import loop
+from bn_vgg import api, loop
 from bn_vgg.checkpoint import steps
 from bn_vgg.data import pipeline
-from bn_vgg.errors import Interrupted
+from bn_vgg.errors import Interrupted, UserError
 from bn_vgg.run_dir import Workdir
 from tests.conftest import ROOT
 from tests.runs import assert_equal_runs, run, start_run, wait_for_checkpoint
@@ -51,6 +51,11 @@ def test_a_run_goes_on_within_the_epoch_bit_for_bit(
         assert caught.value.status == 128 + number
         assert "stopping after this chunk of steps" in capsys.readouterr().err
         assert steps(Workdir(str(path)).checkpoints)[0] == at + 2
+        if at < STEPS:  # of such a checkpoint's weights there are no precise statistics
+            with pytest.raises(UserError, match="no checkpoint with precise statistics"):
+                api.load(path, "latest")
+        else:
+            assert api.load(path, "latest").step == STEPS
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
     run(config, path, cache_folder, said.append)
     assert f"resuming after epoch 1 (step {STEPS + 4})" in said
