@@ -188,14 +188,15 @@ def log_to_file(path: epath.Path | None) -> None:
 def quieten() -> None:
     """Shows only warnings, and of Orbax nothing: what it raises becomes a UserError.
 
-    Where one of its tasks fails, asyncio and TensorStore tell of each of the others by a page.
+    Where one of its tasks fails, asyncio and TensorStore tell of each of the others by a page. JAX
+    warns of what a sweep's processes do before they become others.
     """
     logging.use_absl_handler()  # in a notebook Python's own would show all
     handler = logging.get_absl_handler()
     handler.setLevel(std_logging.WARNING)
     handler.addFilter(_is_shown)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    warnings.filterwarnings("ignore", r"os.fork\(\) was called", RuntimeWarning)  # of a sweep
+    warnings.filterwarnings("ignore", r"os.fork\(\) was called", RuntimeWarning)
     sys.unraisablehook = _log_unraisable
 
 

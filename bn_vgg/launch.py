@@ -23,7 +23,7 @@ from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.pipeline import Data
 from bn_vgg.data.splits import class_counts, split
 from bn_vgg.devices import Devices
-from bn_vgg.errors import UserError, one_line
+from bn_vgg.errors import Interrupted, UserError, one_line
 from bn_vgg.run_dir import Workdir, flatten
 from bn_vgg.writers import TensorBoard
 
@@ -85,7 +85,9 @@ def train(
         with contextlib.ExitStack() as stack:
             if wandb and is_first:  # before TensorBoard's writer, which it listens to
                 shown = _wandb_run(config, workdir, name)  # as a context it prints tracebacks
-                stack.push(lambda kind, *_: shown.finish(exit_code=int(kind is not None)))
+                stack.push(
+                    lambda kind, *_: shown.finish(exit_code=int(kind not in (None, Interrupted)))
+                )
             if tensorboard and is_first:
                 board = TensorBoard(workdir.path, name)
             return loop.train_and_evaluate(config, workdir, data, devices, board, say)

@@ -132,7 +132,7 @@ class Workdir:
             written = f", written by bn_vgg {about['bn_vgg']}" if "bn_vgg" in about else ""
             raise UserError(
                 f"{self.path} holds a run of format {about['format']}{written}; this version goes "
-                f"on with format {FORMAT} alone: name another --workdir"
+                f"on with format {FORMAT} alone: name another --workdir, or use that version"
             )
 
     def exists(self, name: str) -> bool:

@@ -68,6 +68,11 @@ def start_from(state: TrainState, path: str, *, statistics: bool) -> TrainState:
         raise UserError(f"config.init.weights: cannot read {path}: {first_line(error)}") from error
     wanted = {x: a for x, a in named_arrays(state.variables).items() if x.startswith(collections)}
     shapes, needed = ({x: str(a.shape) for x, a in of.items()} for of in (found, wanted))
+    if not found:
+        raise UserError(
+            f"config.init.weights: {path} has no array params/…: it takes a file of "
+            "python -m bn_vgg.export --layout=flax"
+        )
     if differing := differences(shapes, needed):
         raise UserError(f"config.init.weights: in {path} {differing}")
     taken = traverse_util.unflatten_dict(

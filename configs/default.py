@@ -117,9 +117,9 @@ def get_config(variant: str = "full") -> ConfigDict:
     optimizer.weight_decay = 0.0
     # The largest norm of all gradients together; larger ones are scaled down. 0: no limit.
     optimizer.clip_norm = 0.0
-    # Of an exponential moving average of the weights: the weight of the old value at each update.
-    # Its error is reported instead of the last weights', with precise statistics of its own, and
-    # `predict` and `export` use it. 0: no average.
+    # Weight of the old value in an exponential moving average of the weights, at update t at most
+    # (1 + t) / (10 + t). The average, with precise statistics of its own, is then what is
+    # evaluated, predicted with and exported. 0: no average.
     optimizer.average_decay = 0.0
 
     # Of the learning rate, per update: `constant`, `cosine`, `linear`, `one_cycle` or `step`.
@@ -135,11 +135,13 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.eval.batch_size = 100
     # Evaluate the mirror images of the five crops, too.
     config.eval.flips = False
-    # Of the reported errors, the choice of the best epoch, `predict` and `export`: the `running`
-    # averages, as the post's, or `precise` ones, recomputed at the end of each epoch.
+    # Statistics that are evaluated, predicted with and exported: the `running` averages, as the
+    # post's, or `precise` ones, recomputed at the end of each epoch. An average of the weights
+    # always has precise ones.
     config.eval.statistics = "running"
     # Training images over which statistics are recomputed with each epoch's weights, to see
-    # how far the running ones lag; 0: not at all. Changes nothing in training.
+    # how far the running ones lag, and for `precise` evaluation; 0: not at all. Changes nothing in
+    # training.
     config.eval.precise_examples = 1000
     # Validation images, central crops alone, whose error is taken three times: by running,
     # by precise and by their own batch's statistics.

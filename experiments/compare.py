@@ -32,7 +32,7 @@ def main(path: str) -> None:
         raise UserError(f"{path} is not on this machine: copy the runs here first")
     root, by = Path(path).expanduser(), list(dict.fromkeys(_BY.value))
     output = Path(_OUTPUT.value or root / f"compare-{'-'.join(by)}.png").expanduser()
-    runs, epochs, unused = read_runs(root)
+    runs, epochs, unused = read_runs(root, apart=comparison.apart(by))
     if _TARGET.value is not None:
         runs["seconds_to"] = runs["folder"].map(comparison.seconds_to(epochs, _TARGET.value))
     unfinished = runs[~runs["finished"].astype(bool)]

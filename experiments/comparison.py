@@ -16,6 +16,11 @@ from experiments import plots, stats, status
 from experiments.runs import FREE
 
 
+def apart(by: Sequence[str]) -> list[str]:
+    """Returns the fields that keep runs of one cell and seed apart, for `read_runs`."""
+    return list(dict.fromkeys(["num_epochs", *(field for field in by if field in FREE)]))
+
+
 def group(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str], list[str]]:
     """Groups runs so that those of one group differ in nothing but their seeds.
 
@@ -37,7 +42,7 @@ def group(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str
             guess = f"did you mean {close}?" if close else "see configs/default.py"
             raise UserError(f"--by: the configuration has no field {field!r}; {guess}")
     texts = runs[[field for field in known if field in runs]].map(str)
-    others = [field for field in texts if field not in FREE - {"num_epochs"}]
+    others = [field for field in texts if field not in FREE or field in apart(by)]
     # A network's name says more than its settings.
     others.sort(key=lambda field: field != "section" and not field.endswith(".name"))
     fields = list(by)
@@ -76,7 +81,8 @@ def measure(
     order = runs.groupby("group")["best_valid_error_rate"].mean().sort_values().index
     references = dict.fromkeys(order, order[0])
     if against is not None:
-        values = [value.strip() for value in against.split(",", len(fields) - 1)]
+        whole = against in set(runs[fields[0]])  # a value may itself have commas
+        values = [against] if whole else [x.strip() for x in against.split(",", len(fields) - 1)]
         rest = runs.drop_duplicates("group").set_index("group")[list(fields[len(values) :])]
         references = {name: ", ".join([*values, *rest.loc[name]]) for name in order}
         if order.intersection(list(references.values())).empty:
@@ -108,10 +114,11 @@ def seconds_to(epochs: pd.DataFrame, percent: float) -> pd.Series:
     """
 
     def of(run: pd.DataFrame) -> float:
-        lengths = run["seconds"].diff()
+        lengths = run["seconds"].diff()  # of one epoch alone nothing is known
         reached = run["valid/error_rate"] <= percent / 100
         return lengths.fillna(lengths.median()).cumsum()[reached].min()
 
+    epochs = epochs.reindex(columns=["folder", "seconds", "valid/error_rate"])
     return epochs.groupby("folder")[["seconds", "valid/error_rate"]].apply(of)
 
 

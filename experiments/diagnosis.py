@@ -25,12 +25,12 @@ FIRST_EPOCHS = 3
 _COLUMNS = {"train": "train/error_rate", "valid": "valid/error_rate", "running": RUNNING,
             "precise": PRECISE, "batch": BATCH}  # fmt: skip
 NOTES = (
-    "train: running mean over the epoch's batches. valid: five-crop evaluation by running "
-    "averages. running, precise and batch: centre crops of the compared images, by running "
-    "averages, by statistics recomputed with the epoch's weights (PreciseBN), and by each "
-    "evaluation batch's own; only these three compare with one another. mean distance: root mean "
-    "square over channels of (running mean - precise mean), in precise standard deviations, of the "
-    f"layer where it is largest.\n\n{spikes.RULE}"
+    "train: running mean over the epoch's batches. valid: five-crop evaluation, by running "
+    "averages unless the configuration says otherwise. running, precise and batch: centre crops "
+    "of the compared images, by running averages, by statistics recomputed with the epoch's "
+    "weights (PreciseBN), and by each evaluation batch's own; only these three compare with one "
+    "another. mean distance: root mean square over channels of (running mean - precise mean), in "
+    f"precise standard deviations, of the layer where it is largest.\n\n{spikes.RULE}"
 )
 
 

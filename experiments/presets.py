@@ -75,7 +75,7 @@ PRESETS: dict[str, list[Overrides]] = {
             for norm in _OTHER_NORMS
         ),
     ],
-    # Does what helps depend on the network and the optimizer? Rates are those of short runs.
+    # Does what helps depend on the network and the optimizer? Learning rates are for short runs.
     "bench": [
         {
             "config": "baseline_crop",

@@ -9,7 +9,7 @@ import importlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,18 @@ FREE = {
 }  # fmt: skip
 
 
-def read_runs(root: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
+def read_runs(
+    root: Path, apart: Sequence[str] = ()
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
     """Reads every run at or below a folder, those in progress too.
 
+    Args:
+      root: the folder.
+      apart: fields of `FREE` by which runs of one cell and seed are told apart.
+
     Returns:
-      runs: a row for each run, by section, cell and seed: these, `folder` (below the root), and
-        the configuration and run of `read_run`.
+      runs: a row for each run, by section, cell, seed and `apart`: these, `folder` (below the
+        root), and the configuration and run of `read_run`.
       epochs: a row for each epoch of these runs, by the same keys, with what `read_run` returns.
       unused: why a folder is not used, by its path below the root.
 
@@ -74,7 +80,7 @@ def read_runs(root: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
     unused |= dict.fromkeys(runs.loc[other, "folder"], reason)
     runs = runs[~other]
     best_first = runs.sort_values(["finished", "epochs"], ascending=False, kind="stable")
-    for _, (kept, *others) in best_first.groupby(["section", "cell", "seed"])["folder"]:
+    for _, (kept, *others) in best_first.groupby(["section", "cell", "seed", *apart])["folder"]:
         reason = f"same configuration and seed as {kept}, which is used"
         unused |= dict.fromkeys(others, reason)
     runs = runs[~runs["folder"].isin(unused)].reset_index(drop=True)
@@ -204,10 +210,13 @@ def _cell(config: dict[str, Any]) -> str:
 
 
 def _changes(config: dict[str, Any], cell: dict[str, Any]) -> list[str]:
+    # Of other errors than the recipe's they decide.
+    precise = config["eval.statistics"] == "precise" or config["optimizer.average_decay"] > 0
+    free = FREE - {"eval.precise_examples"} if precise else FREE
     return [
         f"{field}={value}"
         for field, value in sorted(config.items())
-        if field not in FREE and (field not in cell or cell[field] != value)
+        if field not in free and (field not in cell or cell[field] != value)
     ]
 
 

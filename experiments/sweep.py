@@ -108,6 +108,8 @@ def _advise(platform: str, run: plan.PlannedRun) -> None:
 
 def _make_executor(out: str) -> Executor:
     run_flags = [] if _TENSORBOARD.value else ["--notensorboard"]
+    if _WANDB.value and not _TENSORBOARD.value:
+        raise UserError("--wandb sends what TensorBoard is given: leave --notensorboard out")
     run_flags += ["--wandb"] if _WANDB.value else []
     run_flags += [f"--cache_dir={_CACHE_DIR.value}"] if _CACHE_DIR.value else []
     if _EXECUTOR.value == "ray":

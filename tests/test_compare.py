@@ -79,6 +79,11 @@ def test_what_differs_besides_is_not_pooled_and_has_its_own_reference(tmp_path):
     }.items():
         found = comparison.measure(runs, fields, against)["difference"].mean().dropna()
         assert found.to_dict() == pytest.approx(expected)
+    runs["model.norm"] = runs["model.norm"].replace("full", "a,b")  # a value may have commas
+    runs["group"] = runs["model.norm"] + ", " + runs["optimizer.name"]
+    assert comparison.measure(runs, fields, "a,b")["difference"].mean()["group, sgd"] < 0
+    runs["model.norm"] = runs["model.norm"].replace("a,b", "full")
+    runs["group"] = runs["model.norm"] + ", " + runs["optimizer.name"]
     with pytest.raises(UserError, match="no group is 'half'; there are: full, rmsprop; group, sgd"):
         comparison.measure(runs, fields, "half")
     with pytest.raises(UserError, match=r"no field 'norm'; did you mean model\.norm"):
@@ -102,14 +107,17 @@ def test_the_time_to_an_error_is_without_compiling():
     ("other", "field"),
     [
         ({"model__norm_kwargs": {"num_groups": 5}}, "model.norm_kwargs"),
-        ({"num_epochs": 3, "name": "longer", "batch_size": 10}, "batch_size"),
+        ({"num_epochs": 3}, "num_epochs"),
+        ({"name": "larger", "batch_size": 10}, "batch_size"),
         ({"data__source": "cartoons:300"}, "section"),
     ],
 )
 def test_whatever_differs_makes_a_group(other, field, tmp_path):
     write(tmp_path, "a", "group", [0.2, 0.3])
     write(tmp_path, "b", "group", [0.2, 0.3], **other)
-    runs, fields, _ = comparison.group(read_runs(tmp_path)[0], ["model.norm"])
+    found, epochs, _ = read_runs(tmp_path, comparison.apart(["model.norm"]))
+    assert comparison.seconds_to(epochs, 25).isna().all()  # their lines have no seconds
+    runs, fields, _ = comparison.group(found, ["model.norm"])
     assert fields == ["model.norm", field]
     assert list(runs["group"].value_counts()) == [2, 2]
 

@@ -79,7 +79,7 @@ def test_one_split_in_files_of_three_kinds(tmp_path):
             ("train/00000000", 0, ""), ("train/00000001", 0, ""), ("train/00000002", 1, ""),
         ]  # fmt: skip
         assert greys_of(source) == [10, 20, 30]
-    assert found[0].description == f"Hugging Face {tmp_path}/saved (img, kind)"
+    assert found[0].description == f"Hugging Face {tmp_path}/saved (img, kind: train)"
     assert len({source.fingerprint for source in found}) == 1
 
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_used_is_told_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     for name, message in {
         f"{tmp_path}/texts": r"not for image classification.*text \(Value\), label \(Value\)",
-        f"{tmp_path}/splits": "has no split train, but all",
+        f"{tmp_path}/splits": "needs a split train, .*; it has: all",
         f"{tmp_path}/empty": "data files; check the name",
         "uoft-cs/cifar10": "'uoft-cs/cifar10'.*check the name and the network",
         "no such:name": "a folder is written hf:./folder",

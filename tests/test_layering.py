@@ -19,7 +19,8 @@ config_file
 config programs
 evaluation weights
 data
-devices optimizer run_dir steps writers
+devices run_dir steps writers
+optimizer
 augment checkpoint locking metrics models multihost provenance stopping
 errors
 """

@@ -17,8 +17,8 @@ def hugging_face_images(name: str) -> Source:
     """Opens `uoft-cs/cifar10`, `NAME:CONFIGURATION`, or a folder such as `./pets`.
 
     A folder holds what `save_to_disk` wrote, or files that `load_dataset` reads. The first Image
-    and the first ClassLabel are taken; images without a label are left out. The records have the
-    set's splits where several have labels. A key is `train/00000012`, split and position. The
+    and the first ClassLabel are taken; rows without either are left out. The records have the set's
+    splits where several have labels. A key is `train/00000012`, split and position. The
     fingerprint covers classes, records and the images' encoded bytes.
 
     Raises:
@@ -35,7 +35,7 @@ def hugging_face_images(name: str) -> Source:
             for split, dataset in splits.items():
                 rows = dataset.select_columns([image, label]).cast_column(image, encoded)
                 for position, row in enumerate(rows):
-                    if row[label] is not None and row[label] >= 0:
+                    if row[image] and row[label] is not None and row[label] >= 0:
                         data, path = row[image]["bytes"], row[image]["path"]
                         yield split, position, row[label], data or Path(path).read_bytes()
 
@@ -43,7 +43,7 @@ def hugging_face_images(name: str) -> Source:
     found = [(s, i, y, hashlib.sha256(data).hexdigest()) for s, i, y, data in rows()]
     several = len({split for split, *_ in found}) > 1
     return Source(
-        description=f"Hugging Face {name} ({image}, {label})",
+        description=f"Hugging Face {name} ({image}, {label}: {', '.join(splits)})",
         fingerprint=hashlib.sha256(repr((class_names, found)).encode()).hexdigest(),
         class_names=class_names,
         records=[Record(f"{s}/{i:08d}", y, s if several else "") for s, i, y, _ in found],
@@ -63,10 +63,16 @@ def _load(name: str) -> dict[str, Any]:
         else:
             found = datasets.load_dataset(*([folder] if folder else name.split(":", 1)))
     found = {"train": found} if isinstance(found, datasets.Dataset) else found
-    ours = ("train", "validation", "test")  # some sets have `valid` or `val`
-    if splits := {x: found[y] for x in ours for y in found if x.startswith(y)}:
+    ours = {"train": "train", "validation": "validation", "valid": "validation",
+            "val": "validation", "test": "test"}  # fmt: skip
+    known = [split for split in found if split in ours]
+    splits = {ours[split]: found[split] for split in known}
+    if "train" in splits and len(splits) == len(known):
         return splits
-    raise UserError(f"the Hugging Face set {name!r} has no split train, but {', '.join(found)}")
+    raise UserError(
+        f"the Hugging Face set {name!r} needs a split train, and at most one each for validation "
+        f"and test; it has: {', '.join(found)}"
+    )
 
 
 def _first_column(name: str, features: Any, kind: str) -> str:

@@ -42,13 +42,14 @@ class Source:
 def kind(spec: str) -> str:
     """Returns `cartoons`, `files`, `tfds`, `hf` or `hf_folder`; raises UserError otherwise.
 
-    A bare word is always a name: a folder in the working directory is written `./name`.
+    A bare word is a name: a folder in the working directory is written `./name`. After `hf:` a
+    folder comes first.
     """
     if not spec:
         raise UserError(f"config.data.source is empty; {_CHOICES}")
     if re.fullmatch(r"cartoons(:\d{1,9})?", spec):
         return "cartoons"
-    if spec.startswith("hf:"):
+    if re.match("hf:.", spec):
         return "hf_folder" if is_folder(spec[3:]) else "hf"
     if re.fullmatch(r"\w+(:[\w.*]+)?", spec):
         return "tfds"
