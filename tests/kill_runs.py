@@ -23,8 +23,8 @@ from tests.runs import assert_equal_runs
 # With checkpoints within epochs, dropout, and a cache that takes long enough to be hit.
 ARGUMENTS = (
     "--config=tests/tiny_config.py", "--config.model.norm=full", "--config.model.dropout_rate=0.3",
-    "--config.data.source=cartoons:400", "--config.num_epochs=4", "--config.model.features=(4, 6)",
-    "--config.checkpoint.every_steps=7", "--notensorboard",
+    "--config.model.stats_pass=dropout", "--config.data.source=cartoons:300",
+    "--config.num_epochs=3", "--config.checkpoint.every_steps=7", "--notensorboard",
 )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def test_every_file_damaged_in_every_way(trained_run, tmp_path):
             else:
                 same(found, state)
             shutil.rmtree(path)
-    assert noticed > len(files)
+    assert noticed >= len(files)
 
 
 def test_the_run_falls_back_says_so_and_ends_as_if_nothing_had_been(
