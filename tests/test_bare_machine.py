@@ -28,8 +28,8 @@ def test_an_export_of_a_checkout_trains_without_tensorflow_network_or_git(tmp_pa
     for package in ("tensorflow", "tensorboard", "tensorflow_datasets"):
         (blocked / f"{package}.py").write_text("raise ImportError('not here')")
     done = subprocess.run(
-        [PYTHON, "-m", "bn_vgg.main", "--config=configs/meanonly_crop.py:demo", "--notensorboard",
-         "--config.num_epochs=1", "--config.data.source=cartoons:1200", "--workdir=run"],
+        [PYTHON, "-m", "bn_vgg.main", "--config=tests/tiny_config.py", "--notensorboard",
+         "--config.num_epochs=1", "--config.data.source=cartoons:120", "--workdir=run"],
         cwd=tmp_path, capture_output=True, text=True, timeout=600,
         # No git on the PATH, and an index that is not there.
         env={"HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(blocked),
