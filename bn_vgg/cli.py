@@ -189,7 +189,7 @@ def quieten() -> None:
     """Shows only warnings, and of Orbax nothing: what it raises becomes a UserError.
 
     Where one of its tasks fails, asyncio and TensorStore tell of each of the others by a page. JAX
-    warns of what a sweep's processes do before they become others.
+    warns of the fork by which a sweep starts each run.
     """
     logging.use_absl_handler()  # in a notebook Python's own would show all
     handler = logging.get_absl_handler()

@@ -230,7 +230,7 @@ class Run:
             precise = self._precise(self.state, epoch)
             compared = self._compared(precise.batch_stats)
         if precise is not None and self.state.precise_stats:
-            # The evaluation below tells nothing of running averages.
+            # The evaluation below is by other statistics than the running ones.
             by_running = self._compared(self.state.batch_stats)
             average, reported = averaged_weights(self.state.opt_state), precise
             if average is not None:
@@ -289,7 +289,7 @@ class Run:
         return self._fold(self.programs.eval_chunk, empty, chunks, variables)
 
     def _compared(self, batch_stats) -> Any:
-        """Returns the errors by `batch_stats`, called precise, and by each batch's own."""
+        """Returns errors by `batch_stats`, as `error_rate_precise`, and by each batch's own."""
         return self._fold(
             self.programs.compare_chunk, self.programs.empty_comparison, self.data.compared(),
             self.state, batch_stats,

@@ -210,7 +210,7 @@ def _cell(config: dict[str, Any]) -> str:
 
 
 def _changes(config: dict[str, Any], cell: dict[str, Any]) -> list[str]:
-    # Of other errors than the recipe's they decide.
+    # Precise statistics over other examples give other reported errors.
     precise = config["eval.statistics"] == "precise" or config["optimizer.average_decay"] > 0
     free = FREE - {"eval.precise_examples"} if precise else FREE
     return [

@@ -89,6 +89,8 @@ def test_every_file_damaged_in_every_way(trained_run, tmp_path):
             else:
                 same(found, state)
             shutil.rmtree(path)
+    # As many as there are files, not more: in a network of two layers, instead of four, some bytes
+    # of the larger files are never read.
     assert noticed >= len(files)
 
 

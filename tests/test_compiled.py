@@ -36,8 +36,8 @@ def described(device, program, *models):
 
 
 def test_a_gpu_is_given_cudnns_own_gradients_and_channels_in_multiples_of_8():
-    models = [{"norm": norm} | BFLOAT16 for norm in ("none", "mean_only", "full")]
-    models.append({"norm": "mean_only", "precision": "tensorfloat32"})
+    precisions = (BFLOAT16, {"precision": "tensorfloat32"})
+    models = [{"norm": norm} | x for norm in ("none", "mean_only", "full") for x in precisions]
     for model, program in zip(models, described("h100", "train", *models), strict=True):
         found = program["convolutions"]
         counts = {function: len(calls) for function, calls in found.items()}

@@ -103,7 +103,9 @@ def test_a_train_step_learns_its_batch_and_keeps_float32(norm, dtype):
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("norm", ["full", "weight_norm_mean_only", "filter_response"])
+@pytest.mark.parametrize(
+    "norm", ["none", "full", "ghost", "batch_renorm", "weight_norm_mean_only", "filter_response"]
+)
 def test_four_parts_of_a_batch_take_the_same_step_as_the_whole(norm):
     """With dropout: parameters, statistics and mean squares, by gradient descent.
 
@@ -230,7 +232,7 @@ def test_accelerators_are_told_the_precision(changes, told):
     assert {match[1] if match else "DEFAULT" for match in found} == {told}
 
 
-@pytest.mark.parametrize("norm", ["full", "weight_norm_mean_only"])
+@pytest.mark.parametrize("norm", ["mean_only", "full", "weight_norm_mean_only"])
 def test_running_statistics_come_from_the_pass_that_the_configuration_says(norm):
     """With decay 0 they are one pass's own. Nothing else depends on it."""
     images, found = to_intensities(train_batch()["crops"][:, 0]), []
