@@ -6,6 +6,4 @@ from configs import default
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    config = default.get_config(variant)
-    default.name_cell(config, "baseline")
-    return config
+    return default.get_config(variant, "baseline")

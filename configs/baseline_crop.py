@@ -6,7 +6,4 @@ from configs import default
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    config = default.get_config(variant)
-    default.name_cell(config, "baseline_crop")
-    default.add_cropping(config)
-    return config
+    return default.get_config(variant, "baseline_crop", crop=True)

@@ -6,8 +6,4 @@ from configs import default
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    config = default.get_config(variant)
-    default.name_cell(config, "baseline_crop_dropout")
-    default.add_cropping(config)
-    default.add_dropout(config)
-    return config
+    return default.get_config(variant, "baseline_crop_dropout", crop=True, dropout=True)

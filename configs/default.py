@@ -16,12 +16,20 @@ from ml_collections import ConfigDict
 _MIN_SIDE = {"full": (128, 150), "small": (48, 56), "demo": (32, 36)}
 
 
-def get_config(variant: str = "full") -> ConfigDict:
-    """Returns the configuration of `baseline`: no normalization, no augmentation."""
+def get_config(
+    variant: str = "full",
+    cell: str = "baseline",
+    *,
+    norm: str = "none",
+    crop: bool = False,
+    dropout: bool = False,
+) -> ConfigDict:
+    """Returns the configuration of a cell of the grid, by default of `baseline`."""
     if variant not in _MIN_SIDE:
         raise ValueError(f"unknown variant {variant!r}; there are: {', '.join(_MIN_SIDE)}")
     config = ConfigDict()
-    config.name = "baseline"
+    # Of the working directory, and in TensorBoard.
+    config.name = cell if variant == "full" else f"{cell}-{variant}"
     config.variant = variant
 
     # Initialization, order, crops and dropout. The split does not depend on it.
@@ -35,8 +43,9 @@ def get_config(variant: str = "full") -> ConfigDict:
     # A TFDS name; `hf:` and a Hugging Face name; a path or glob to zip files or folders (several
     # with commas); `cartoons`.
     data.source = "cats_vs_dogs"
-    # Every image is scaled to this shorter side, in pixels, before crops are cut.
-    data.min_side = _MIN_SIDE[variant][0]
+    # Every image is scaled to this shorter side, in pixels, before crops are cut; for
+    # random crops to a larger one, so that they can move both ways.
+    data.min_side = _MIN_SIDE[variant][crop]
     # Side of the network's input, in pixels.
     data.crop_size = _MIN_SIDE[variant][0]
     # Where decoded images live and crops are cut: on the `device`, on the `host`, or
@@ -71,7 +80,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     # What the network itself takes, such as {'depth': 20}; its docstring explains it.
     model.kwargs = ConfigDict()
     # A name in bn_vgg/models/norms.py, or your own: `package.module:ClassName`.
-    model.norm = "none"
+    model.norm = norm
     # What the normalizer itself takes, such as {'num_groups': 5}; its docstring explains it.
     model.norm_kwargs = ConfigDict()
     # Weight of the old value in the running statistics: a time constant of 200 batches.
@@ -91,8 +100,8 @@ def get_config(variant: str = "full") -> ConfigDict:
     model.num_classes = 2
     # Of `vgg8`: `full` pads by 2, so that a layer grows its input by 2; `same` keeps its size.
     model.padding = "full"
-    # Probability of dropping a ReLU's output.
-    model.dropout_rate = 0.0
+    # Probability of dropping a ReLU's output. The post does not record its rate; 0.5 is usual.
+    model.dropout_rate = 0.5 if dropout else 0.0
     # Of the computation, `float32` or `bfloat16`; parameters, statistics and the loss are always
     # float32.
     model.dtype = "float32"
@@ -177,18 +186,3 @@ def _make_demo(config: ConfigDict) -> None:
     config.batch_size = 50
     config.model.norm_decay = 0.9
     config.optimizer.decay = 0.9
-
-
-def name_cell(config: ConfigDict, name: str) -> None:
-    """Names the run; the name, with its variant, becomes the working directory's."""
-    config.name = name if config.variant == "full" else f"{name}-{config.variant}"
-
-
-def add_cropping(config: ConfigDict) -> None:
-    """Scales to a larger shorter side, so that the crops can move both ways."""
-    config.data.min_side = _MIN_SIDE[config.variant][1]
-
-
-def add_dropout(config: ConfigDict) -> None:
-    """Dropout at the usual rate; the one that the post's figures used is not recorded."""
-    config.model.dropout_rate = 0.5

@@ -6,8 +6,4 @@ from configs import default
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    config = default.get_config(variant)
-    default.name_cell(config, "full_crop")
-    config.model.norm = "full"
-    default.add_cropping(config)
-    return config
+    return default.get_config(variant, "full_crop", norm="full", crop=True)

@@ -6,9 +6,4 @@ from configs import default
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    config = default.get_config(variant)
-    default.name_cell(config, "full_crop_dropout")
-    config.model.norm = "full"
-    default.add_cropping(config)
-    default.add_dropout(config)
-    return config
+    return default.get_config(variant, "full_crop_dropout", norm="full", crop=True, dropout=True)

@@ -6,7 +6,4 @@ from configs import default
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    config = default.get_config(variant)
-    default.name_cell(config, "meanonly")
-    config.model.norm = "mean_only"
-    return config
+    return default.get_config(variant, "meanonly", norm="mean_only")

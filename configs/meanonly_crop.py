@@ -6,8 +6,4 @@ from configs import default
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    config = default.get_config(variant)
-    default.name_cell(config, "meanonly_crop")
-    config.model.norm = "mean_only"
-    default.add_cropping(config)
-    return config
+    return default.get_config(variant, "meanonly_crop", norm="mean_only", crop=True)

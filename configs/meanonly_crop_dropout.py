@@ -6,9 +6,6 @@ from configs import default
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    config = default.get_config(variant)
-    default.name_cell(config, "meanonly_crop_dropout")
-    config.model.norm = "mean_only"
-    default.add_cropping(config)
-    default.add_dropout(config)
-    return config
+    return default.get_config(
+        variant, "meanonly_crop_dropout", norm="mean_only", crop=True, dropout=True
+    )
