@@ -249,23 +249,6 @@ def usable_cores() -> list[int]:
 
 
 @contextlib.contextmanager
-def needing(extra: str, packages: Mapping[str, str]) -> Iterator[None]:
-    """Tells how to get a package, of this project's `extra`, that an import within does not find.
-
-    `packages` are the optional ones, each with what needs it.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in packages:
-            raise
-        raise UserError(
-            f"the {packages[package]} needs {package}: pip install -e '.[{extra}]'"
-        ) from error
-
-
-@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a path to write to, which takes the place of `path` when all went well.
 

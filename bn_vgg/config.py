@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bn_vgg.data.pipeline import PLACEMENTS
-from bn_vgg.errors import UserError, described
+from bn_vgg.errors import UserError, telling
 from bn_vgg.models import DTYPES, PRECISIONS, make_model
 from bn_vgg.models.batch_norm import AVERAGES
 from bn_vgg.models.layers import PADDINGS
@@ -173,17 +173,12 @@ def _try_network(config: dict[str, Any]) -> None:
         variables = model.init(rngs, images_NHWC, train=False)
         return model.apply(variables, images_NHWC, mutable=True, **options)
 
-    try:
+    name, kwargs = config["model"]["name"], config["model"]["kwargs"]
+    with telling(
+        f"config.model.norm={model.norm.name} in config.model.name={name} fails with "
+        f"norm_kwargs={_shown(config['model']['norm_kwargs'])} and kwargs={_shown(kwargs)}"
+    ):
         jax.eval_shape(apply, jax.ShapeDtypeStruct((count, side, side, 3), jnp.float32))
-    except UserError:
-        raise
-    except Exception as error:
-        name, kwargs = config["model"]["name"], config["model"]["kwargs"]
-        raise UserError(
-            f"config.model.norm={model.norm.name} in config.model.name={name} fails with "
-            f"norm_kwargs={_shown(config['model']['norm_kwargs'])} and kwargs={_shown(kwargs)}: "
-            f"{described(error)}"
-        ) from error
 
 
 def _shown(value) -> str:

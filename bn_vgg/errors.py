@@ -74,6 +74,28 @@ def differences(its: Mapping[str, Any], others: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
+def telling(what: str, advice: str = "") -> Iterator[None]:
+    """Turns whatever other people's code raises into a UserError that begins with `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            advice = f"; pip install {error.name.partition('.')[0]}"
+        raise UserError(f"{what}: {described(error)}{advice}") from error
+
+
+@contextlib.contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Tells which of this project's extras has a package that an import within does not find."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error}: pip install -e '.[{extra}]'") from error
+
+
+@contextlib.contextmanager
 def cannot_write(
     what: str, kinds: tuple[type[Exception], ...] = (OSError,), folder: str | os.PathLike = ""
 ) -> Iterator[None]:

@@ -73,6 +73,7 @@ def make_compare_step(model: Any, axis_name: str | None = None):
         by_batch, _ = model.apply(state.variables, images, train=True, mutable=["batch_stats"])
         return ComparedMetrics.of(
             axis_name,
+            error_rate_running=errors(model.apply(state.variables, images, train=False), label_N),
             error_rate_precise=errors(model.apply(precisely, images, train=False), label_N),
             error_rate_batch=errors(by_batch, label_N),
             mask=batch["mask"],

@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 from bn_vgg import api, cli
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, needing
 from bn_vgg.weights import named_arrays, torch_state_dict
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
@@ -50,7 +50,7 @@ def main() -> None:
         if output.suffix == ".npz":
             np.savez(file, **arrays)  # type: ignore[arg-type]
         else:
-            with cli.needing("safetensors", {"safetensors": "format .safetensors"}):
+            with needing("safetensors"):
                 from safetensors.numpy import save
             file.write(save(arrays))
     with cli.replacing(output.with_suffix(".json")) as partial:

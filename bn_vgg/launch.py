@@ -23,7 +23,7 @@ from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.pipeline import Data
 from bn_vgg.data.splits import class_counts, split
 from bn_vgg.devices import Devices
-from bn_vgg.errors import Interrupted, UserError, one_line
+from bn_vgg.errors import Interrupted, UserError, needing, one_line
 from bn_vgg.run_dir import Workdir, flatten
 from bn_vgg.writers import TensorBoard
 
@@ -95,7 +95,7 @@ def train(
 
 def _wandb_run(config: ConfigDict, workdir: Workdir, name: str) -> Any:
     """Opens a run of Weights & Biases, or goes on with it, that takes what TensorBoard is given."""
-    with cli.needing("wandb", {"wandb": "flag --wandb"}):
+    with needing("wandb"):
         import wandb
     if not workdir.exists("wandb.json"):
         workdir.write("wandb.json", {"id": uuid.uuid4().hex})

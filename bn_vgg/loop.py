@@ -6,7 +6,6 @@ one trains.
 """
 
 import collections
-import contextlib
 import dataclasses
 import math
 import signal
@@ -30,10 +29,10 @@ from bn_vgg.augment import to_intensities
 from bn_vgg.checkpoint import Checkpointer, Progress
 from bn_vgg.data.pipeline import Chunk, Data, Split
 from bn_vgg.devices import Devices
-from bn_vgg.errors import Interrupted, UserError, described
+from bn_vgg.errors import Interrupted, UserError, telling
 from bn_vgg.metrics import TrainMetrics
 from bn_vgg.optimizer import averaged_weights, make_schedule
-from bn_vgg.programs import Programs, make_programs
+from bn_vgg.programs import Programs
 from bn_vgg.run_dir import Workdir, flatten
 from bn_vgg.steps import TrainState
 from bn_vgg.stopping import StopRequest
@@ -68,16 +67,12 @@ def train_and_evaluate(
     Raises:
       UserError, Interrupted: see `launch.train`.
     """
-    try:
-        programs = make_programs(config.to_dict(), devices, data.steps_per_epoch)
-    except (ArithmeticError, TypeError, ValueError) as error:  # while it is traced
-        raise UserError(
-            "config.model: no network can be made for crops of config.data.crop_size "
-            f"{config.data.crop_size}: {described(error)}"
-        ) from error
+    side = config.data.crop_size
+    with telling(f"config.model: no network can be made for crops of config.data.crop_size {side}"):
+        programs = Programs(config.to_dict(), devices, data.steps_per_epoch)
     stop = StopRequest()
-    # With peers JAX listens, see `multihost.preempted`.
-    with contextlib.nullcontext() if multihost.has_peers() else stop.listening():
+
+    def train() -> dict[str, Any]:
         progress, state, metrics = _restore(config, workdir, data, programs, say)
         # A line may have been written for an epoch whose checkpoint was not.
         lines = [line for line in workdir.read_metrics() if line["epoch"] <= progress.epoch]
@@ -86,6 +81,9 @@ def train_and_evaluate(
                 config, workdir, data, programs, board, say, stop, checkpointer, recorder,
                 progress, lines, *devices.replicate((state, metrics)),
             ).train_and_evaluate()  # fmt: skip
+
+    # With peers JAX listens, see `multihost.preempted`.
+    return train() if multihost.has_peers() else stop.during(train)
 
 
 def _restore(config, workdir, data, programs, say) -> tuple[Progress, TrainState, TrainMetrics]:
@@ -225,32 +223,31 @@ class Run:
 
     def _end_epoch(self, epoch: int, speed: float | None) -> None:
         """Evaluates; records the epoch, and writes its checkpoint, while the next one trains."""
-        precise = compared = by_running = None
+        precise = compared = None
         if self.config.eval.precise_examples and self.programs.model.norm.averages:
             precise = self._precise(self.state, epoch)
-            compared = self._compared(precise.batch_stats)
+            compared = self._fold(
+                self.programs.compare_chunk, self.programs.empty_comparison, self.data.compared(),
+                self.state, precise,
+            )  # fmt: skip
         if precise is not None and self.state.precise_stats:
-            # The evaluation below is by other statistics than the running ones.
-            by_running = self._compared(self.state.batch_stats)
             average, reported = averaged_weights(self.state.opt_state), precise
             if average is not None:
                 reported = self._precise(self.state.replace(params=average), epoch)
             self.state = self.state.replace(precise_stats=reported.batch_stats)
         valid = self._evaluate(self.state.reported, self.data.valid_split)
         self._recorded()
-        args = (self.step, self.state, self.metrics, speed, valid, precise, compared, by_running)
+        args = (self.step, self.state, self.metrics, speed, valid, precise, compared)
         self.metrics = self.programs.empty_training
         if multihost.has_peers():  # they must come to the barriers of a checkpoint together
             self._record(*args)
         else:
             self._recording = self.recorder.submit(self._record, *args)
 
-    def _record(self, step, state, metrics, speed, valid, precise, compared, by_running) -> None:
+    def _record(self, step, state, metrics, speed, valid, precise, compared) -> None:
         config, norm = self.config, self.programs.model.norm
         trained = self._means(metrics)
         valid, moments = self._means(valid[0]), self.devices.fetch(valid[1])
-        if by_running is not None:
-            valid["error_rate_running"] = self._means(by_running)["error_rate_precise"]
         if not math.isfinite(valid["loss"]):
             layers = [name for name, m in moments.items() if not math.isfinite(m.maximum.max())]
             where = f" (first in the activations of {layers[0]})" if layers else ""
@@ -287,13 +284,6 @@ class Run:
     def _evaluate(self, variables, split: Split) -> Any:
         empty, chunks = self.programs.empty_evaluation, self.data.evaluation(split)
         return self._fold(self.programs.eval_chunk, empty, chunks, variables)
-
-    def _compared(self, batch_stats) -> Any:
-        """Returns errors by `batch_stats`, as `error_rate_precise`, and by each batch's own."""
-        return self._fold(
-            self.programs.compare_chunk, self.programs.empty_comparison, self.data.compared(),
-            self.state, batch_stats,
-        )  # fmt: skip
 
     def _precise(self, state: TrainState, epoch: int) -> evaluation.Precise:
         empty = self.programs.empty_precise.replace(batch_stats=state.batch_stats)

@@ -41,16 +41,6 @@ class FirstNonFinite(metrics.Metric):
 
 
 @flax.struct.dataclass
-class RunningErrorRate(metrics.Average):
-    """The mean of `error_rate_running` over the examples that `compared` marks."""
-
-    @classmethod
-    def from_model_output(cls, error_rate_running, compared, **_):
-        """Takes a batch's, (N,) both."""
-        return super().from_model_output(error_rate_running, mask=compared)
-
-
-@flax.struct.dataclass
 class TrainMetrics(metrics.Collection):
     """Means over training examples; the network's output in training, dropout included."""
 
@@ -81,21 +71,17 @@ class _MaskedMetrics(metrics.Collection):
 
 @flax.struct.dataclass
 class EvalMetrics(_MaskedMetrics):
-    """With running statistics: by five-crop evaluation, and `error_rate_running`.
-
-    The latter is that of the central crop and the `compared` examples alone, as in
-    `ComparedMetrics`.
-    """
+    """By five-crop evaluation."""
 
     loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
     error_rate: metrics.Average.from_output("error_rate")  # type: ignore[valid-type]
-    error_rate_running: RunningErrorRate
 
 
 @flax.struct.dataclass
 class ComparedMetrics(_MaskedMetrics):
-    """With precise statistics, and with those of each evaluated batch; the central crop."""
+    """With running, with precise and with each evaluated batch's statistics; the central crop."""
 
+    error_rate_running: metrics.Average.from_output("error_rate_running")  # type: ignore[valid-type]
     error_rate_precise: metrics.Average.from_output("error_rate_precise")  # type: ignore[valid-type]
     error_rate_batch: metrics.Average.from_output("error_rate_batch")  # type: ignore[valid-type]
 

@@ -1,8 +1,8 @@
 """Optimizers and learning-rate schedules by name, the recipe's RMSProp among them."""
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from bn_vgg.errors import UserError, described
+from bn_vgg.errors import UserError, telling
 from bn_vgg.models.lookup import find_class
 
 
@@ -150,7 +150,7 @@ def make_schedule(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Sche
     total = config["num_epochs"] * steps_per_epoch - warmup
     if total <= 0:
         raise UserError("config.schedule.warmup_epochs: no epoch is left of config.num_epochs")
-    with _told("schedule", schedule):
+    with _telling("schedule", schedule):
         after = SCHEDULES[schedule["name"]](rate, total, **schedule["kwargs"])
         after(0)
     if not warmup:
@@ -176,7 +176,7 @@ def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Gra
     decay, own = settings["weight_decay"], {}
     if build is rmsprop:
         own = {x: settings[x] for x in ("decay", "epsilon", "bias_correction")}
-    with _told("optimizer", settings):
+    with _telling("optimizer", settings):
         takes = inspect.signature(build).parameters
         if decays := {"weight_decay", "mask"} <= takes.keys():
             own = {"weight_decay": decay, "mask": _are_kernels}
@@ -197,13 +197,6 @@ def _are_kernels(params):
     return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
-@contextlib.contextmanager
-def _told(field: str, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Says which optimizer or schedule does not take its arguments."""
-    try:
-        yield
-    except Exception as error:
-        raise UserError(
-            f"config.{field}: {settings['name']} fails with kwargs={dict(settings['kwargs'])}: "
-            f"{described(error)}"
-        ) from error
+def _telling(field: str, settings: Mapping[str, Any]) -> AbstractContextManager[None]:
+    name, kwargs = settings["name"], dict(settings["kwargs"])
+    return telling(f"config.{field}: {name} fails with kwargs={kwargs}")

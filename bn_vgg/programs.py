@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from bn_vgg.data.crops import crops_of
@@ -16,117 +15,82 @@ from bn_vgg.metrics import ComparedMetrics, EvalMetrics, Moments, TrainMetrics, 
 from bn_vgg.models import make_model
 from bn_vgg.models.layers import layer_channels
 from bn_vgg.optimizer import make_optimizer
-from bn_vgg.steps import TrainState, init_state, make_eval_step, make_train_step
+from bn_vgg.steps import init_state, make_eval_step, make_train_step
 
 
-class Programs(NamedTuple):
+class Programs:
     """What a run computes; `batches` and `pixels` are those of a `Chunk`.
 
-    Attributes:
-      devices: that it runs on.
-      model: of `config.model`.
-      optimizer: of `config.optimizer`.
-      augment: `config.augment`.
-      crop_size: side of a crop in pixels.
-      init: `(rng, images_NHWC) -> TrainState`.
-      train_chunk: `((state, metrics), rng, batches, pixels) -> (state, metrics)`.
-      eval_chunk: `((metrics, moments), variables, batches, pixels) -> (metrics, moments)`.
-      precise_chunk: `(precise, state, rng, batches, pixels) -> precise`.
-      compare_chunk: `(metrics, state, batch_stats, batches, pixels) -> metrics`.
-      empty_training, empty_evaluation, empty_precise, empty_comparison: what these start from.
+    The programs are compiled when they are first called.
     """
 
-    devices: Devices
-    model: Any
-    optimizer: optax.GradientTransformation
-    augment: Mapping[str, Any]
-    crop_size: int
-    init: Callable[[jax.Array, jax.Array], TrainState]
-    train_chunk: Callable
-    eval_chunk: Callable
-    precise_chunk: Callable
-    compare_chunk: Callable
-    empty_training: TrainMetrics
-    empty_evaluation: Any
-    empty_precise: Precise
-    empty_comparison: ComparedMetrics
+    def __init__(self, config: Mapping[str, Any], devices: Devices, steps_per_epoch: int):
+        """Makes the programs of the run that `config`, nested, describes."""
+        axis_name, crop_size = devices.axis_name, config["data"]["crop_size"]
+        self.devices, self.crop_size, self.augment = devices, crop_size, config["augment"]
+        self.model = model = make_model(**config["model"], axis_name=axis_name)
+        self.optimizer = make_optimizer(config, steps_per_epoch)
+        train_step = make_train_step(model, self.optimizer, axis_name, self.augment)
+        eval_step = make_eval_step(model, axis_name, config["eval"]["flips"])
+        precise_step = make_precise_step(model, axis_name, self.augment)
+        compare_step = make_compare_step(model, axis_name)
 
+        def fold(update: Callable, carry, batches, pixels):
+            """Folds `update(carry, batch)` over the batches of a chunk."""
 
-def make_programs(config: Mapping[str, Any], devices: Devices, steps_per_epoch: int) -> Programs:
-    """Makes the programs of a run. They are compiled when they are first called.
+            def turn(carry, batch):
+                return update(carry, batch | {"crops": crops_of(batch, pixels, crop_size)}), None
 
-    Args:
-      config: the run's, nested.
-      devices: what they run on.
-      steps_per_epoch: updates of an epoch, for the schedule.
-    """
-    axis_name, crop_size = devices.axis_name, config["data"]["crop_size"]
-    model = make_model(**config["model"], axis_name=axis_name)
-    optimizer = make_optimizer(config, steps_per_epoch)
-    augment = config["augment"]
-    train_step = make_train_step(model, optimizer, axis_name, augment)
-    eval_step = make_eval_step(model, axis_name, config["eval"]["flips"])
-    precise_step = make_precise_step(model, axis_name, augment)
-    compare_step = make_compare_step(model, axis_name)
+            return lax.scan(turn, carry, batches)[0]
 
-    def fold(update: Callable, carry, batches, pixels):
-        """Folds `update(carry, batch)` over the batches of a chunk."""
+        def train_chunk(state_and_metrics, rng, batches, pixels):
+            def update(state_and_metrics, batch):
+                state, metrics = state_and_metrics
+                state, new = train_step(state, batch, rng)
+                return state, metrics.merge(new)
 
-        def turn(carry, batch):
-            return update(carry, batch | {"crops": crops_of(batch, pixels, crop_size)}), None
+            return fold(update, state_and_metrics, batches, pixels)
 
-        return lax.scan(turn, carry, batches)[0]
+        def eval_chunk(metrics_and_moments, variables, batches, pixels):
+            def update(metrics_and_moments, batch):
+                metrics, moments = metrics_and_moments
+                new_metrics, new_moments = eval_step(variables, batch)
+                return metrics.merge(new_metrics), merge_moments(moments, new_moments)
 
-    def train_chunk(state_and_metrics, rng, batches, pixels):
-        def update(state_and_metrics, batch):
-            state, metrics = state_and_metrics
-            state, new = train_step(state, batch, rng)
-            return state, metrics.merge(new)
+            return fold(update, metrics_and_moments, batches, pixels)
 
-        return fold(update, state_and_metrics, batches, pixels)
+        def precise_chunk(precise, state, rng, batches, pixels):
+            return fold(lambda p, b: precise_step(p, state, b, rng), precise, batches, pixels)
 
-    def eval_chunk(metrics_and_moments, variables, batches, pixels):
-        def update(metrics_and_moments, batch):
-            metrics, moments = metrics_and_moments
-            new_metrics, new_moments = eval_step(variables, batch)
-            return metrics.merge(new_metrics), merge_moments(moments, new_moments)
+        def compare_chunk(metrics, state, precise, batches, pixels):
+            def update(metrics, batch):
+                return metrics.merge(compare_step(state, precise.batch_stats, batch))
 
-        return fold(update, metrics_and_moments, batches, pixels)
+            return fold(update, metrics, batches, pixels)
 
-    def precise_chunk(precise, state, rng, batches, pixels):
-        return fold(lambda p, batch: precise_step(p, state, batch, rng), precise, batches, pixels)
+        # A CPU draws the weights in next to no time, but compiling that takes XLA 3.2 s, and 1.3 s
+        # at this level of optimization. The weights are the same, but for last digits where data
+        # matter.
+        cpu = jax.default_backend() == "cpu"
+        options = {"xla_backend_optimization_level": "1"} if cpu else None
+        # `(rng, images_NHWC) -> TrainState`
+        self.init = jax.jit(partial(init_state, model, self.optimizer), compiler_options=options)
+        # `((state, metrics), rng, batches, pixels) -> (state, metrics)`, on the devices
+        self.train_chunk = devices.compile(train_chunk)
+        # `((metrics, moments), variables, batches, pixels) -> (metrics, moments)`
+        self.eval_chunk = devices.compile(eval_chunk)
+        # `(precise, state, rng, batches, pixels) -> precise`
+        self.precise_chunk = devices.compile(precise_chunk)
+        # `(metrics, state, precise, batches, pixels) -> metrics`
+        self.compare_chunk = devices.compile(compare_chunk)
 
-    def compare_chunk(metrics, state, batch_stats, batches, pixels):
-        def update(metrics, batch):
-            return metrics.merge(compare_step(state, batch_stats, batch))
-
-        return fold(update, metrics, batches, pixels)
-
-    # A CPU draws the weights in next to no time, but compiling that takes XLA 3.2 s, and 1.3 s at
-    # this level of optimization. The weights are the same, but for last digits where data matter.
-    options = {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else None
-    init = jax.jit(partial(init_state, model, optimizer), compiler_options=options)
-
-    channels = layer_channels(model, crop_size)
-
-    def no_moments(which: str) -> dict[str, Moments]:
-        return {layer: Moments.empty(count) for layer, count in channels[which].items()}
-
-    return Programs(
-        devices=devices,
-        model=model,
-        optimizer=optimizer,
-        augment=augment,
-        crop_size=crop_size,
-        init=init,
-        train_chunk=devices.compile(train_chunk),
-        eval_chunk=devices.compile(eval_chunk),
-        precise_chunk=devices.compile(precise_chunk),
-        compare_chunk=devices.compile(compare_chunk),
-        empty_training=devices.replicate(TrainMetrics.empty()),
-        empty_evaluation=devices.replicate((EvalMetrics.empty(), no_moments("output"))),
-        empty_precise=devices.replicate(
-            Precise(jnp.zeros((), jnp.float32), None, no_moments("before_norm"))
-        ),
-        empty_comparison=devices.replicate(ComparedMetrics.empty()),
-    )  # fmt: skip
+        # What these start from.
+        moments = {
+            which: {layer: Moments.empty(count) for layer, count in channels.items()}
+            for which, channels in layer_channels(model, crop_size).items()
+        }
+        empty_precise = Precise(jnp.zeros((), jnp.float32), None, moments["before_norm"])
+        self.empty_training = devices.replicate(TrainMetrics.empty())
+        self.empty_evaluation = devices.replicate((EvalMetrics.empty(), moments["output"]))
+        self.empty_precise = devices.replicate(empty_precise)
+        self.empty_comparison = devices.replicate(ComparedMetrics.empty())

@@ -180,9 +180,8 @@ def all_finite(tree):
 def make_eval_step(model: Any, axis_name: str | None = None, flips: bool = False):
     """Returns `eval_step(variables, batch) -> (EvalMetrics, moments)`.
 
-    `batch` holds `crops` (N, K, H, W, C), the K crops of each example, the centre last, `label`,
-    `mask` (1 for an example, 0 for padding) and `compared` (1 for the examples of
-    `error_rate_running`), (N,) each. `moments` are those of each layer's output, by layer. With
+    `batch` holds `crops` (N, K, H, W, C), the K crops of each example, `label` and `mask` (1 for an
+    example, 0 for padding), (N,) each. `moments` are those of each layer's output, by layer. With
     `flips` the mirror image of each crop is evaluated, too.
     """
 
@@ -198,9 +197,7 @@ def make_eval_step(model: Any, axis_name: str | None = None, flips: bool = False
             # A probability can round to 0; its logarithm must stay finite.
             loss=-jnp.log(jnp.maximum(of_label_N, jnp.finfo(jnp.float32).tiny)),
             error_rate=errors(probabilities_NC, label_N),
-            error_rate_running=errors(probabilities_NKC[:, -1], label_N),
             mask=mask_N,
-            compared=batch["compared"],
         )
         weights = jnp.repeat(mask_N, crops.shape[1])
         outputs = layer_activations(updated, "output")

@@ -5,10 +5,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from bn_vgg.errors import Interrupted
 
+Result = TypeVar("Result")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -29,45 +32,31 @@ class StopRequest:
     def __init__(self):
         self.signal: signal.Signals | None = None
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Notes the first signal and says so; a second one ends the process at once.
+    def during(self, work: Callable[[], Result]) -> Result:
+        """Returns what `work` does; notes the first signal meanwhile, a second one ends at once.
 
-        A thread listens: the main one may be inside XLA for minutes, where no handler of Python's
-        runs. Outside the main thread, where signals cannot be set, nothing is done.
+        Python runs handlers in the main thread, and XLA may keep a thread for minutes: so `work`
+        has a thread of its own. Outside the main thread, where signals cannot be set, none is
+        noted.
         """
         if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        handled = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
-        read, write = os.pipe()
-        os.set_blocking(write, False)
-        thread = threading.Thread(target=self._listen, args=(read,), daemon=True)
-        thread.start()
-        # The byte that Python writes into the pipe is what counts.
-        before = {each: signal.signal(each, lambda number, frame: None) for each in handled}
-        wakeup = signal.set_wakeup_fd(write)
+            return work()
+        handled = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        before = {each: signal.signal(each, self._note) for each in handled}
         try:
-            yield
+            with ThreadPoolExecutor(1) as thread:
+                return thread.submit(work).result()
         finally:
-            signal.set_wakeup_fd(wakeup)
             for each, handler in before.items():
                 signal.signal(each, handler)
-            os.close(write)
-            thread.join()
-            os.close(read)
 
-    def _listen(self, read: int) -> None:
-        while number := os.read(read, 1):
-            asked = signal.Signals(number[0])
-            if asked not in _SIGNALS:
-                continue
-            if self.signal is None:
-                self.signal = asked
-                _say("stopping after this chunk of steps")
-            else:
-                _say("ended at once; the same command goes on from what is kept")
-                os._exit(128 + asked)
+    def _note(self, number: int, _) -> None:
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+            _say("stopping after this chunk of steps")
+        else:
+            _say("ended at once; the same command goes on from what is kept")
+            os._exit(128 + number)
 
 
 def _say(line: str) -> None:

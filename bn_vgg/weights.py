@@ -8,7 +8,7 @@ from etils import epath
 from flax import traverse_util
 
 from bn_vgg.data.files import natural_key
-from bn_vgg.errors import UserError, differences, first_line
+from bn_vgg.errors import UserError, differences, telling
 from bn_vgg.steps import TrainState
 
 
@@ -61,11 +61,12 @@ def start_from(state: TrainState, path: str, *, statistics: bool) -> TrainState:
       UserError: it cannot be read, or its arrays are not the network's; they are named.
     """
     collections = ("params", "batch_stats") if statistics else ("params",)
-    try:
-        with epath.Path(path).expanduser().open("rb") as file, np.load(file) as arrays:
-            found = {x: arrays[x] for x in arrays.files if x.startswith(collections)}
-    except Exception as error:  # np.load raises half a dozen types
-        raise UserError(f"config.init.weights: cannot read {path}: {first_line(error)}") from error
+    with (
+        telling(f"config.init.weights: cannot read {path}"),
+        epath.Path(path).expanduser().open("rb") as file,
+        np.load(file) as arrays,
+    ):
+        found = {x: arrays[x] for x in arrays.files if x.startswith(collections)}
     wanted = {x: a for x, a in named_arrays(state.variables).items() if x.startswith(collections)}
     shapes, needed = ({x: str(a.shape) for x, a in of.items()} for of in (found, wanted))
     if not found:

@@ -29,7 +29,7 @@ from bn_vgg import cli, config_file, provenance
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
-from bn_vgg.programs import make_programs
+from bn_vgg.programs import Programs
 from bn_vgg.run_dir import Workdir
 from bn_vgg.steps import to_intensities
 
@@ -178,7 +178,7 @@ def _random_batch(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
 def _chunk(config: ConfigDict, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
     """Returns a function that does `_STEPS` updates as a run does, with its data on the device."""
     devices = Devices()
-    programs = make_programs(config.to_dict(), devices, steps_per_epoch=200)
+    programs = Programs(config.to_dict(), devices, steps_per_epoch=200)
     positions = np.arange(len(labels), dtype=np.int32)
     batch = {"crops": images[:, None], "label": labels, "position": positions}
     batches = devices.shard({key: np.stack([array] * _STEPS) for key, array in batch.items()})

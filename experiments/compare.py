@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from bn_vgg import cli
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, needing
 
 _BY = flags.DEFINE_list("by", ["model.norm"], "Fields of the configuration that make groups.")
 _AGAINST = flags.DEFINE_string(
@@ -25,7 +25,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "The figure; RUNS/compare-FIELD.pn
 
 def main(path: str) -> None:
     """Runs the command."""
-    with cli.needing("report", {"pandas": "comparison", "matplotlib": "figure"}):
+    with needing("report"):
         from experiments import comparison, plots
         from experiments.runs import read_runs
     if "://" in path:

@@ -11,14 +11,14 @@ from pathlib import Path
 from absl import flags
 
 from bn_vgg import cli
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, needing
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for diagnosis.png; RUN unless it is given.")
 
 
 def main(path: str) -> None:
     """Runs the command."""
-    with cli.needing("report", {"pandas": "diagnosis", "matplotlib": "picture"}):
+    with needing("report"):
         from experiments import diagnosis, plots, runs, spikes
     config, run, epochs = runs.read_run(path)
     if "://" in path and not _OUTPUT.value:

@@ -11,16 +11,15 @@ from pathlib import Path
 from absl import flags
 
 from bn_vgg import cli, provenance
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, needing
 
-_PACKAGES = ("pandas", "matplotlib", "jinja2", "markdown")
 _RUNS = flags.DEFINE_string("runs", None, "Folder that the runs are in, at any depth.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the report; RUNS/report without it.")
 
 
 def main() -> None:
     """Runs the command."""
-    with cli.needing("report", dict.fromkeys(_PACKAGES, "report")):
+    with needing("report"):
         from experiments import page
         from experiments.runs import read_runs
     if not _RUNS.value:

@@ -28,7 +28,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from bn_vgg.devices import AXIS, Devices
-from bn_vgg.programs import make_programs
+from bn_vgg.programs import Programs
 from configs import meanonly_crop
 
 _GPU_PLUGIN = "jax_plugins/xla_cuda12/xla_cuda_plugin.so"
@@ -85,9 +85,9 @@ def compile_program(devices, program: str, changes: dict):
     config.model.update(changes)
     elsewhere, side = Elsewhere(devices), config.data.crop_size
     own = config.batch_size // elsewhere.count
-    programs = make_programs(config.to_dict(), elsewhere, 200)
+    programs = Programs(config.to_dict(), elsewhere, 200)
     # Initialization needs no other devices, and has no mapped axis.
-    init = make_programs(config.to_dict(), Elsewhere(devices[:1]), 200).init
+    init = Programs(config.to_dict(), Elsewhere(devices[:1]), 200).init
     key, image = jax.random.key(0), jnp.zeros((1, side, side, 3))
     state = jax.eval_shape(init, key, image)
 
@@ -104,7 +104,7 @@ def compile_program(devices, program: str, changes: dict):
         arguments = (state, programs.empty_training), jax.eval_shape(lambda: key)
         function = programs.train_chunk
     else:
-        batches |= {"mask": of(np.float32), "compared": of(np.float32)}
+        batches |= {"mask": of(np.float32)}
         arguments = programs.empty_evaluation, state.variables
         function = programs.eval_chunk
     return function.lower(*elsewhere.shapes((*arguments, batches, pixels))).compile(), own

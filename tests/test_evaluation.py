@@ -80,10 +80,12 @@ def test_what_is_normalized_is_measured_and_errors_are_compared(norm):
 
     batch = eval_batch(count=8, num_crops=1, masked=3)
     found = jax.jit(make_compare_step(model))(state, precise.batch_stats, batch).compute()
-    precisely = {"params": state.params, "batch_stats": precise.batch_stats}
-    by_precise = model.apply(precisely, to_intensities(batch["crops"][:, 0]), train=False)
-    for name, logits in (("batch", passed(model, state, batch)[0]), ("precise", by_precise)):
-        wrong = np.argmax(logits, -1) != batch["label"]
+    logits = {"batch": passed(model, state, batch)[0]}
+    for name, stats in (("running", state.batch_stats), ("precise", precise.batch_stats)):
+        variables, images = {"params": state.params, "batch_stats": stats}, batch["crops"][:, 0]
+        logits[name] = model.apply(variables, to_intensities(images), train=False)
+    for name, by_these in logits.items():
+        wrong = np.argmax(by_these, -1) != batch["label"]
         assert float(found[f"error_rate_{name}"]) == pytest.approx(wrong[:5].mean())
     assert set(found) == set(ComparedMetrics.empty().compute())
 

@@ -62,7 +62,7 @@ def eval_batch(count=6, num_crops=5, masked=0):
     mask[count - masked :] = 0
     crops = rng.integers(0, 256, (count, num_crops, SIDE, SIDE, 3), np.uint8)
     label = rng.integers(0, 2, count, np.int32)
-    return {"crops": crops, "label": label, "mask": mask, "compared": mask}
+    return {"crops": crops, "label": label, "mask": mask}
 
 
 def test_one_step_computes_the_numbers_that_it_always_did():
@@ -166,7 +166,6 @@ def test_five_crop_evaluation_against_numpy():
     expected = {
         "loss": -np.log(probabilities[range(4), label]).mean(),
         "error_rate": np.mean(probabilities[:4].argmax(-1) != label),
-        "error_rate_running": np.mean(each[-1][:4].argmax(-1) != label),
     }
     found = {name: float(x) for name, x in metrics.compute().items()}
     assert found == pytest.approx(jax.tree.map(float, expected), rel=1e-5)
@@ -187,7 +186,7 @@ def lower(model, platforms, evaluate=False):
     image = jnp.zeros((1, 128, 128, 3))
     state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), image))
     crops = of(100, 5 if evaluate else 1, 128, 128, 3, dtype=np.uint8)
-    numbers = {"label": np.int32, "position": np.int32, "mask": np.float32, "compared": np.float32}
+    numbers = {"label": np.int32, "position": np.int32, "mask": np.float32}
     batch = {"crops": crops} | {key: of(100, dtype=dtype) for key, dtype in numbers.items()}
     step = make_train_step(model, optimizer)
     if evaluate:

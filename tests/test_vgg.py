@@ -22,7 +22,7 @@ from bn_vgg.models.layers import (
 from bn_vgg.models.norms import NORMALIZERS, NormFactory
 from bn_vgg.models.vgg import Block
 from bn_vgg.optimizer import make_optimizer
-from bn_vgg.programs import make_programs
+from bn_vgg.programs import Programs
 from bn_vgg.steps import init_state
 from configs import default
 
@@ -81,7 +81,7 @@ def test_initialization_is_glorot_uniform_with_zero_biases():
 def test_what_is_compiled_quickly_draws_the_same_weights():
     config = default.get_config("demo").to_dict()
     given = jax.random.key(0), jnp.zeros((1, 32, 32, 3))
-    programs = make_programs(config, Devices(), 60)
+    programs = Programs(config, Devices(), 60)
     as_usual = jax.jit(partial(init_state, programs.model, programs.optimizer))(*given)
     # Another draw would be nowhere near; which digit is last depends on the processor.
     same = partial(np.testing.assert_allclose, rtol=1e-6)

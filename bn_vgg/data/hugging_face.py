@@ -1,6 +1,5 @@
 """Images of a Hugging Face set, from the Hub or a folder; only here is `datasets` imported."""
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -10,7 +9,9 @@ from typing import Any
 
 from bn_vgg.data import images
 from bn_vgg.data.sources import Record, Source, is_folder
-from bn_vgg.errors import NotThereError, UserError, one_line
+from bn_vgg.errors import NotThereError, UserError, needing, telling
+
+_ADVICE = "; check the name and the network; a folder is written hf:./folder"
 
 
 def hugging_face_images(name: str) -> Source:
@@ -31,7 +32,7 @@ def hugging_face_images(name: str) -> Source:
     encoded = type(features[image])(decode=False)
 
     def rows() -> Iterator[tuple[str, int, int, bytes]]:
-        with _reported(name):
+        with telling(f"Hugging Face set {name!r}", _ADVICE):
             for split, dataset in splits.items():
                 rows = dataset.select_columns([image, label]).cast_column(image, encoded)
                 for position, row in enumerate(rows):
@@ -55,9 +56,9 @@ def _load(name: str) -> dict[str, Any]:
     folder = os.path.expanduser(name) if is_folder(name) else None
     if folder and not os.path.isdir(folder):
         raise NotThereError(f"config.data.source: no folder {folder!r}")
-    with _reported(name):
+    with needing("hf"):
         import datasets
-
+    with telling(f"Hugging Face set {name!r}", _ADVICE):
         if folder and {"state.json", "dataset_dict.json"} & set(os.listdir(folder)):
             found = datasets.load_from_disk(folder)
         else:
@@ -83,15 +84,3 @@ def _first_column(name: str, features: Any, kind: str) -> str:
         f"the Hugging Face set {name!r} is not for image classification, which takes an Image and "
         f"a ClassLabel: its columns are {', '.join(f'{x} ({its})' for x, its in kinds.items())}"
     )
-
-
-@contextlib.contextmanager
-def _reported(name: str) -> Iterator[None]:
-    """Turns what `datasets` raises, which may be anything, into a UserError."""
-    try:
-        yield
-    except Exception as error:
-        advice = "check the name and the network; a folder is written hf:./folder"
-        if isinstance(error, ModuleNotFoundError):
-            advice = "pip install -e '.[hf]'"
-        raise UserError(f"Hugging Face set {name!r}: {one_line(error)}; {advice}") from error

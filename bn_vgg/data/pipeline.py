@@ -29,7 +29,7 @@ _MAX_BYTES = 2**31 - 1
 
 # S batches of N examples, by name: `crop_start` and `row_stride` (S, N, K), int64, say where the K
 # crops of each example are in the flat pixels, in bytes; `label` and `position` (S, N),
-# int32; `mask` and `compared` (S, N), float32. With images on the host `crops`
+# int32; `mask` (S, N), float32. With images on the host `crops`
 # (S, N, K, H, W, C), uint8, takes the place of the first two.
 Batches = dict[str, np.ndarray]
 
@@ -119,12 +119,6 @@ class Data:
             f"test images on the {'device' if place else 'host'}"
         )
 
-    @property
-    def chunks_per_epoch(self) -> int:
-        """Chunks of an epoch's training steps."""
-        num_pixels = self._batch_size * self._crop_size**2
-        return -(-self.steps_per_epoch // chunk_length(self.steps_per_epoch, num_pixels))
-
     def train(self, epoch: int, *, skip: int = 0) -> Iterator[Chunk]:
         """Yields the training batches of `epoch`, counted from 0, without the first `skip`."""
         return self._chunks(self.train_split, self._epoch(epoch, self.train_split), skip)
@@ -137,8 +131,7 @@ class Data:
 
     def evaluation(self, split: Split) -> Iterator[Chunk]:
         """Yields every example's five crops, see `eval_batches`."""
-        num_compared = self._eval_config["compared_examples"]
-        batches = eval_batches(split, self._eval_batch_size, self._crop_size, num_compared)
+        batches = eval_batches(split, self._eval_batch_size, self._crop_size)
         return self._chunks(split, batches)
 
     def compared(self) -> Iterator[Chunk]:
@@ -233,12 +226,12 @@ def with_partners(batches: Batches) -> Batches:
     return batches | twice | {"partner_label": np.roll(batches["label"], 1, axis=1)}
 
 
-def eval_batches(split: Split, batch_size: int, crop_size: int, num_compared: int = 0) -> Batches:
+def eval_batches(split: Split, batch_size: int, crop_size: int) -> Batches:
     """Lays out every example's five crops, each example once; the last batch is padded.
 
     Where every image is as large as a crop, the five are one and it comes once. Returns
-    `crop_start` (the centre last), `row_stride`, `label`, `mask` (0 for padding) and `compared`,
-    1 for the first `num_compared` examples. The batch size is over all hosts.
+    `crop_start` (the centre last), `row_stride`, `label` and `mask` (0 for padding). The
+    batch size is over all hosts.
     """
     count = len(split.labels)
     corners_N52 = five_corners(split.sizes[:, 0], split.sizes[:, 1], crop_size)
@@ -253,7 +246,6 @@ def eval_batches(split: Split, batch_size: int, crop_size: int, num_compared: in
         "row_stride": stride[chosen].reshape(*shape, -1),
         "label": split.labels[chosen].reshape(shape),
         "mask": (index < count).astype(np.float32).reshape(shape),
-        "compared": (index < min(count, num_compared)).astype(np.float32).reshape(shape),
     }
 
 

@@ -18,27 +18,15 @@ from PIL import Image
 
 from bn_vgg.data import images
 from bn_vgg.data.sources import Record, Source
-from bn_vgg.errors import UserError, one_line
+from bn_vgg.errors import UserError, telling
 
 SPLITS = ("train", "validation", "test")
 
+_CATALOG = "https://tensorflow.org/datasets/catalog"
 _OTHERS = "config.data.source also takes a path or glob to zip files or folders, or cartoons"
 
 
-@contextlib.contextmanager
-def _reported(problem: str, advice: str) -> Iterator[None]:
-    """Turns what TFDS raises, which may be anything, into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if isinstance(error, ImportError) and error.name:
-            advice = f"install it with: pip install {error.name.partition('.')[0]}"
-        raise UserError(f"{problem}: {one_line(error)}; {advice}; {_OTHERS}") from error
-
-
-with _reported("cannot import TensorFlow Datasets", "reinstall tensorflow-datasets"):
+with telling("cannot import TensorFlow Datasets", "; reinstall tensorflow-datasets"):
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -107,7 +95,7 @@ def tfds_images(name: str, *, data_dir: str | None = None) -> Source:
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
-    with _reported(f"TFDS cannot open {name!r}", "see https://tensorflow.org/datasets/catalog"):
+    with telling(f"TFDS cannot open {name!r}", f"; see {_CATALOG}; {_OTHERS}"):
         try:
             return tfds.builder(name, data_dir=data_dir)
         except tfds.core.DatasetNotFoundError as error:  # its text lists a thousand sets
@@ -139,10 +127,10 @@ def _image_and_label(name: str, info: Any) -> tuple[str, str]:
 
 def _prepare(builder: Any) -> None:
     advice = (
-        f"check the network, and that {builder.data_dir} can be written and has room "
-        "(TFDS_DATA_DIR sets another folder)"
+        f"; check the network, and that {builder.data_dir} can be written and has room "
+        f"(TFDS_DATA_DIR sets another folder); {_OTHERS}"
     )
-    with _reported(f"TFDS cannot download and prepare {builder.info.full_name}", advice):
+    with telling(f"TFDS cannot download and prepare {builder.info.full_name}", advice):
         with contextlib.suppress(RuntimeError):
             tf.config.set_visible_devices([], "GPU")  # JAX needs its memory
         with contextlib.suppress(ImportError):
@@ -161,8 +149,8 @@ def _labelled(builder: Any, label: str) -> Iterator[tuple[str, int, dict]]:
     encoded = [key for key in features if isinstance(features[key], tfds.features.Image)]
     decoders = dict.fromkeys(encoded, tfds.decode.SkipDecoding())
     in_order = tfds.ReadConfig(interleave_cycle_length=1)
-    advice = f"delete {builder.data_dir} or set TFDS_DATA_DIR to another folder, and run again"
-    with _reported(f"cannot read the TFDS set {builder.info.full_name}", advice):
+    advice = f"; delete {builder.data_dir} or set TFDS_DATA_DIR to another folder, and run again"
+    with telling(f"cannot read the TFDS set {builder.info.full_name}", advice):
         for split in filter(builder.info.splits.__contains__, SPLITS):
             if builder.info.file_format.value == "array_record":  # which tf.data cannot read
                 examples = builder.as_data_source(split, decoders=decoders)

@@ -31,6 +31,6 @@ OPTIMIZERS = {
 }  # fmt: skip
 
 
-def sweep():
+def sweep():  # noqa: D103
     for name, changes in OPTIMIZERS.items():
         yield COMMON | changes | {"name": name}
