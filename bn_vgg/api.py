@@ -56,9 +56,6 @@ def train(
     """Makes a run, goes on with it, or finds it finished. Returns the content of `result.json`.
 
     Decoded images are kept in `cache_dir`, see `choose_folder`.
-
-    Raises:
-      UserError: as the command would.
     """
     check_config(config.to_dict())
     folder = choose_folder(str(cache_dir) if cache_dir else None)

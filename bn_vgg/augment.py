@@ -27,10 +27,7 @@ _FLIP, _COLOUR, _CUTOUT, _MIXUP, _PARTNER = range(5)
 def training_images(batch: Mapping[str, Any], rng: jax.Array, settings: Mapping[str, Any]):
     """Returns a training batch's images as intensities from 0 to 1, (N, H, W, C), float32.
 
-    Args:
-      batch: as `make_train_step` takes it.
-      rng: the epoch's key.
-      settings: `config.augment`.
+    `batch` is as `make_train_step` takes it, `rng` the epoch's key, `settings` `config.augment`.
     """
     images = to_intensities(batch["crops"][:, 0])
     if settings == OFF:

@@ -29,26 +29,16 @@ _OF_THE_SYSTEM = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESO
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a resumed run needs to know besides its state.
+    """What a resumed run needs to know besides its state."""
 
-    Attributes:
-      epoch: epochs done.
-      step: updates done.
-      valid_error_rate: after that epoch; infinite within an epoch.
-      best_epoch: the first epoch with the lowest validation error so far, from 1.
-      best_step: the updates done by then; names its checkpoint.
-      best_error_rate: that error.
-      seconds: wall time spent on the run so far, over all its processes.
-      within_epoch: the leaves of `TrainMetrics` of the epoch in progress; None between epochs.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    valid_error_rate: float = math.inf
-    best_epoch: int = 0
-    best_step: int = 0
+    epoch: int = 0  # epochs done
+    step: int = 0  # updates done
+    valid_error_rate: float = math.inf  # after that epoch; infinite within an epoch
+    best_epoch: int = 0  # the first with the lowest validation error so far, from 1
+    best_step: int = 0  # the updates done by then; names its checkpoint
     best_error_rate: float = math.inf
-    seconds: float = 0.0
+    seconds: float = 0.0  # wall time spent on the run so far, over all its processes
+    # The leaves of `TrainMetrics` of the epoch in progress; None between epochs.
     within_epoch: list[float] | None = None
 
     def after_epoch(self, *, step: int, valid_error_rate: float, seconds: float) -> "Progress":
@@ -128,11 +118,7 @@ def digest_of(progress: Progress, state: Any) -> str:
 
 
 def read_all(folder: epath.Path, like: Any) -> tuple[dict[int, Checkpoint], dict[int, UserError]]:
-    """Reads all checkpoints, the newest first: the intact ones, and what is wrong with others.
-
-    Raises:
-      UserError: the system does not let one be read.
-    """
+    """Reads all checkpoints, the newest first: the intact ones, and what is wrong with others."""
     found: dict[int, Checkpoint] = {}
     wrong: dict[int, UserError] = {}
     for step in steps(folder):

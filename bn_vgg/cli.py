@@ -250,11 +250,7 @@ def usable_cores() -> list[int]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path to write to, which takes the place of `path` when all went well.
-
-    Raises:
-      UserError: it cannot be written.
-    """
+    """Yields a path to write to, which takes the place of `path` when all went well."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         yield partial

@@ -92,11 +92,7 @@ _FIELDS: dict[str, Any] = {
 
 
 def check_config(config: dict[str, Any]) -> None:
-    """Checks the fields of a configuration, nested, their values, and the network that they make.
-
-    Raises:
-      UserError: names the field, its value and what it takes.
-    """
+    """Checks a configuration, nested: its fields, their values, and the network that they make."""
     flat = flatten(config, fields=_FIELDS)
     for field, wanted in _FIELDS.items():
         if field not in flat:

@@ -30,11 +30,7 @@ _file_fields: dict[str, object] = {}
 
 
 def load_config(arguments: Sequence[str]) -> ConfigDict:
-    """Returns the configuration of `--config=FILE:VARIANT` and `--config.FIELD=VALUE`.
-
-    Raises:
-      UserError: as the command would.
-    """
+    """Returns the configuration of `--config=FILE:VARIANT` and `--config.FIELD=VALUE`."""
     load_file(["", *arguments])
     alone = flags.FlagValues()
     flag = config_flags.DEFINE_config_file(

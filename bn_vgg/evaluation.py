@@ -21,17 +21,11 @@ from bn_vgg.steps import TrainState, errors
 
 
 class Precise(flax.struct.PyTreeNode):
-    """Precise statistics, accumulated over batches.
+    """Precise statistics, accumulated over batches."""
 
-    Attributes:
-      batches: how many so far, float32.
-      batch_stats: means over these, in the shape of `TrainState.batch_stats`.
-      before_norm: moments of what is normalized, by layer.
-    """
-
-    batches: jax.Array
-    batch_stats: Any
-    before_norm: dict[str, Moments]
+    batches: jax.Array  # how many so far, float32
+    batch_stats: Any  # means over these, in the shape of `TrainState.batch_stats`
+    before_norm: dict[str, Moments]  # of what is normalized, by layer
 
 
 def make_precise_step(model: Any, axis_name: str | None = None, augment: Mapping[str, Any] = OFF):

@@ -31,7 +31,7 @@ def explain(
     index: int,
     find_operation: bool,
 ) -> str:
-    """Says what is not finite in a step, and the loss of the step before it.
+    """Says what is not finite in a step.
 
     Args:
       programs: of the run.
@@ -50,13 +50,9 @@ def explain(
             tuple(state_and_metrics), rng, before.batches, before.pixels
         )
     one, state = chunk.step(index, devices), state_and_metrics[0]
-    loss_before = ""
-    if index:
-        seen = devices.fetch(inspect(state, rng, before.batches, before.pixels))
-        loss_before = f" (the batch before it has a loss of {float(seen['loss']):.4g})"
     seen = devices.fetch(inspect(state, rng, one.batches, one.pixels))
     after, _ = programs.train_chunk(tuple(state_and_metrics), rng, one.batches, one.pixels)
-    where = f"{_first(seen, devices.fetch(after))} is not a finite number{loss_before}"
+    where = f"{_first(seen, devices.fetch(after))} is not a finite number"
     if not find_operation:
         return where + _ADVICE
     return f"{where}{_operation(programs, state, rng, one)}"

@@ -1,7 +1,6 @@
 """Locks: one process at a time in a run's folder, and where a cache is built."""
 
 import contextlib
-import errno
 import json
 import os
 import socket
@@ -13,8 +12,6 @@ from filelock import FileLock, Timeout
 
 from bn_vgg.errors import UserError
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-
 
 @contextlib.contextmanager
 def held(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
@@ -23,8 +20,8 @@ def held(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[N
     `wait` is called with who holds it before waiting for that; with None nothing is waited for.
 
     Raises:
-      UserError: another process holds it, and `wait` is None; or its file system has no locks.
-      OSError: the folder cannot be written.
+      UserError: another process holds it, and `wait` is None.
+      OSError: the folder cannot be written, or its file system has no locks.
     """
     # A lock that is a file's existence would outlive a killed process.
     lock, about = FileLock(path, fallback_to_soft=False), path.with_suffix(".json")
@@ -35,13 +32,6 @@ def held(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[N
             raise UserError(f"{path.parent} is in use by {_owner(about)}") from error
         wait(_owner(about))
         lock.acquire()
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        raise UserError(
-            f"the file system of {path.parent} has no locks ({error.strerror}); use a folder on a "
-            "local disk, or mount it with locks"
-        ) from error
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
         owner = {"host": socket.gethostname(), "process": os.getpid(), "since": since}

@@ -62,11 +62,7 @@ def train_and_evaluate(
     board: TensorBoard | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Restores the newest checkpoint, trains the epochs that are left and returns the result.
-
-    Raises:
-      UserError, Interrupted: see `launch.train`.
-    """
+    """Restores the newest checkpoint, trains the epochs that are left and returns the result."""
     side = config.data.crop_size
     with telling(f"config.model: no network can be made for crops of config.data.crop_size {side}"):
         programs = Programs(config.to_dict(), devices, data.steps_per_epoch)
@@ -192,11 +188,7 @@ class Run:
             self._in_flight.popleft()()
 
     def _check_chunk(self, before, metrics: TrainMetrics, chunk: Chunk, rng, bar: tqdm) -> None:
-        """Waits for a chunk and shows its loss.
-
-        Raises:
-          UserError: a loss, statistic or parameter was not a finite number.
-        """
+        """Waits for a chunk and shows its loss."""
         means = self._means(metrics)
         bar.update(chunk.num_steps)
         bar.set_postfix_str(f"loss={means['loss']:.3f}")

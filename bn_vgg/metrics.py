@@ -87,19 +87,12 @@ class ComparedMetrics(_MaskedMetrics):
 
 
 class Moments(flax.struct.PyTreeNode):
-    """Mean, deviation and maximum of each channel, accumulated over batches.
+    """Mean, deviation and maximum of each channel, accumulated over batches."""
 
-    Attributes:
-      count: examples so far, float32.
-      total: sum over examples of the mean over positions, (C,).
-      squares: likewise of the squares.
-      maximum: (C,).
-    """
-
-    count: jax.Array
-    total: jax.Array
-    squares: jax.Array
-    maximum: jax.Array
+    count: jax.Array  # examples so far, float32
+    total: jax.Array  # sum over examples of the mean over positions, (C,)
+    squares: jax.Array  # likewise of the squares
+    maximum: jax.Array  # (C,)
 
     @classmethod
     def empty(cls, channels: int) -> "Moments":

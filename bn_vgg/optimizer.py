@@ -136,15 +136,7 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
 
 
 def make_schedule(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the updates done.
-
-    Args:
-      config: the run's, nested.
-      steps_per_epoch: updates of an epoch.
-
-    Raises:
-      UserError: the schedule does not take its `kwargs`.
-    """
+    """Returns the learning rate as a function of the updates done; `config` is a run's, nested."""
     schedule, rate = config["schedule"], config["optimizer"]["learning_rate"]
     warmup = round(schedule["warmup_epochs"] * steps_per_epoch)
     total = config["num_epochs"] * steps_per_epoch - warmup
@@ -159,11 +151,7 @@ def make_schedule(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Sche
 
 
 def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.GradientTransformation:
-    """Makes the optimizer of `config.optimizer` and `config.schedule`; see configs/default.py.
-
-    Args:
-      config: the run's, nested.
-      steps_per_epoch: updates of an epoch.
+    """Makes the optimizer of `config`, a run's, nested; configs/default.py explains the fields.
 
     Raises:
       UserError: there is no such optimizer, or it or the schedule does not take its `kwargs`.

@@ -140,19 +140,11 @@ class Workdir:
         return (self.path / name).exists()
 
     def read(self, name: str) -> Any:
-        """Reads a JSON file.
-
-        Raises:
-          UserError: it is missing, no JSON or cannot be read.
-        """
+        """Reads a JSON file."""
         return self._read(name, json.loads)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Reads the epochs' lines; none where nothing was written yet.
-
-        Raises:
-          UserError: one of them is no JSON, or the file cannot be read.
-        """
+        """Reads the epochs' lines; none where nothing was written yet."""
         if not self.exists("metrics.jsonl"):
             return []
         return self._read("metrics.jsonl", lambda text: [*map(json.loads, text.splitlines())])

@@ -23,21 +23,13 @@ from bn_vgg.optimizer import averaged_weights
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The whole of a run's state: it resumes from this, bit for bit.
+    """The whole of a run's state: it resumes from this, bit for bit."""
 
-    Attributes:
-      step: updates done so far, int32.
-      params: trainable parameters, float32.
-      batch_stats: running statistics, float32; empty where no normalizer keeps any.
-      opt_state: the optimizer's.
-      precise_stats: the statistics that were evaluated last, where these are not the running ones;
-        otherwise empty.
-    """
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
+    step: jax.Array  # updates done so far, int32
+    params: Any  # float32
+    batch_stats: Any  # running statistics, float32; empty where no normalizer keeps any
     opt_state: Any
+    # The statistics that were evaluated last, where these are not the running ones.
     precise_stats: Any = flax.struct.field(default_factory=dict)
 
     @property
@@ -70,14 +62,9 @@ def init_state(
     rng: jax.Array,
     images_NHWC,
 ) -> TrainState:
-    """Initializes everything from `rng`.
+    """Initializes everything from `rng`, for intensities of the size of `images_NHWC`.
 
-    Args:
-      model: its `__call__` takes images and `train`.
-      optimizer: of the parameters.
-      rng: random key.
-      images_NHWC: intensities. Their size is what counts and, for normalizers that initialize
-        from data, what is on them.
+    What is on them counts for normalizers that initialize from data alone.
     """
     initial = model.init(rng, images_NHWC, train=False)
     return TrainState(

@@ -57,8 +57,8 @@ def test_the_step_the_first_array_the_operation_and_what_is_kept(
 ):
     """The same when it goes on from there, and for a run that was told to stop before."""
     config, (what, operation) = with_flaw(tiny_config, name), FLAWS[name]
-    begins = f"at step 4, with config.model.norm=tests.breaking_norms:{name}, {what} is not a "
-    begins += r"finite number \(the batch before it has a loss of (\d\.\d+|nan)\)"
+    begins = f"at step 4, with config.model.norm=tests.breaking_norms:{name}, {what} "
+    begins += "is not a finite number"
     ends = f"; the checkpoint of step 2 is kept in {tmp_path}"
     said = message(config, tmp_path, cache_folder)
     advice = "; with --config.debug.nans=True the same command names the operation of a NaN"
@@ -127,6 +127,6 @@ def test_four_devices_say_the_same(name, run_command, cartoon_folder, tmp_path):
     (error,) = failed.stderr.strip().splitlines()
     what, operation = FLAWS[name]
     assert error.startswith(f"error: at step 4, with config.model.norm=tests.breaking_norms:{name}")
-    assert f", {what} is not a finite number (the batch before it has a loss of " in error
+    assert f", {what} is not a finite number: " in error
     assert re.search(rf": .*\bnan\b.* {operation}", error)
     assert "Traceback" in (tmp_path / "log.txt").read_text()

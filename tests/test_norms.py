@@ -364,10 +364,3 @@ def test_a_ghost_size_that_does_not_fit_lists_those_that_do(ghost_size):
     match = f"model.norm_kwargs.ghost_size: {ghost_size} .*, 6 examples; these do: 1, 2, 3, 6"
     with pytest.raises(UserError, match=match):
         train(module, *state_of(module), *draw())
-
-
-@pytest.mark.parametrize("num_groups", [4, 0, 12])
-def test_groups_that_do_not_divide_the_channels_are_refused(num_groups):
-    match = rf"model.norm_kwargs.num_groups: {num_groups} does not divide .* 6 channels"
-    with pytest.raises(UserError, match=match):
-        GroupNorm(num_groups=num_groups).init(jax.random.key(0), jnp.zeros(SHAPE))

@@ -15,8 +15,6 @@ import jax.numpy as jnp
 from flax.typing import Axes
 from jax import lax
 
-from bn_vgg.errors import UserError
-
 
 class GroupNorm(nn.GroupNorm):
     """Group normalization: statistics of each example's groups of consecutive channels.
@@ -31,16 +29,6 @@ class GroupNorm(nn.GroupNorm):
     num_groups: int | None = 10
 
     replaces_bias: ClassVar[bool] = True
-
-    def __call__(self, x, *, mask=None):
-        """Normalizes `x` (N, H, W, C)."""
-        channels, groups = x.shape[-1], self.num_groups
-        if groups is not None and (groups < 1 or channels % groups):
-            raise UserError(
-                f"config.model.norm_kwargs.num_groups: {groups} does not divide a layer's"
-                f" {channels} channels"
-            )
-        return super().__call__(x, mask=mask)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -35,7 +35,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, differences
 from bn_vgg.models.batch_norm import BatchRenorm, FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
 from bn_vgg.models.example_norm import FilterResponseNorm, GroupNorm, InstanceNorm, LayerNorm
 from bn_vgg.models.layers import Conv
@@ -77,27 +77,17 @@ _OTHER_MODES = ("train", "training", "is_training", "deterministic")
 
 @dataclasses.dataclass(frozen=True)
 class NormFactory:
-    """Makes the normalizers of a network, which sees neither their name nor their settings.
+    """Makes the normalizers of a network, which sees neither their name nor their settings."""
 
-    Attributes:
-      name: `config.model.norm`.
-      build: the module's class, or the function that returns one.
-      settings: keyword arguments of `build`.
-      given: the optional arguments that `__call__` takes.
-      replaces_bias: whether the convolution in front has no bias.
-      has_activation: whether no ReLU follows.
-      initializes_from_data: whether `init` needs a batch of training images.
-      stats_pass: one of `PASSES`.
-    """
-
-    name: str
-    build: Callable[..., nn.Module]
-    settings: Mapping[str, Any]
-    given: tuple[str, ...]
+    name: str  # `config.model.norm`
+    build: Callable[..., nn.Module]  # the module's class, or the function that returns one
+    settings: Mapping[str, Any]  # keyword arguments of `build`
+    given: tuple[str, ...]  # the optional arguments that `__call__` takes
+    # As the module's docstring says.
     replaces_bias: bool
     has_activation: bool
     initializes_from_data: bool
-    stats_pass: str
+    stats_pass: str  # one of `PASSES`
 
     @property
     def averages(self) -> bool:
@@ -143,11 +133,7 @@ class NormFactory:
         return self.relu(self.normalize(norm, x, train=train))
 
     def normalize(self, norm: nn.Module, x, *, train: bool, mean_of_x=None):
-        """Calls `norm`, which `make` made, and reports its input as `before_norm`.
-
-        Raises:
-          UserError: as `after`.
-        """
+        """Calls `norm`, which `make` made, and reports its input as `before_norm`."""
         norm.sow("intermediates", "before_norm", x)
         offered = {"use_running_average": not train, "mean_of_x": mean_of_x}
         with blaming(_FIELD, self.name, self.build):
@@ -166,23 +152,16 @@ class NormFactory:
         self._check_same("after a training step batch_stats/", after, before)
 
     def _check_same(self, what: str, found, wanted) -> None:
-        types, types_wanted = _types_of(found), _types_of(wanted)
-        for path in sorted(types.keys() | types_wanted.keys()):
-            is_now, must_be = (of.get(path, "missing") for of in (types, types_wanted))
-            if is_now != must_be:
-                raise UserError(
-                    f"{_FIELD}={self.name}: {what}{path} is {is_now} and must be {must_be}"
-                )
+        if differing := differences(_types_of(found, what), _types_of(wanted, what)):
+            raise UserError(f"{_FIELD}={self.name}: {differing}")
 
 
-def _types_of(tree) -> dict[str, str]:
+def _types_of(tree, name: str) -> dict[str, str]:
+    def path_of(path) -> str:
+        return name + jax.tree_util.keystr(path, simple=True, separator="/")
+
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(
-            path, simple=True, separator="/"
-        ): f"{jnp.result_type(x)}{jnp.shape(x)}"
-        for path, x in leaves
-    }
+    return {path_of(path): f"{jnp.result_type(x)}{jnp.shape(x)}" for path, x in leaves}
 
 
 def make_norm_factory(
