@@ -17,18 +17,9 @@ from absl import app, flags, logging
 from etils import epath
 from tqdm import tqdm
 
-from bn_vgg import stopping
+from bn_vgg import errors, stopping
 from bn_vgg.config_file import load_file
-from bn_vgg.errors import (
-    EXIT_BROKEN_PIPE,
-    EXIT_BUG,
-    EXIT_INTERRUPTED,
-    EXIT_USER_ERROR,
-    Interrupted,
-    UserError,
-    described,
-    one_line,
-)
+from bn_vgg.errors import Interrupted, UserError, described, one_line
 
 
 def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> None:
@@ -60,20 +51,20 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
         return status
     except UserError as error:
         logging.info("the error came from here", exc_info=True)
-        return _fail(str(error), EXIT_USER_ERROR)
+        return _fail(str(error), errors.EXIT_USER_ERROR)
     except Interrupted as error:
         return _fail(str(error), error.status)
     except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
+        return _fail("interrupted; run the same command again to go on", errors.EXIT_INTERRUPTED)
     except BrokenPipeError:  # `| head` has read enough
         stop_showing()
-        return EXIT_BROKEN_PIPE
+        return errors.EXIT_BROKEN_PIPE
     except Exception as error:
         path = next((handler.baseFilename for handler in _log_handlers()), None)
         if path is None:
             raise
         logging.info("a bug, or too little memory", exc_info=True)
-        return _fail(f"{described(error)}; the traceback is in {path}", EXIT_BUG)
+        return _fail(f"{described(error)}; the traceback is in {path}", errors.EXIT_BUG)
 
 
 def _fail(message: str, status: int) -> int:
@@ -99,17 +90,19 @@ def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
         return rest
     except BrokenPipeError:  # of --help
         stop_showing()
-        sys.exit(EXIT_BROKEN_PIPE)
+        sys.exit(errors.EXIT_BROKEN_PIPE)
     except SystemExit:  # absl's status after --help is 1
         sys.exit(0)
     except flags.UnrecognizedFlagError as error:
         meant = [field for field in fields if field.split(".")[-1] == error.flagname]
         guess = "".join(f"; did you mean --config.{field}?" for field in meant)
-        sys.exit(_fail(f"no flag --{error.flagname}{guess or '; see --help'}", EXIT_USER_ERROR))
+        sys.exit(
+            _fail(f"no flag --{error.flagname}{guess or '; see --help'}", errors.EXIT_USER_ERROR)
+        )
     except Exception as error:  # besides flags.Error, what ml_collections and the file raise
         unset = re.search(r"Flag (--\w+) must have a value other than None", str(error))
         told = f"{unset[1]} is missing; see --help" if unset else one_line(error)
-        sys.exit(_fail(told, EXIT_USER_ERROR))
+        sys.exit(_fail(told, errors.EXIT_USER_ERROR))
 
 
 def _with_underscores(argument: str) -> str:

@@ -23,17 +23,8 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from bn_vgg.errors import (
-    EXIT_BUG,
-    EXIT_HOST_LOST,
-    EXIT_INTERRUPTED,
-    EXIT_USER_ERROR,
-    Interrupted,
-    UserError,
-    described,
-    differences,
-    first_line,
-)
+from bn_vgg import errors
+from bn_vgg.errors import Interrupted, UserError, described, differences, first_line
 
 # How long the processes wait for each other to be started.
 _MEETING_SECONDS = 300
@@ -70,7 +61,7 @@ class _HangTimer:
         _leave(
             f"nothing has happened for {self._seconds:g} seconds: this host or another hangs or is "
             f"gone; {_AGAIN}",
-            EXIT_HOST_LOST,
+            errors.EXIT_HOST_LOST,
         )
 
 
@@ -109,16 +100,16 @@ def joined(
     except Interrupted as error:
         _leave(str(error), error.status)
     except KeyboardInterrupt:
-        _leave(f"interrupted; {_AGAIN}", EXIT_INTERRUPTED)
+        _leave(f"interrupted; {_AGAIN}", errors.EXIT_INTERRUPTED)
     except Exception as error:
         cause = error.__cause__ if isinstance(error, UserError) else error
         # XLA's errors are of these two kinds.
         if isinstance(cause, ValueError | RuntimeError) and _LOST.search(str(cause)):
-            _leave(f"another host is gone ({first_line(cause)}); {_AGAIN}", EXIT_HOST_LOST)
+            _leave(f"another host is gone ({first_line(cause)}); {_AGAIN}", errors.EXIT_HOST_LOST)
         if isinstance(error, UserError):
-            _leave(str(error), EXIT_USER_ERROR)
+            _leave(str(error), errors.EXIT_USER_ERROR)
         traceback.print_exc()
-        _leave(described(error), EXIT_BUG)
+        _leave(described(error), errors.EXIT_BUG)
 
 
 def _leave(message: str, status: int) -> NoReturn:
@@ -237,7 +228,7 @@ def _initialize(coordinator, num_processes, process_id) -> None:
         f"the processes did not meet in {_MEETING_SECONDS} seconds; start all of them, with the "
         "first one's --coordinator_address"
     )
-    limit = threading.Timer(_MEETING_SECONDS, _leave, (alone, EXIT_HOST_LOST))
+    limit = threading.Timer(_MEETING_SECONDS, _leave, (alone, errors.EXIT_HOST_LOST))
     limit.daemon = True
     limit.start()
     # JAX waits where no handler of Python's runs: the system itself ends the process.

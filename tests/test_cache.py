@@ -162,14 +162,6 @@ def raises(number, path=None):
     return fail
 
 
-def test_a_cache_that_cannot_be_mapped_is_read(fake, tmp_path, monkeypatch, capsys):
-    fake()
-    expected = np.array(build(tmp_path).pixels)
-    monkeypatch.setattr(np, "memmap", raises(errno.ENODEV))
-    np.testing.assert_array_equal(build(tmp_path).pixels, expected)
-    assert "images.bin cannot be mapped and is read into memory" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("number", "message"),
     [
@@ -185,23 +177,6 @@ def test_a_system_error_is_not_called_damage(fake, tmp_path, monkeypatch, number
     with pytest.raises(UserError, match=message) as raised:
         build(tmp_path)
     assert "damaged" not in str(raised.value)
-
-
-def test_others_may_read_what_is_built_under_a_strict_umask(fake, tmp_path):
-    fake()
-    tmp_path.chmod(0o755)
-    before = os.umask(0o077)
-    try:
-        build(tmp_path / "shared" / "cache")
-    finally:
-        os.umask(before)
-    paths = list((tmp_path / "shared").rglob("[!.]*"))
-    modes = {path.stat().st_mode & 0o777 for path in paths if path.is_file()}
-    assert modes == {0o644}
-    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "shared", *paths) if p.is_dir()} == {
-        0o755
-    }
-    assert len(paths) == 7
 
 
 def test_who_may_only_read_a_shared_cache_uses_it(fake, tmp_path, monkeypatch):

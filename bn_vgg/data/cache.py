@@ -11,7 +11,6 @@ process builds it, others wait.
 """
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
@@ -104,21 +103,20 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
     content = f"{source.fingerprint} {min_side} {_FORMAT}".encode()
     cache = folder / f"images-{min_side}px-{hashlib.blake2b(content, digest_size=12).hexdigest()}"
     try:
-        with _readable_by_others():
-            if not cache.is_dir():
-                folder.mkdir(parents=True, exist_ok=True)
-                waiting = "waiting for {}, which builds the image cache"
-                with locking.held(
-                    folder / f".{cache.name}.lock", wait=lambda owner: _say(waiting.format(owner))
-                ):
-                    if not cache.is_dir():
-                        _build(source, min_side, cache, quiet)
-            if known != cache:
-                with contextlib.suppress(OSError):  # who may only read does without
-                    note.parent.mkdir(exist_ok=True)
-                    partial = note.with_name(f"{note.name}.{os.getpid()}.partial")
-                    partial.write_text(cache.name)
-                    partial.replace(note)
+        if not cache.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            waiting = "waiting for {}, which builds the image cache"
+            with locking.held(
+                folder / f".{cache.name}.lock", wait=lambda owner: _say(waiting.format(owner))
+            ):
+                if not cache.is_dir():
+                    _build(source, min_side, cache, quiet)
+        if known != cache:
+            with contextlib.suppress(OSError):  # who may only read does without
+                note.parent.mkdir(exist_ok=True)
+                partial = note.with_name(f"{note.name}.{os.getpid()}.partial")
+                partial.write_text(cache.name)
+                partial.replace(note)
     except OSError as error:
         reason = ": ".join(str(x) for x in (error.strerror or error, error.filename) if x)
         raise UserError(
@@ -127,16 +125,6 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
             "set --cache_dir or BN_VGG_CACHE to a folder with room that this user may write"
         ) from error
     return _open(cache)
-
-
-@contextlib.contextmanager
-def _readable_by_others() -> Iterator[None]:
-    before = os.umask(0)
-    os.umask(before & ~0o055)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def _say(text: str) -> None:
@@ -165,14 +153,7 @@ def _read(folder: Path) -> ImageCache:
         arrays = {name: index[name] for name in ("sizes", "labels", "keys", "splits")}
     sizes = arrays["sizes"].astype(np.int64)
     lengths = sizes.prod(axis=1) * 3
-    pixels: np.ndarray
-    try:
-        pixels = np.memmap(folder / "images.bin", np.uint8, "r")
-    except OSError as error:
-        if error.errno != errno.ENODEV:  # of file systems in user space that map no files
-            raise
-        _say(f"{folder}/images.bin cannot be mapped and is read into memory")
-        pixels = np.fromfile(folder / "images.bin", np.uint8)
+    pixels: np.ndarray = np.memmap(folder / "images.bin", np.uint8, "r")
     if pixels.size != lengths.sum():
         raise ValueError(f"images.bin has {pixels.size} bytes, not {lengths.sum()}")
     return ImageCache(
