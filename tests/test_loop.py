@@ -105,7 +105,7 @@ def test_precise_statistics_change_nothing_and_can_be_turned_off(done, cache_fol
     for on, off in zip(lines(folder), lines(tmp_path), strict=True):
         assert off == {name: on[name] for name in off}
         only_on = {name.split("/block")[0] for name in on.keys() - off.keys()}
-        rates = {f"valid/error_rate_{kind}" for kind in ("precise", "batch")}
+        rates = {f"valid/error_rate_{kind}" for kind in ("running", "precise", "batch")}
         assert only_on == rates | {"mean_distance"}
     assert with_precise.keys() - without.keys() == {"test_error_rate_precise"}
 
