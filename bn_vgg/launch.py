@@ -62,10 +62,11 @@ def train(
         code |= {"backend": jax.default_backend(), "local_devices": jax.local_device_count()}
         multihost.agree(flatten({"config": config.to_dict(), "code": code}))
     workdir = Workdir(path, writes=is_first)
+    checkpoints = workdir.checkpoints  # some paths are refused, before anything is prepared
     with workdir.locked():
         data, metadata = load_data(config, cache_folder, devices, quiet=not is_first)
         kept = {
-            "checkpoints": checkpoint.steps(workdir.checkpoints),
+            "checkpoints": checkpoint.steps(checkpoints),
             "finished": workdir.exists("result.json"),
         }
         multihost.agree(flatten({"data": metadata, "workdir": kept}))

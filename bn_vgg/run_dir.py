@@ -58,20 +58,24 @@ class Workdir:
     def __init__(self, path: str, *, writes: bool = True):
         self.path = epath.Path(path).expanduser()
         self._local, self._writes = "://" not in path, writes
-        # Orbax looks for its files by glob patterns, and TensorStore takes UTF-8 without escapes.
-        if odd := re.search(r"[*?\[\\\udc80-\udcff]", str(self.checkpoints)):
-            raise UserError(
-                f"no checkpoint can be kept in {self.checkpoints.parent}, because of "
-                f"{odd[0]!a} in its path; name another --workdir"
-            )
         self.damaged = self.path / "damaged"
 
     @property
     def checkpoints(self) -> epath.Path:
-        """Where the checkpoints are; Orbax wants it absolute."""
-        folder = self.path / "checkpoints"
+        """Where the checkpoints are; Orbax wants it absolute.
+
+        Raises:
+          UserError: none can be kept there, because of the path.
+        """
         # epath would resolve gs:// as if it were a local folder.
-        return epath.Path(os.path.abspath(folder)) if self._local else folder
+        path = epath.Path(os.path.abspath(self.path)) if self._local else self.path
+        # Orbax looks for its files by glob patterns, and TensorStore takes UTF-8 without escapes.
+        if odd := re.search(r"[*?\[\\\udc80-\udcff]", str(path)):
+            raise UserError(
+                f"no checkpoint can be kept in {path}, because of {odd[0]!a} in its path; name "
+                "another --workdir"
+            )
+        return path / "checkpoints"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

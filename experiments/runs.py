@@ -7,7 +7,6 @@ make a *section*: `small`; only these compare.
 
 import importlib
 import itertools
-import json
 import os
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -15,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from etils import epath
 
 from bn_vgg.errors import UserError
-from bn_vgg.run_dir import KWARGS, ONLY_SPEED, flatten, with_added
+from bn_vgg.run_dir import KWARGS, ONLY_SPEED, Workdir, flatten, with_added
 from experiments.presets import CELLS, VARIANTS
 from experiments.stats import TAKEN_OFF
 
@@ -101,18 +99,15 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
     Raises:
       UserError: it holds no run, no epoch is finished, or a file is damaged.
     """
-    folder = epath.Path(path).expanduser()
+    workdir = Workdir(str(path), writes=False)
+    folder, result = workdir.path, _read_object(workdir, "result.json")
+    # Some recorded results come without a config.json of their own.
+    config = _read_object(workdir, "config.json") or result.get("config")
+    data = _read_object(workdir, "data.json")
+    if not config:
+        raise UserError(f"{folder} holds no run: there is no config.json in it")
     try:
-        result = _read_json(folder / "result.json")
-        # Some recorded results come without a config.json of their own.
-        config = _read_json(folder / "config.json") or result.get("config")
-        data = _read_json(folder / "data.json")
-        if not config:
-            raise UserError(f"{folder} holds no run: there is no config.json in it")
-        epochs = _read_epochs(folder / "metrics.jsonl")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    try:
+        epochs = _read_epochs(workdir)
         config = flatten(with_added(config), fields=KWARGS)
         valid = int(data.get("examples", {}).get("valid") or config.get("data.valid_examples", 0))
         compared = min(int(config.get("eval.compared_examples", 0)), valid)
@@ -152,35 +147,24 @@ def _run_folders(root: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    """Reads an object; an empty one where there is no such file."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+def _read_object(workdir: Workdir, name: str) -> dict[str, Any]:
+    """Reads a file of the run; an empty object where there is none."""
+    content = workdir.read(name) if workdir.exists(name) else {}
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it is no object")
+        raise UserError(f"{workdir.path / name} is damaged: it is no object")
     return content
 
 
-def _read_epochs(path: epath.Path) -> pd.DataFrame:
-    lines = []
-    try:
-        texts = path.read_text().splitlines() if path.exists() else []
-        for number, text in enumerate(texts, start=1):
-            line = json.loads(text)
-            if not isinstance(line, dict) or line.get("epoch") != number:
-                raise ValueError(f"it is not that of epoch {number}")
-            if not isinstance(line.get("valid/error_rate"), float | int):
-                raise ValueError("it has no validation error")
-            lines.append(line)
-        epochs = pd.DataFrame(lines, dtype=float)
-    except ValueError as error:
-        raise UserError(f"{path}, line {len(lines) + 1} is damaged: {error}") from error
+def _read_epochs(workdir: Workdir) -> pd.DataFrame:
+    epochs = pd.DataFrame(workdir.read_metrics(), dtype=float)
     if epochs.empty:
-        raise UserError(f"{path.parent} has no finished epoch yet: nothing is in metrics.jsonl")
+        raise UserError(f"{workdir.path} has no finished epoch yet: nothing is in metrics.jsonl")
+    numbers = range(1, len(epochs) + 1)
+    if [*epochs["epoch"]] != [*numbers] or epochs["valid/error_rate"].isna().any():
+        raise UserError(
+            f"{workdir.path}/metrics.jsonl is damaged: its lines are not the epochs from 1, each "
+            "with a validation error"
+        )
     return epochs.astype({"epoch": int})
 
 

@@ -160,6 +160,14 @@ class TestFolder:
             pass
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
+    def test_a_folder_where_no_run_could_keep_a_checkpoint(self, tmp_path):
+        with (
+            pytest.raises(UserError, match=r"no checkpoint can be kept in .*, because of '\['"),
+            state.driving(str(tmp_path / "a[1]"), RUNS),
+        ):
+            pass
+        assert list(tmp_path.iterdir()) == []
+
     @pytest.mark.parametrize(
         ("content", "message"),
         [("{", "is damaged"), ('{"format": 1}', "is of format 1"), ("[]", "is damaged")],

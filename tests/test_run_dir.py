@@ -90,7 +90,7 @@ def test_names_that_orbax_cannot_keep_checkpoints_under(name, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path / name)
     for path in (str(tmp_path / name / "run"), "run"):
         with pytest.raises(UserError, match=r"no checkpoint can be kept .* another --workdir"):
-            Workdir(path)
+            _ = Workdir(path).checkpoints
 
 
 @pytest.mark.usefixtures("quick_compilation")
