@@ -243,9 +243,10 @@ def usable_cores() -> list[int]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path to write to, which takes the place of `path` when all went well."""
+    """Yields a path to write to, which takes the place of `path` when all went well; makes folders."""
     partial = path.with_name(f"{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.replace(path)
     except OSError as error:

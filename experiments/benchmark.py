@@ -66,7 +66,6 @@ def main() -> None:
     arguments = [f"--config={_RUN.value}", *(f"--config.{each}" for each in settings)]
     config = config_file.load_config(arguments)
     Devices().check(config.batch_size, config.model.precision)
-    output = Path(_OUTPUT.value)
     torch = torch_vgg.torch.__version__ if torch_vgg else None
     about: dict[str, Any] = {
         "command": provenance.command(), "commit": provenance.commit(),
@@ -77,11 +76,8 @@ def main() -> None:
     for name, part in _measure_all(arguments, choose_folder(_CACHE_DIR.value)):
         about |= {name: about["rows"] + part if name == "rows" else part}
         cli.show(json.dumps(part, indent=1))
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "benchmark.json").write_text(json.dumps(about, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+        with cli.replacing(Path(_OUTPUT.value) / "benchmark.json") as partial:
+            partial.write_text(json.dumps(about, indent=1) + "\n")
 
 
 def _measure_all(arguments: list[str], cache_folder: Path) -> Iterator[tuple[str, Any]]:

@@ -58,12 +58,8 @@ def main(path: str) -> None:
     )
     _say(caption)
     print(f"\n{comparison.table(measured)}\n")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with cli.replacing(output) as partial:
-            plots.save(comparison.draw(measured, runs, fields, f"{caption} Rings: seeds."), partial)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    with cli.replacing(output) as partial:
+        plots.save(comparison.draw(measured, runs, fields, f"{caption} Rings: seeds."), partial)
     print(output)
 
 

@@ -33,12 +33,8 @@ def main(path: str) -> None:
     )
     print("\n".join(f"- {sentence}" for sentence in diagnosis.explain(run, epochs, found)))
     print(f"\n{diagnosis.table(epochs, found).to_string(index=False)}\n\n{diagnosis.NOTES}\n")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with cli.replacing(output / "diagnosis.png") as partial:
-            plots.save(diagnosis.draw(epochs, found, title), partial)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    with cli.replacing(output / "diagnosis.png") as partial:
+        plots.save(diagnosis.draw(epochs, found, title), partial)
     print(f"{output}/diagnosis.png")
 
 

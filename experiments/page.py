@@ -23,9 +23,8 @@ def write(runs: pd.DataFrame, epochs: pd.DataFrame, output: Path, about: dict[st
       about: what else the page shows: `root`, `unused`, `command` and `commit`.
 
     Raises:
-      OSError: it cannot be written.
+      UserError: it cannot be written.
     """
-    output.mkdir(parents=True, exist_ok=True)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

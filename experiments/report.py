@@ -33,11 +33,7 @@ def main() -> None:
         "root": _RUNS.value, "unused": unused, "command": provenance.command(),
         "commit": provenance.commit() or "not known",
     }  # fmt: skip
-    try:
-        page.write(runs, epochs, output, about)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write {error.filename or output}: {reason}") from error
+    page.write(runs, epochs, output, about)
     print(f"{output}/report.html")
 
 

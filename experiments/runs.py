@@ -138,7 +138,7 @@ def _run_folders(root: Path) -> Iterator[Path]:
 
     seen = set()
     for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
-        folders[:] = sorted(name for name in folders if name != "checkpoints")
+        folders[:] = sorted({*folders} - {"checkpoints"})
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()

@@ -21,8 +21,8 @@ from experiments.plan import PlannedRun
 
 SWEEP, _LOCK = "sweep.json", ".sweep.lock"
 _FORMAT = 2
-# Small files of a run; result.json comes last, because it says that the run is finished.
-_SMALL_FILES = ("config.json", "data.json", "metrics.jsonl", "result.json")
+# Of a run's files those that are large, and locks.
+_NOT_COPIED = ("checkpoints", "damaged", "events*", "wandb", ".*")
 
 DONE, RUNNING, FAILED, TO_DO = "done", "running", "failed", "to do"
 
@@ -105,15 +105,10 @@ class Sweep:
         )  # fmt: skip
 
     def copy_small_files(self) -> Path:
-        """Copies sweep.json and each run's small files to a folder beside `out`, and returns it."""
-        source = Path(self.out)
-        target = source.with_name(f"{source.name}_results")
-        names = [f"{run.folder}/{name}" for run in self.runs for name in _SMALL_FILES]
-        for name in (SWEEP, *names):
-            if (source / name).exists():
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / name, target / name)
-        return target
+        """Copies all but what is large to a folder beside `out`, and returns it."""
+        target = Path(f"{self.out.rstrip('/')}_results")
+        ignored = shutil.ignore_patterns(*_NOT_COPIED)
+        return shutil.copytree(self.out, target, ignore=ignored, dirs_exist_ok=True)
 
 
 @contextlib.contextmanager

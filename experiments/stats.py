@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats  # SciPy comes with JAX.
+from scipy import special  # SciPy comes with JAX; its `stats` takes a second to import.
 
 # Stands for what was not measured.
 NOTHING = "–"  # noqa: RUF001
@@ -31,13 +31,18 @@ class Interval(NamedTuple):
         return f"{points(self.mean)} ({CONFIDENCE:.0%} interval {low} to {high})"
 
 
+def standard_error(values: Sequence[float]) -> float:
+    """Returns the standard error of the mean of at least two values."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
 def mean_interval(values: Sequence[float]) -> Interval | None:
     """Returns the interval of the mean of values, one a seed; None for fewer than two."""
     if len(values) < 2:
         return None
     mean = float(np.mean(values))
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
-    return Interval(mean, mean - float(half), mean + float(half))
+    half = special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2) * standard_error(values)
+    return Interval(mean, mean - half, mean + half)
 
 
 def with_error(values: Sequence[float], unit: str, *, counted: bool = True) -> str:
@@ -48,7 +53,7 @@ def with_error(values: Sequence[float], unit: str, *, counted: bool = True) -> s
       unit: written after the mean.
       counted: whether to say of how many seeds.
     """
-    error = f" ± {float(stats.sem(values)):.1f}" if len(values) > 1 else ""
+    error = f" ± {standard_error(values):.1f}" if len(values) > 1 else ""
     count = f" ({len(values)} seed{'s' * (len(values) > 1)})" if counted else ""
     return f"{float(np.mean(values)):.1f}{unit}{error}{count}"
 

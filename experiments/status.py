@@ -1,11 +1,11 @@
 """What a sweep prints: how far each run is, and what each cell has given."""
 
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from bn_vgg.writers import format_seconds
+from experiments import stats
 from experiments.plan import PlannedRun
 from experiments.state import DONE, FAILED, RUNNING, TO_DO, RunState
 
@@ -97,10 +97,7 @@ def _percent(rate: float | None) -> str:
 
 def _mean(rates: Sequence[float | None]) -> str:
     known = [rate for rate in rates if rate is not None]
-    if len(known) < 2:
-        return _percent(known[0] if known else None)
-    error = statistics.stdev(known) / math.sqrt(len(known))
-    return f"{statistics.mean(known):.1%} ± {100 * error:.1f}"
+    return stats.error_rate(known, counted=False) if known else ""
 
 
 def _seconds_left(run: PlannedRun, state: RunState, pace: float | None) -> float | None:

@@ -240,12 +240,12 @@ def test_kaggles_format_is_sorted_by_id(predict, cartoon_folder, tmp_path):
 
 
 def test_export_writes_arrays_in_the_networks_order(trained_run, run_command, tmp_path):
-    """Into the home folder: a shell expands `--output ~/w.npz`, but not `--output=~/w.npz`."""
+    """Below the home folder: a shell expands `--output ~/x`, but not `--output=~/x`."""
     run_command(
-        "export", f"--workdir={trained_run}", "--output=~/w.npz", "--which=latest",
+        "export", f"--workdir={trained_run}", "--output=~/new/w.npz", "--which=latest",
         HOME=str(tmp_path),
     )  # fmt: skip
-    with np.load(tmp_path / "w.npz", allow_pickle=False) as file:
+    with np.load(tmp_path / "new/w.npz", allow_pickle=False) as file:
         arrays = dict(file)
     blocks = [f"params/block{i}/{name}" for i in range(2) for name in ("conv/kernel", "norm/bias")]
     dense = [f"params/{name}/{x}" for name in ("hidden", "output") for x in ("bias", "kernel")]
@@ -253,7 +253,7 @@ def test_export_writes_arrays_in_the_networks_order(trained_run, run_command, tm
     assert list(arrays) == blocks + dense + stats
     kernel = load(trained_run, "latest").state.params["block1"]["conv"]["kernel"]
     np.testing.assert_array_equal(arrays["params/block1/conv/kernel"], kernel)
-    about = json.loads((tmp_path / "w.json").read_text())
+    about = json.loads((tmp_path / "new/w.json").read_text())
     assert about["config"]["model"]["norm"] == "mean_only"
     assert (about["class_names"], about["step"]) == (["cat", "dog"], 12)
 
@@ -263,13 +263,13 @@ def test_wrong_arguments_of_predict_and_export(trained_run, cartoon_folder, cach
     predict = [*given, f"--images={cartoon_folder}"]
     assert_refused("predict", [
         ([*predict, "--images=/nope"], "'/nope' does not exist"),
-        ([*predict, "--output=/nope/out.csv"], "cannot write /nope/out.csv"),
+        ([*predict, "--output=/dev/null/x/out.csv"], "cannot write /dev/null/x/out.csv: Not a dir"),
         ([*predict, "--format=kaggle"], "cat.0.png is not called by its id"),
         ([*predict, "--workdir=/nope"], "/nope holds no run: there is no config.json in it"),
     ], tmp_path, cache_folder)  # fmt: skip
     assert_refused("export", [
         ([*given, "--output=w.txt"], "w.txt does not end in .npz"),
-        ([*given, "--output=/nope/w.npz"], "cannot write /nope/w.npz"),
+        ([*given, "--output=/dev/null/w.npz"], "cannot write /dev/null/w.npz"),
         ([*given, "--which=newest"], "--which=newest"),
         (given[1:], "--workdir is missing; see --help"),
     ], tmp_path, cache_folder)  # fmt: skip

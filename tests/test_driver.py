@@ -88,10 +88,14 @@ class TestDriver:
         assert time.monotonic() < until + executor.stop_seconds
         assert (out / "a" / "seed0" / "kept").exists()
         assert driver.failed == []
-        target = state.read_sweep(str(out)).copy_small_files()
+        for name in ("checkpoints/12/weights", "damaged/6/weights", "events.out.tfevents.1"):
+            (out / "a/seed0" / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / "a/seed0" / name).touch()
+        for _ in range(2):  # a sweep that goes on copies again
+            target = state.read_sweep(str(out)).copy_small_files()
         assert target == tmp_path / "out_results"
         copied = {path.name for path in target.rglob("*") if path.is_file()}
-        assert copied == {state.SWEEP, "metrics.jsonl"}
+        assert copied == {state.SWEEP, "metrics.jsonl", "seed0.out", "starts", "kept"}
 
     def test_machines_that_go_away_are_not_counted(self, tmp_path, capsys):
         class Lossy(FakeRuns):

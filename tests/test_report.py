@@ -110,7 +110,7 @@ class TestCommand:
     def test_wrong_use_ends_in_one_line(self, runs):
         done = report(f"--runs={runs}", "--output=README.md/x", status=2)
         assert done.stdout == ""
-        assert done.stderr == "error: cannot write README.md/x: Not a directory\n"
+        assert done.stderr == "error: cannot write README.md/x/best-small.png: Not a directory\n"
 
     def test_without_a_package_it_ends_in_one_line(self, tmp_path):
         (tmp_path / "jinja2.py").write_text("raise ModuleNotFoundError(name='jinja2')")
