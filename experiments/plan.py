@@ -100,11 +100,12 @@ def plan(
     for name in settings:
         if any(entry.get(name) != entries[0].get(name) for entry in entries):
             raise UserError(f"--set={name}: the preset's runs differ in it")
-    staged = [
-        (entry.get("stage", 0), position, _plan_run(entry, variant, seed, settings))
-        for entry in entries
-        for position, seed in enumerate([entry["seed"]] if "seed" in entry else seeds)
-    ]
+    staged = []
+    for entry in entries:
+        own = [entry["seed"]] if "seed" in entry else seeds
+        run = _plan_run(entry, variant, max(own), settings)  # a smaller seed is valid, too
+        for position, seed in enumerate(own):
+            staged.append((entry.get("stage", 0), position, replace(run, seed=seed)))
     runs = [run for _, _, run in sorted(staged, key=lambda each: each[:2])]
     folders = [run.folder for run in runs]
     for folder in folders:
@@ -124,12 +125,11 @@ def _plan_run(entry: Overrides, variant: str, seed: int, settings: dict[str, str
             raise UserError(
                 f"--preset: field {name} is a dict: write '{name}.FIELD' for each of it"
             )
+    config = _config_file(str(entry["config"]))
+    name = str(entry.get("name") or config_file.name_run(Path(config).stem, own))
     # A user's own file need not know variants; without one the cells have the full size.
-    suffix = "" if variant == "full" else variant
-    path = _config_file(str(entry["config"]))
-    name = str(entry.get("name") or config_file.name_run(Path(path).stem, own))
-    name += f"-{suffix}" if suffix else ""
-    config = path + (f":{suffix}" if suffix else "")
+    if variant != "full":
+        name, config = f"{name}-{variant}", f"{config}:{variant}"
     run = PlannedRun(name, seed, config, own | settings | {"name": name})
     loaded = config_file.load_config(run.config_arguments)
     resources = {key: amount for key, amount in loaded.resources.items() if amount}

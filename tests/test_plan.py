@@ -7,7 +7,7 @@ from bn_vgg.config_file import name_run
 from bn_vgg.errors import UserError
 from bn_vgg.models.norms import NORMALIZERS
 from experiments.plan import find_preset, parse_seeds, parse_settings, parse_shard, plan
-from experiments.presets import CELLS, PRESETS, VARIANTS
+from experiments.presets import CELLS, PRESETS
 
 FIVE_WAY = {
     "meanonly", "meanonly_crop", "full_crop", "meanonly_crop_dropout", "full_crop_dropout",
@@ -32,13 +32,11 @@ def own_preset(tmp_path):
 
 
 class TestPresets:
-    @pytest.mark.parametrize("variant", VARIANTS)
-    def test_all_can_be_planned(self, variant):
-        for preset, entries in PRESETS.items():
-            runs = planned(preset, variant, seeds=(0, 1))
-            assert len({run.folder for run in runs}) == 2 * len(entries)
-            suffix = "" if variant == "full" else f"-{variant}"
-            assert all(run.name.endswith(suffix) for run in runs)
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_all_can_be_planned(self, preset):
+        runs = planned(preset, seeds=(0, 1))
+        assert len({run.folder for run in runs}) == 2 * len(PRESETS[preset])
+        assert all(run.name.endswith("-small") for run in runs)
 
     def test_by_priority_what_matters_most_comes_first(self):
         assert {entry["config"] for entry in PRESETS["five_way"]} == FIVE_WAY
@@ -143,6 +141,10 @@ class TestRuns:
     def test_a_wrong_setting_is_refused_before_anything_runs(self, preset, field, value, message):
         with pytest.raises(UserError, match=message):
             planned(preset, **{field: value})
+
+    def test_every_seed_is_checked(self):
+        with pytest.raises(UserError, match="seed"):
+            planned("figure1", seeds=(2**32, 0))
 
     def test_long_names_are_cut_and_stay_different(self):
         names = {name_run("full", {"a.field": "x" * 300 + end}) for end in ("1", "2")}
