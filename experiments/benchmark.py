@@ -199,7 +199,7 @@ def measure_training(arguments: list[str], cache_folder: Path) -> dict[str, Any]
     config = config_file.load_config(arguments)
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        with _start(arguments, cache_folder, folder, {}) as process:
+        with _start(arguments, cache_folder, folder) as process:
             errors = process.communicate()[1].decode().strip()
         if process.returncode:
             raise UserError(f"the run failed: {errors}")
@@ -236,7 +236,7 @@ def measure_start(cache_folder: Path, warm_starts: int) -> dict[str, Any]:
         for number in range(warm_starts + 1):
             workdir = Path(folder) / f"run{number}"
             log, started = workdir / "log.txt", time.monotonic()
-            with _start(arguments, cache_folder, str(workdir), environment) as process:
+            with _start(arguments, cache_folder, str(workdir), **environment) as process:
                 while not (log.exists() and "steps are done" in log.read_text()):
                     if process.poll() is not None:
                         raise UserError(f"it failed: {process.stderr.read().decode().strip()}")
@@ -246,9 +246,7 @@ def measure_start(cache_folder: Path, warm_starts: int) -> dict[str, Any]:
     return {"cold_seconds": seconds[0], "warm_seconds": seconds[1:]}
 
 
-def _start(
-    arguments: list[str], cache_folder: Path, workdir: str, environment: dict[str, str]
-) -> Any:
+def _start(arguments: list[str], cache_folder: Path, workdir: str, **environment: str) -> Any:
     return subprocess.Popen(
         [sys.executable, "-m", "bn_vgg.main", *arguments, f"--workdir={workdir}",
          f"--cache_dir={cache_folder}"],

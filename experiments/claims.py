@@ -127,15 +127,10 @@ def _at_the_beginning(runs, epochs):
         row.meanonly > row.baseline and beyond_chance(row.meanonly, row.baseline, images[row.Index])
         for row in first.itertuples()
     ]
-    numbers = (
-        first[cells]
-        .map(percent)
-        .assign(
-            difference=(first["meanonly"] - first["baseline"]).map(points),
-            worse=["yes" if each else "no" for each in above],
-            lag=first["lag"].map(points),
-        )
-    )
+    numbers = first[cells].map(percent)
+    numbers["difference"] = (first["meanonly"] - first["baseline"]).map(points)
+    numbers["worse"] = ["yes" if each else "no" for each in above]
+    numbers["lag"] = first["lag"].map(points)
     if missing:
         return Verdict(UNDECIDED, missing, numbers.reset_index())
     word = SUPPORTED if all(above) else UNDECIDED if any(above) else CONTRADICTED
@@ -283,15 +278,10 @@ def usable(
 
 
 def by_interval(runs, epochs, weights, name="difference", *, fewest=FEWEST_EPOCHS, most=None):
-    """Decides by a weighted sum of cells' best errors whose being above 0 supports the claim.
+    """Decides by a weighted sum of cells' best errors: above 0 it supports the claim.
 
-    Args:
-      runs: of a section.
-      epochs: of the same.
-      weights: by cell.
-      name: of the sum.
-      fewest: epochs that a run must have.
-      most: epochs that are looked at; as many as the shortest run has, if these are fewer.
+    `name` is the sum's. Runs have at least `fewest` epochs; at most `most` are looked at, and as
+    many as the shortest run has.
     """
     chosen, missing = usable(runs, list(weights), fewest)
     shortest = min([*chosen["epochs"], *([most] if most else [])], default=fewest)

@@ -24,10 +24,6 @@ def apart(by: Sequence[str]) -> list[str]:
 def group(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str], list[str]]:
     """Groups runs so that those of one group differ in nothing but their seeds.
 
-    Args:
-      runs: of `read_runs`.
-      by: fields of the configuration.
-
     Returns:
       The runs, with `group`, the values of fields as text; these fields: `by`, and as few others as
       keep apart what differs within the groups of `by`; and what else differs between groups.
@@ -151,7 +147,7 @@ def draw(
     """Draws a panel for each thing measured; the first field's values have a colour each."""
     names, palette = list(measured["valid error"]), matplotlib.color_sequences["tab10"]
     places = dict(zip(runs["group"], pd.factorize(runs[fields[0]])[0], strict=True))
-    with plots.style():
+    with matplotlib.rc_context(plots.STYLE):
         figure = Figure(figsize=(plots.WIDTH, 1.5 + 0.34 * len(names)), layout="constrained")
         figure.suptitle(textwrap.fill(caption, 125), x=0.01, ha="left", size=8.5, color="#555555")
         panels = figure.subplots(1, len(measured), sharey=True)
@@ -159,8 +155,7 @@ def draw(
             for row, name in enumerate(names):
                 seeds, colour = values[name].dropna(), palette[places[name] % len(palette)]
                 # The interval of two seeds would dwarf all else.
-                enough = len(seeds) >= stats.FEWEST_SEEDS
-                interval = stats.mean_interval(seeds) if enough else None
+                interval = stats.mean_interval(seeds) if len(seeds) >= stats.FEWEST_SEEDS else None
                 error = interval.high - interval.mean if interval else None
                 axes.errorbar(seeds.mean(), row - 0.1, xerr=error, fmt="D", ms=5, color=colour)
                 axes.plot(seeds, [row + 0.2] * len(seeds), "o", ms=4, mfc="none", color=colour)

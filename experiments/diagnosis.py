@@ -7,6 +7,7 @@ error that each gives on the same images; see `bn_vgg.evaluation`.
 from collections.abc import Iterator
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import ticker
@@ -15,7 +16,7 @@ from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure
 
 from experiments import spikes
-from experiments.plots import COLOURS, DOTTED_EPOCHS, WIDTH, style
+from experiments.plots import COLOURS, DOTTED_EPOCHS, STYLE, WIDTH
 from experiments.spikes import BATCH, PRECISE, RUNNING
 from experiments.stats import beyond_chance, percent, points
 
@@ -139,7 +140,7 @@ def draw(epochs: pd.DataFrame, found: pd.DataFrame, title: str) -> Figure:
     """Draws a run's errors with its spikes and, aligned below, a map of each thing measured."""
     maps = {name: layers(epochs, name) for name in _MAPS if layers(epochs, name)}
     heights = [3.6, *(0.24 * len(of) for of in maps.values())]
-    with style():
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.4 + sum(heights) + 0.5 * len(maps)), layout="constrained")
         figure.suptitle(title, x=0.015, ha="left", size=13, weight="bold")
         panels = figure.subplots(

@@ -16,11 +16,7 @@ from experiments.state import FAILED, RUNNING, TO_DO, Sweep
 
 
 class Driver:
-    """Keeps every slot busy until nothing is left to do. A failure never stops the others.
-
-    Attributes:
-      failed: work that was given up, and why.
-    """
+    """Keeps every slot busy until nothing is left to do. A failure never stops the others."""
 
     def __init__(self, executor: Executor, sweep: Sweep, slots: int, attempts: int = 3):
         """`slots` are those of the executor, which is open; `attempts` are at what crashes."""
@@ -31,7 +27,7 @@ class Driver:
         self._estimated = False
         self._errors: set[str | None] = set()  # of users, without the runs' names
         self._running: dict[int, tuple[Work, Any]] = {}
-        self.failed: list[tuple[Work, str]] = []
+        self.failed: list[tuple[Work, str]] = []  # that was given up, and why
 
     def drive(self, work: Sequence[Work], until: float = math.inf) -> None:
         """Returns when all is done or given up, or the time is up.

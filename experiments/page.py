@@ -14,16 +14,9 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write(runs: pd.DataFrame, epochs: pd.DataFrame, output: Path, about: dict[str, Any]) -> None:
-    """Writes report.md, report.html and the figures into a folder, which is made.
+    """Writes report.md, report.html and the figures into a folder.
 
-    Args:
-      runs: of `experiments.runs.read_runs`.
-      epochs: of the same.
-      output: the folder.
-      about: what else the page shows: `root`, `unused`, `command` and `commit`.
-
-    Raises:
-      UserError: it cannot be written.
+    `about` is what is shown besides runs and epochs: `root`, `unused`, `command` and `commit`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined,

@@ -5,7 +5,6 @@ Only matplotlib's objects are used, no pyplot, so that nothing needs a display o
 
 import textwrap
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +57,6 @@ _FAR = 0.8
 DOTTED_EPOCHS = 20
 
 
-def style() -> AbstractContextManager[None]:
-    """Makes figures in the style of this project, within a `with` statement."""
-    return matplotlib.rc_context(STYLE)
-
-
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG, whatever the path ends in."""
     figure.savefig(path, format="png", dpi=DPI)
@@ -74,7 +68,7 @@ def draw_post_figure(name: str, runs: pd.DataFrame, epochs: pd.DataFrame) -> Fig
     there = [cell for cell in names if cell in set(runs["cell"])]
     if not there:
         return None
-    with style():
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(NARROW, 4.1))
         figure.text(0.015, 0.98, title, va="top", size=12, weight="bold")
         figure.text(0.015, 0.91, _LEGEND, va="top", size=8.5, color="#555555")
@@ -162,7 +156,7 @@ def draw_best(runs: pd.DataFrame, title: str) -> Figure | None:
     cells = [cell for cell in CELL_COLOURS if cell in set(runs["cell"])]
     if not cells:
         return None
-    with style():
+    with matplotlib.rc_context(STYLE):
         total = 1.2 + 0.42 * len(cells)
         figure = Figure(figsize=(NARROW, total))
         figure.text(0.015, 1 - 0.1 / total, title, va="top", size=12, weight="bold")

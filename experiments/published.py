@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-_CURVES = Path(__file__).parent / "published" / "curves.csv"
-# The figure and the legend of each cell's curves there.
+# The figure and the legend of each cell's curves in published/curves.csv.
 _LEGENDS = {
     "baseline": ("1", "8-layer VGG"),
     "meanonly": ("1", "8-layer VGG with batch-norm"),
@@ -37,7 +36,7 @@ def curves() -> pd.DataFrame:
     The figures' axis counts from 0, which is after the first epoch: there it is epoch 1 here.
     """
     cells = {legend: cell for cell, legend in _LEGENDS.items()}
-    found = pd.read_csv(_CURVES, dtype={"figure": str})
+    found = pd.read_csv(Path(__file__).parent / "published/curves.csv", dtype={"figure": str})
     found["cell"] = [cells[key] for key in zip(found["figure"], found["legend"], strict=True)]
     found["epoch"] += 1
     return found[["cell", "split", "epoch", "error_rate"]]

@@ -21,8 +21,6 @@ from experiments.plan import PlannedRun
 
 SWEEP, _LOCK = "sweep.json", ".sweep.lock"
 _FORMAT = 2
-# Of a run's files those that are large, and locks.
-_NOT_COPIED = ("checkpoints", "damaged", "events*", "wandb", ".*")
 
 DONE, RUNNING, FAILED, TO_DO = "done", "running", "failed", "to do"
 
@@ -41,21 +39,13 @@ class RunState:
 
 @dataclass
 class Sweep:
-    """The runs of a sweep.
+    """The runs of a sweep, and how the last attempt at each ended."""
 
-    Attributes:
-      out: its folder or address.
-      runs: those that were asked for.
-      attempts: by the run's folder, `state` and `error` of the last attempt at it.
-      others: runs that have begun there and were not asked for this time.
-      writes: whether attempts are noted in sweep.json, too, by the one process that may.
-    """
-
-    out: str
-    runs: list[PlannedRun]
-    attempts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    others: list[PlannedRun] = field(default_factory=list)
-    writes: bool = False
+    out: str  # folder or address
+    runs: list[PlannedRun]  # that were asked for
+    attempts: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the run's folder
+    others: list[PlannedRun] = field(default_factory=list)  # that have begun there before
+    writes: bool = False  # sweep.json, which only one process may
 
     def note(self, run: PlannedRun, state: str, error: str | None = None) -> None:
         """Notes the state of a run."""
@@ -107,8 +97,8 @@ class Sweep:
     def copy_small_files(self) -> Path:
         """Copies all but what is large to a folder beside `out`, and returns it."""
         target = Path(f"{self.out.rstrip('/')}_results")
-        ignored = shutil.ignore_patterns(*_NOT_COPIED)
-        return shutil.copytree(self.out, target, ignore=ignored, dirs_exist_ok=True)
+        left_out = shutil.ignore_patterns("checkpoints", "damaged", "events*", "wandb", ".*")
+        return shutil.copytree(self.out, target, ignore=left_out, dirs_exist_ok=True)
 
 
 @contextlib.contextmanager

@@ -48,10 +48,7 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 def with_error(values: Sequence[float], unit: str, *, counted: bool = True) -> str:
     """Writes a mean with its standard error: `13.5% ± 2.1 (3 seeds)`, `13.5% (1 seed)`.
 
-    Args:
-      values: in this unit, one a seed, at least one.
-      unit: written after the mean.
-      counted: whether to say of how many seeds.
+    There is one of the values for each seed; they are `counted`, or not.
     """
     error = f" ± {standard_error(values):.1f}" if len(values) > 1 else ""
     count = f" ({len(values)} seed{'s' * (len(values) > 1)})" if counted else ""
@@ -70,9 +67,8 @@ def percent(rate: float) -> str:
 
 def points(difference: float, *, sign: bool = True) -> str:
     """Writes a difference of two rates as `+3.0 points`."""
-    return (
-        NOTHING if math.isnan(difference) else f"{100 * difference:{'+' if sign else ''}.1f} points"
-    )
+    text = f"{100 * difference:{'+' if sign else ''}.1f} points"
+    return NOTHING if math.isnan(difference) else text
 
 
 def beyond_chance(a: float, b: float, examples: int | None, errors: int = FEW_ERRORS) -> bool:
@@ -80,13 +76,8 @@ def beyond_chance(a: float, b: float, examples: int | None, errors: int = FEW_ER
 
     Only images that one gets right and the other wrong make a difference, a share of at most
     a + b and 2 - a - b. How many they are (McNemar's test) is not recorded, so the largest
-    standard error is taken, which is conservative.
-
-    Args:
-      a: an error rate.
-      b: another.
-      examples: number of images; for an unknown number, 3 points are more than chance.
-      errors: standard errors that the difference must exceed.
+    standard error is taken, which is conservative. The difference must exceed `errors` of them,
+    and where the number of images is not known 3 points.
     """
     if not examples:
         return abs(a - b) > 0.03

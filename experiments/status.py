@@ -21,7 +21,7 @@ def run_table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: int
     for run, of in zip(runs, states, strict=True):
         left = None if of.state in (DONE, FAILED) else _seconds_left(run, of, pace)
         rows.append((
-            run.folder, of.state, f"{of.epochs}/{run.num_epochs}", _percent(of.best_error_rate),
+            run.folder, of.state, f"{of.epochs}/{run.num_epochs}", _mean([of.best_error_rate]),
             "" if left is None else format_seconds(left),
         ))  # fmt: skip
     pairs = zip(runs, states, strict=True)
@@ -89,10 +89,6 @@ def lay_out(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
         cells = [_shorten(row[0], widths[0]), *row[1:]]
         lines.append("  ".join(f"{x:{size}}" for x, size in zip(cells, widths, strict=True)))
     return [line[:width].rstrip() for line in lines]
-
-
-def _percent(rate: float | None) -> str:
-    return "" if rate is None else f"{rate:.1%}"
 
 
 def _mean(rates: Sequence[float | None]) -> str:

@@ -95,7 +95,7 @@ class TestPresets:
             ('yield {"seed": 1}', "yields {'seed': 1}, no dict with a 'config'"),
             ('yield {"config": "full", "seed": None}', "yields .*None.*, no dict with a 'config'"),
             ("yield 1 / 0", "ZeroDivisionError"),
-            ('yield {"config": "half"}', "no cell 'half'; there are: baseline, baseline_crop"),
+            ('yield {"config": "half"}', r"no file configs/half\.py; .*there are: configs/base"),
             ('yield {"config": "full", "model": {"norm": "full"}}', "field model is a dict"),
             (
                 'yield {"config": "full"}\n    yield {"config": "full"}',

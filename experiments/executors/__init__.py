@@ -10,38 +10,27 @@ from experiments.plan import PlannedRun
 
 @dataclass(frozen=True)
 class Work:
-    """What one process does: `python` with these arguments makes these runs.
+    """What one process does: `python` with these arguments makes these runs."""
 
-    `name` is the run's folder, or says which shard of the sweep it is.
-    """
-
-    name: str
+    name: str  # the run's folder, or which shard of the sweep it is
     arguments: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit status (see bn_vgg/errors.py) and what it said, in a line.
+    """How a process ended."""
 
-    `lost`: its machine went away, which is no failure of the process.
-    """
-
-    status: int
-    error: str = ""
-    lost: bool = False
+    status: int  # see bn_vgg/errors.py
+    error: str = ""  # in a line
+    lost: bool = False  # its machine went away, which is no failure of the process
 
 
 class Executor:
-    """Starts processes, each in a slot, and follows them.
+    """Starts processes, each in a slot, and follows them."""
 
-    Attributes:
-      poll_seconds: between looks at what is running.
-      stop_seconds: that a stopped process may take to keep its checkpoint. A slow CPU takes 15
-        for the steps that it has to finish before.
-    """
-
-    poll_seconds = 0.5
+    poll_seconds = 0.5  # between looks at what is running
+    # A stopped process finishes its steps, a slow CPU for 15 seconds, and keeps a checkpoint.
     stop_seconds = 90.0
 
     def __init__(self, out: str, flags: Sequence[str]):

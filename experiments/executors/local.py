@@ -88,9 +88,8 @@ class Local(Executor):
         if done.returncode:
             raise UserError(f"JAX finds no devices: {done.stderr.strip().splitlines()[-1]}")
         self.platform, count = done.stdout.split()[-2:]
-        shares = share_out(
-            self.platform, int(count), cli.usable_cores(), self._jobs, self._per_run
-        )  # fmt: skip
+        cores = cli.usable_cores()
+        shares = share_out(self.platform, int(count), cores, self._jobs, self._per_run)
         self._shares = shares[: len(work)]
         return [share.name for share in self._shares]
 

@@ -16,10 +16,6 @@ from bn_vgg.errors import UserError
 from experiments.executors import Ended, Executor, Work
 from experiments.executors.local import Process
 
-# Times that Ray by itself begins a task again whose node died.
-_RESTARTS = 3
-_ROOT = Path(__file__).resolve().parents[2]
-
 
 class Ray(Executor):
     """The executor."""
@@ -70,7 +66,8 @@ class Ray(Executor):
         # XLA would take three quarters of a GPU's memory, for one of the runs that share it.
         environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if 0 < gpus < 1 else {}
         task = self._ray.remote(
-            max_retries=_RESTARTS, num_cpus=cpus, num_gpus=gpus, resources=resources or None,
+            max_retries=3,  # after a node died
+            num_cpus=cpus, num_gpus=gpus, resources=resources or None,
         )(_execute).options(name=work.name)  # fmt: skip
         return task.remote(work.arguments, f"{folder}/{work.name}.out", environment)
 
@@ -90,7 +87,7 @@ class Ray(Executor):
 
 def _execute(arguments: Sequence[str], output: str, environment: dict[str, str]) -> Ended:
     """The task: makes a run in a process of its own."""
-    os.chdir(_ROOT)
+    os.chdir(Path(__file__).resolve().parents[2])
     process = Process(arguments, Path(output), environment)
     try:
         while (ended := process.poll()) is None:

@@ -39,13 +39,9 @@ class Sky(Executor):
     ):  # fmt: skip
         """Prepares, without a call to the cloud.
 
-        Args:
-          out: the sweep's address, `gs://…`.
-          flags: of `bn_vgg.main`.
-          sweep_flags: of `experiments.sweep`, which make the same plan in a job.
-          task_file: a SkyPilot task that reads the variables ARGUMENTS and COMMIT.
-          jobs: machines at once, at most; None: as many as the sweep can use.
-          per_run: chips of each run, on a single host; None: 1.
+        `flags` are of `bn_vgg.main`, `sweep_flags` those of `experiments.sweep` that make the same
+        plan in a job. At most `jobs` machines run at once; on a host of several chips each run has
+        `per_run` (1).
 
         Raises:
           UserError: `out` is a folder of this machine, SkyPilot is not installed, or the task
@@ -64,14 +60,10 @@ class Sky(Executor):
         kinds = {name: int(count) for each in found for name, count in each.items()}
         if len(kinds) != 1:
             raise UserError(f"--sky_task={task_file}: name one kind of accelerator")
-        ((self._accelerator, self._devices),) = kinds.items()
-        if self._accelerator.startswith("tpu-"):
-            if self._accelerator not in CHIPS:
-                known = ", ".join(CHIPS)
-                raise UserError(
-                    f"--sky_task={task_file}: no TPU {self._accelerator}; there are: {known}"
-                )
-            self._devices = CHIPS[self._accelerator]
+        ((kind, count),) = kinds.items()
+        if kind.startswith("tpu-") and kind not in CHIPS:
+            raise UserError(f"--sky_task={task_file}: no TPU {kind}; there are: {', '.join(CHIPS)}")
+        self._accelerator, self._devices = kind, CHIPS.get(kind, count)
 
     def divide(self, runs: Sequence[PlannedRun]) -> list[Work]:
         """A job for each run, or for each shard where hosts have several chips.
