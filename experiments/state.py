@@ -44,7 +44,7 @@ class Sweep:
     out: str  # folder or address
     runs: list[PlannedRun]  # that were asked for
     attempts: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the run's folder
-    others: list[PlannedRun] = field(default_factory=list)  # that have begun there before
+    others: list[PlannedRun] = field(default_factory=list)  # begun earlier, not asked for now
     writes: bool = False  # sweep.json, which only one process may
 
     def note(self, run: PlannedRun, state: str, error: str | None = None) -> None:

@@ -48,7 +48,7 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 def with_error(values: Sequence[float], unit: str, *, counted: bool = True) -> str:
     """Writes a mean with its standard error: `13.5% ± 2.1 (3 seeds)`, `13.5% (1 seed)`.
 
-    There is one of the values for each seed; they are `counted`, or not.
+    `values` has one for each seed, at least one; `counted` says of how many.
     """
     error = f" ± {standard_error(values):.1f}" if len(values) > 1 else ""
     count = f" ({len(values)} seed{'s' * (len(values) > 1)})" if counted else ""
