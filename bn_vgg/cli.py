@@ -243,7 +243,7 @@ def usable_cores() -> list[int]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path to write to, which takes the place of `path` when all went well; makes folders."""
+    """Makes the folder of `path` and yields one to write to, which replaces it if all went well."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,9 @@ class TestCommand:
         assert done.stderr == "error: cannot write README.md/x/best-small.png: Not a directory\n"
 
     def test_without_a_package_it_ends_in_one_line(self, tmp_path):
-        (tmp_path / "jinja2.py").write_text("raise ModuleNotFoundError(name='jinja2')")
+        (tmp_path / "jinja2.py").write_text(
+            "raise ModuleNotFoundError(\"No module named 'jinja2'\")"
+        )
         done = report("--runs=runs", status=2, PYTHONPATH=str(tmp_path))
         assert done.stderr == "error: No module named 'jinja2': pip install -e '.[report]'\n"
 
