@@ -25,7 +25,7 @@ from bn_vgg.data.images import scale_shorter_side
 from bn_vgg.errors import UserError
 from bn_vgg.models import make_model as _make_model
 from bn_vgg.optimizer import make_optimizer
-from bn_vgg.run_dir import Workdir, with_added
+from bn_vgg.run_dir import Workdir
 from bn_vgg.steps import TrainState, init_state, make_predict_step
 from bn_vgg.steps import make_train_step as _make_train_step
 
@@ -135,7 +135,7 @@ def load(workdir: str | Path, which: str = "best") -> Trained:
     cli.quieten()
     run = Workdir(str(workdir), writes=False)
     run.check_format()
-    config, class_names = with_added(run.read("config.json")), run.read("data.json")["class_names"]
+    config, class_names = run.read("config.json"), run.read("data.json")["class_names"]
     # TensorFloat-32 is a GPU's alone; what was trained with it can be used anywhere.
     elsewhere = {} if jax.default_backend() == "gpu" else {"precision": "highest"}
     try:

@@ -22,7 +22,6 @@ from etils import epath
 
 import bn_vgg
 from bn_vgg import locking
-from bn_vgg.augment import OFF
 from bn_vgg.errors import UserError, cannot_write, differences
 
 # Of a run's files. Raise it when this code could not go on with a run of the version before.
@@ -34,22 +33,6 @@ ONLY_SPEED = {
 }  # fmt: skip
 # Fields whose values are dicts of anybody's own.
 KWARGS = ("model.norm_kwargs", "model.kwargs", "optimizer.kwargs", "schedule.kwargs")
-# Fields that were added since runs were recorded, and what these ran with.
-ADDED: dict[str, dict[str, Any]] = {
-    "model": {"precision": "highest", "name": "vgg8", "kwargs": {}},
-    "optimizer": {
-        "bias_correction": False,
-        "name": "rmsprop",
-        "kwargs": {},
-        "weight_decay": 0.0,
-        "clip_norm": 0.0,
-        "average_decay": 0.0,
-    },
-    "augment": OFF,
-    "init": {"weights": "", "statistics": True},
-    "eval": {"flips": False, "statistics": "running"},
-    "schedule": {"name": "constant", "warmup_epochs": 0.0, "kwargs": {}},
-}
 
 
 class Workdir:
@@ -190,15 +173,6 @@ class Workdir:
                 raise
 
 
-def with_added(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a run's configuration, nested, with the fields that were added since."""
-    return config | {
-        group: fields | own
-        for group, fields in ADDED.items()
-        if isinstance(own := config.get(group, {}), dict)
-    }
-
-
 def flatten(
     nested: dict[str, Any], prefix: str = "", fields: Container[str] = ()
 ) -> dict[str, Any]:
@@ -217,7 +191,7 @@ def flatten(
 
 
 def _refuse_other(path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    old, new = flatten(with_added(old)), flatten(with_added(new))
+    old, new = flatten(old), flatten(new)
     # A schedule other than `constant` would have had other rates for the epochs that are done.
     may_grow = new["schedule.name"] == "constant"
     if may_grow and new["num_epochs"] > old.get("num_epochs", 0):

@@ -16,7 +16,8 @@ from typing import Any
 import pandas as pd
 
 from bn_vgg.errors import UserError
-from bn_vgg.run_dir import KWARGS, ONLY_SPEED, Workdir, flatten, with_added
+from bn_vgg.run_dir import KWARGS, ONLY_SPEED, Workdir, flatten
+from configs import default
 from experiments.presets import CELLS, VARIANTS
 from experiments.stats import TAKEN_OFF
 
@@ -108,7 +109,7 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
         raise UserError(f"{folder} holds no run: there is no config.json in it")
     try:
         epochs = _read_epochs(workdir)
-        config = flatten(with_added(config), fields=KWARGS)
+        config = _recipe() | flatten(config, fields=KWARGS)
         valid = int(data.get("examples", {}).get("valid") or config.get("data.valid_examples", 0))
         compared = min(int(config.get("eval.compared_examples", 0)), valid)
         planned, train = config.get("num_epochs", 0), epochs.get("train/error_rate", [])
@@ -202,6 +203,13 @@ def _changes(config: dict[str, Any], cell: dict[str, Any]) -> list[str]:
         for field, value in sorted(config.items())
         if field not in free and (field not in cell or cell[field] != value)
     ]
+
+
+@cache
+def _recipe() -> dict[str, Any]:
+    """What records are without that came later: all that was added is by default as it was."""
+    recipe = flatten(default.get_config().to_dict(), fields=KWARGS)
+    return {field: recipe[field] for field in recipe.keys() - FREE - _REQUIRED.keys()}
 
 
 @cache
