@@ -1,7 +1,7 @@
 """Compiles a run's programs for devices that this machine does not have, and describes them.
 
 python -m tests.compiled COMPILERS h100 train '{"norm": "full", "dtype": "bfloat16"}' '{}'
-python -m tests.compiled COMPILERS v5e:2x2 evaluate '{}'
+python -m tests.compiled COMPILERS v5e:2x2 train,evaluate '{}'
 
 COMPILERS is a folder with the wheels `jax-cuda12-pjrt` and `libtpu`, see .ci/run; the GPU's also
 needs ptxas on the PATH. The program has the published size and batch; each of the last arguments
@@ -9,6 +9,7 @@ changes fields of `config.model`. Prints a line of JSON for each. Nothing runs: 
 the same calls as on the device, but their speed is not known.
 """
 
+import itertools
 import json
 import os
 import re
@@ -139,7 +140,7 @@ def describe(compiled, examples: int) -> dict:
 
 
 if __name__ == "__main__":
-    folder, name, program, *models = sys.argv[1:]
+    folder, name, programs, *models = sys.argv[1:]
     of_device = find_devices(Path(folder), name)
-    for changes in map(json.loads, models):
+    for program, changes in itertools.product(programs.split(","), map(json.loads, models)):
         print(json.dumps(describe(*compile_program(of_device, program, changes))), flush=True)
