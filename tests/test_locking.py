@@ -4,6 +4,8 @@ import errno
 import os
 import re
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,58 +15,60 @@ from bn_vgg.data import cache as image_cache
 from bn_vgg.data.sources import open_source
 from bn_vgg.errors import UserError
 from bn_vgg.run_dir import Workdir
-from tests.runs import start_run, wait_for_checkpoint
+from tests.conftest import ROOT
+from tests.runs import KilledError, epochs_of, run, start_run, wait_for_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.fixture
-def start(tmp_path, cartoon_folder):
-    """Starts the command in `tmp_path`/run; kills what is left of it in the end."""
-    started = []
-
-    def start_it(epochs, cache):
-        run = start_run(tmp_path / "run", cartoon_folder, cache, "--notensorboard", epochs=epochs)
-        started.append(run)
-        return run
-
-    yield start_it
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-@pytest.mark.slow
-def test_a_second_process_is_refused_and_a_dead_ones_lock_taken_over(start, tmp_path, cache_folder):
-    first = start(1000, cache_folder)
-    wait_for_checkpoint(tmp_path / "run", first)
-    second = start(1000, cache_folder)
-    _, errors = second.communicate(timeout=120)
-    assert second.returncode == 2
-    assert re.fullmatch(
-        rf"error: {tmp_path}/run is in use by process {first.pid} on {socket.gethostname()}, "
-        r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+\n",
-        errors,
-    )
-    first.kill()
-    first.communicate()
-    third = start(1000, cache_folder)
-    assert third.stdout.readline() == "tiny seed 0 on 1 cpu device(s)\n"
-    assert "48 training" in third.stdout.readline()
-    assert third.stdout.readline().startswith("resuming after epoch")
-
-
-@pytest.mark.slow
-def test_who_comes_second_to_a_cache_waits_until_it_is_built(
-    start, tmp_path, cartoon_folder, monkeypatch
+def test_a_second_process_is_refused_and_a_dead_ones_lock_taken_over(
+    cartoon_folder, tiny_config, cache_folder, tmp_path
 ):
+    path, said = tmp_path / "run", []
+
+    def say(line):
+        said.append(line)
+        if line.startswith("resuming after epoch"):
+            raise KilledError
+
+    with start_run(path, cartoon_folder, cache_folder, "--notensorboard", epochs=1000) as first:
+        try:
+            wait_for_checkpoint(path, first)
+            with pytest.raises(UserError) as raised:
+                run(epochs_of(tiny_config, 1000), path, cache_folder, say)
+        finally:
+            first.kill()
+    assert re.fullmatch(
+        rf"{path} is in use by process {first.pid} on {socket.gethostname()}, "
+        r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+",
+        str(raised.value),
+    )
+    assert said == []
+    with pytest.raises(KilledError):
+        run(epochs_of(tiny_config, 1000), path, cache_folder, say)
+
+
+OPENS = """
+import sys
+from pathlib import Path
+from bn_vgg.data.cache import open_or_build
+source, folder = sys.argv[1:]
+print(open_or_build(source, min_side=18, folder=Path(folder), quiet=True).fingerprint)
+"""
+
+
+def test_who_comes_second_to_a_cache_waits_until_it_is_built(tmp_path, cartoon_folder, monkeypatch):
     """This process builds it, as slowly as it takes the other one to find out."""
-    cache = tmp_path / "cache"
-    source = open_source(str(cartoon_folder))
+    cache, source = tmp_path / "cache", open_source(str(cartoon_folder))
     others = []
 
     def read_slowly():
-        others.append(start(1, cache))
+        others.append(
+            subprocess.Popen(
+                [sys.executable, "-c", OPENS, str(cartoon_folder), str(cache)], cwd=ROOT,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
         assert others[0].stderr.readline() == (
             f"waiting for process {os.getpid()} on {socket.gethostname()}, since "
             f"{others_since(cache)}, which builds the image cache\n"
@@ -73,10 +77,9 @@ def test_who_comes_second_to_a_cache_waits_until_it_is_built(
 
     slow = replace(source, readers=read_slowly)
     monkeypatch.setattr(image_cache.sources, "open_source", lambda _: slow)
-    image_cache.open_or_build(str(cartoon_folder), min_side=18, folder=cache, quiet=True)
+    built = image_cache.open_or_build(str(cartoon_folder), min_side=18, folder=cache, quiet=True)
     out, errors = others[0].communicate(timeout=120)
-    assert others[0].returncode == 0, errors
-    assert "epoch   1/1" in out
+    assert (out, errors) == (f"{built.fingerprint}\n", "")
     assert len(list(cache.glob("images-*"))) == 1
 
 
