@@ -1,5 +1,6 @@
 """Shared by all tests: strict JAX settings, a few cartoons on disk, a tiny configuration."""
 
+import json
 import os
 import pathlib
 import signal
@@ -17,6 +18,7 @@ os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 import jax
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from bn_vgg import cli
@@ -75,26 +77,86 @@ def run_command(cache_folder):
     return run
 
 
-@pytest.fixture(scope="session")
-def trained_run(run_command, cartoon_folder, tmp_path_factory):
-    """A run of two epochs by the command, with TensorBoard's files, for any number of tests."""
-    workdir = tmp_path_factory.mktemp("trained") / "run"
-    run_command(
-        "main", "--config=tests/tiny_config.py", f"--config.data.source={cartoon_folder}",
-        f"--workdir={workdir}", "--config.optimizer.learning_rate=1e-3",
-        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+_FORKS = """
+import json, os, runpy, sys
+import bn_vgg.api  # nearly all that the commands import
+for line in sys.stdin:
+    name, folder, *arguments = json.loads(line)
+    outputs = [f"{folder}/{stream}" for stream in ("out", "err")]
+    child = os.fork()
+    if not child:
+        for number, path in enumerate(outputs, start=1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv[1:] = arguments
+        try:
+            runpy.run_module(f"bn_vgg.{name}", run_name="__main__", alter_sys=True)
+        except SystemExit as ends:
+            sys.stdout.flush()
+            os._exit(ends.code or 0)  # Python's own way out takes a second for all that is imported
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([status, *(open(path).read() for path in outputs)]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def fork_command(cache_folder, tmp_path_factory):
+    """Does what `run_command` does in forks of one process, which has imported the code."""
+    folder = str(tmp_path_factory.mktemp("forks"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", _FORKS], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env=os.environ | {"BN_VGG_CACHE": str(cache_folder)}, text=True,
     )  # fmt: skip
-    return workdir
+
+    def run(name, *arguments, status=0):
+        print(json.dumps([name, folder, *map(str, arguments)]), file=process.stdin, flush=True)
+        done = subprocess.CompletedProcess(arguments, *json.loads(process.stdout.readline()))
+        assert done.returncode == status, done.stdout + done.stderr
+        return done
+
+    with process:  # which closes its standard input: it ends
+        yield run
 
 
 @pytest.fixture(scope="session")
-def cartoon_folder(tmp_path_factory):
+def make_once(cache_folder):
+    """Returns `make_once(name, make)`: a folder that `make` fills in one of the workers."""
+
+    def folder_of(name, make):
+        folder, done = cache_folder / name, cache_folder / f"{name}.done"
+        with FileLock(cache_folder / f"{name}.lock"):
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def trained_run(run_command, cartoon_folder, make_once):
+    """A run of two epochs by the command, with TensorBoard's files, for any number of tests."""
+
+    def train(workdir):
+        run_command(
+            "main", "--config=tests/tiny_config.py", f"--config.data.source={cartoon_folder}",
+            f"--workdir={workdir}", "--config.optimizer.learning_rate=1e-3",
+            JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+        )  # fmt: skip
+
+    return make_once("trained", train)
+
+
+@pytest.fixture(scope="session")
+def cartoon_folder(make_once):
     """72 drawings in Kaggle's layout, 36 of each class."""
-    folder = tmp_path_factory.mktemp("cartoons")
-    drawings = cartoons(72)
-    for i, (record, read) in enumerate(zip(drawings.records, drawings.readers(), strict=True)):
-        read().save(folder / f"{drawings.class_names[record.label]}.{i}.png")
-    return folder
+
+    def draw(folder):
+        folder.mkdir(exist_ok=True)
+        drawings = cartoons(72)
+        for i, (record, read) in enumerate(zip(drawings.records, drawings.readers(), strict=True)):
+            read().save(folder / f"{drawings.class_names[record.label]}.{i}.png")
+
+    return make_once("cartoons", draw)
 
 
 @pytest.fixture(scope="session")

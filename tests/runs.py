@@ -45,36 +45,6 @@ def start_run(folder, source, cache_folder, *more, epochs):
     )  # fmt: skip
 
 
-_FORKS = """
-import importlib, json, os, sys
-name, folder, cases = json.loads(sys.argv[1])
-command, found = importlib.import_module(f"bn_vgg.{name}"), []
-for case in cases:
-    child = os.fork()
-    if not child:
-        for number, stream in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{folder}/{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.argv = [command.__file__, *case]
-        command.cli.run(command.main)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    found.append((status, open(f"{folder}/out").read(), open(f"{folder}/err").read()))
-print(json.dumps(found))
-"""
-
-
-def run_commands(name, cases, folder, cache_folder):
-    """Runs `bn_vgg.NAME` with each of some lists of arguments, importing it once.
-
-    Returns the status, standard output and standard error of each.
-    """
-    given = json.dumps([name, str(folder), [[*map(str, case)] for case in cases]])
-    done = subprocess.run(
-        [sys.executable, "-c", _FORKS, given], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"BN_VGG_CACHE": str(cache_folder)}, check=True,
-    )  # fmt: skip
-    return json.loads(done.stdout)
-
-
 def wait_for_checkpoint(folder, process, epochs=3):
     """Waits until the lines of `epochs` are written: the last but one has its checkpoint."""
     deadline = time.monotonic() + 400
