@@ -55,17 +55,19 @@ def test_forward_and_gradients_equal_float64(n, height, width, channels, padding
     np.testing.assert_allclose(grad_kernel, expected_kernel, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("padding", [1, 2])
+SHAPES = [
+    (6, 13, 3),  # an image's channels: the input alone is unrolled
+    (6, 13, 20),  # few channels: columns in pairs; all six together
+    (6, 13, 40),  # many: columns by themselves
+    (7, 40, 20),  # all seven together, which have no halves
+    (3, 80, 40),  # one by one
+]
+
+
 @pytest.mark.parametrize(
-    ("count", "side", "channels"),
-    [
-        (6, 13, 3),  # an image's channels: the input alone is unrolled
-        (6, 13, 20),  # few channels: columns in pairs; all six together
-        (6, 13, 40),  # many: columns by themselves
-        (7, 40, 20),  # all seven together, which have no halves
-        (3, 80, 40),  # one by one
-    ],
+    ("count", "side", "channels", "padding", "dtype"),
+    [(*shape, padding, jnp.float32) for shape in SHAPES for padding in (1, 2)]
+    + [(*shape, 2, jnp.bfloat16) for shape in SHAPES[1:3]],
 )
 def test_cpu_gradients_equal_xlas(count, side, channels, padding, dtype):
     arguments = (*random_layer(count, side, channels, padding, dtype), padding, HIGHEST)
@@ -75,8 +77,9 @@ def test_cpu_gradients_equal_xlas(count, side, channels, padding, dtype):
         )
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("padding", [1, 2])
+@pytest.mark.parametrize(
+    ("padding", "dtype"), [(1, jnp.float32), (2, jnp.float32), (2, jnp.bfloat16)]
+)
 @pytest.mark.parametrize(("side", "channels"), [(13, 3), (13, 20), (12, 50), (9, 8)])
 def test_the_accelerators_formulas_equal_the_plain_ones(side, channels, padding, dtype):
     """On a CPU: they pad channels and images, which changes no sum."""

@@ -14,7 +14,6 @@ from bn_vgg.models.batch_norm import (
     FullBatchNorm,
     GhostBatchNorm,
     MeanOnlyBatchNorm,
-    mean_over_batch,
 )
 from bn_vgg.models.example_norm import FilterResponseNorm, GroupNorm, InstanceNorm, LayerNorm
 from bn_vgg.models.weight_norm import WeightNorm, WeightNormMeanOnly
@@ -260,30 +259,6 @@ def test_full_is_flaxs_batch_norm_bit_for_bit(shared):
     jax.tree.map(np.testing.assert_array_equal, *map(three_steps, (FullBatchNorm, nn.BatchNorm)))
 
 
-@pytest.mark.parametrize("average", ["variance", "stdev"])
-@pytest.mark.parametrize(
-    "same",
-    [
-        GhostBatchNorm(**MOMENTS, ghost_size=SHAPE[0]),
-        BatchRenorm(**MOMENTS),  # in its warm-up
-        BatchRenorm(**MOMENTS, warmup_updates=0, r_max=1.0, d_max=0.0),
-    ],
-)
-def test_special_cases_equal_full(same, average):
-    (x, grad), (params, stats) = draw(), state_of(same)
-    moments = {key: stats[key] for key in ("mean", "var")}
-    full = train(FullBatchNorm(**MOMENTS, average=average), params, moments, x, grad)
-    y, new, gradients = train(same.clone(average=average), params, stats, x, grad)
-    jax.tree.map(close, (y, {key: new[key] for key in moments}, gradients), full)
-
-
-@pytest.mark.parametrize("name", ["layer", "instance"])
-def test_layer_and_instance_equal_group(name):
-    (x, grad), (params, _) = draw(), state_of(BY_EXAMPLE[name])
-    same = GroupNorm(num_groups=GROUPS[name], epsilon=EPSILON)
-    jax.tree.map(close, *(run(m, params, {}, x, grad) for m in (BY_EXAMPLE[name], same)))
-
-
 def test_weight_norm_equals_flaxs_of_a_convolution():
     rng = np.random.default_rng(0)
     params = {"kernel": rng.normal(size=(3, 3, 2, 3)), "scale": rng.uniform(0.5, 2, 3)}
@@ -335,27 +310,6 @@ def test_weight_norm_starts_from_data_with_mean_0_and_variance_1(module, trainin
     np.testing.assert_allclose(y[..., 1:].var(AXES), np.ones(5), rtol=1e-5)
     close(variables["params"]["scale"][1:], 1 / x.std(AXES)[1:])
     assert variables["params"]["scale"][0] <= 1001
-
-
-@pytest.mark.parametrize("name", ["mean_only", "weight_norm_mean_only"])
-def test_mean_only_takes_the_mean_that_it_is_given(name):
-    (x, grad), (params, stats) = draw(), state_of(BY_BATCH[name])
-    other, scale = np.arange(6.0), params.get("scale", np.ones(6))
-    y, new, _ = train(BY_BATCH[name], params, stats, x, grad, mean_of_x=lambda: jnp.arange(6.0))
-    close(y, scale * (x - other) + params["bias"])
-    close(new["mean"], DECAY * stats["mean"] + (1 - DECAY) * scale * other)
-
-    class Given(nn.Module):
-        """Computes the mean from `x`, as the convolution does from its own input."""
-
-        @nn.compact
-        def __call__(self, x, **kwargs):
-            inner = type(BY_BATCH[name])(DECAY)
-            nn.share_scope(self, inner)
-            return inner(x, mean_of_x=lambda: mean_over_batch(x), **kwargs)
-
-    given = run(Given(), params, stats, x, grad, use_running_average=False)
-    jax.tree.map(close, given, train(BY_BATCH[name], params, stats, x, grad))
 
 
 @pytest.mark.parametrize("ghost_size", [4, 0, -2, 12])
