@@ -187,15 +187,6 @@ def test_who_may_only_read_a_shared_cache_uses_it(fake, tmp_path, monkeypatch):
     assert len(build(tmp_path).keys) == 10
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
-def test_a_folder_that_cannot_be_written_says_so(fake, tmp_path, monkeypatch, number):
-    fake()
-    monkeypatch.setattr(os, "fsync", raises(number))
-    message = rf"cannot write the image cache in {tmp_path}, of at least 1,920 bytes: "
-    with pytest.raises(UserError, match=message + os.strerror(number)):
-        build(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("spec", "kind"),
     [

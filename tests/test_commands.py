@@ -211,7 +211,7 @@ def test_wrong_arguments_of_predict_and_export(fork_command, trained_run, cartoo
     images = [*given, f"--images={cartoon_folder}"]
     for name, arguments, message in (
         ("predict", [*images, "--images=/nope"], "'/nope' does not exist"),
-        ("predict", [*images, "--output=/dev/null/x/o.csv"], "cannot write /dev/null/x/o.csv: Not a"),
+        ("predict", [*images, "--output=/dev/null/x/o"], "cannot write /dev/null/x/o: Not a dir"),
         ("predict", [*images, "--format=kaggle"], "cat.0.png is not called by its id"),
         ("predict", [*images, "--workdir=/nope"], "/nope holds no run: there is no config.json in"),
         ("export", [*given, "--output=w.txt"], "w.txt does not end in .npz"),
