@@ -7,8 +7,6 @@ pytest.importorskip("pandas")
 
 from experiments import stats
 from experiments.claims import CLAIMS, CONTRADICTED, SUPPORTED, UNDECIDED
-from experiments.runs import read_runs
-from tests.conftest import ROOT
 from tests.made_up_runs import falling, lines_of, tables
 
 NOISE = (0.001, 0.0, -0.001)
@@ -189,27 +187,3 @@ class TestSpikes:
         assert found.word == SUPPORTED
         assert set(found.numbers["run"]) == {"full_crop"}
         assert found.sentence.startswith("6 spikes in 90 epochs: 6 of the averages, 0 of")
-
-
-def test_the_recorded_runs():
-    """As they were decided by the rules' first implementation; see git log of this file."""
-    runs, epochs, _ = read_runs(ROOT / "experiments/results")
-    small = [table[table["section"] == "small"] for table in (runs, epochs)]
-    found = {claim.number: claim.decide(*small) for claim in CLAIMS}
-    words = {number: verdict.word for number, verdict in found.items()}
-    assert words == {
-        "1": UNDECIDED, "2": CONTRADICTED, "3": SUPPORTED, "3b": UNDECIDED, "4": UNDECIDED,
-        "5": SUPPORTED,
-    }  # fmt: skip
-    assert "-12.0 points (95% interval -14.6 to -9.5)" in found["2"].sentence
-    assert found["3"].sentence == (
-        "Best validation errors of the first 15 epochs: `full_crop` 15.6% ± 1.2 (3 seeds), "
-        "`meanonly_crop` 10.2% ± 0.1 (3 seeds); difference +5.4 points (95% interval +0.5 to "
-        "+10.3)."
-    )
-    assert "`meanonly_crop_dropout` breaks down in 2 of 2 runs" in found["4"].sentence
-    assert found["5"].sentence == (
-        "22 spikes in 90 epochs: 18 of the averages, 0 of the weights, 4 undecided."
-    )
-    demo = [table[table["section"] == "demo"] for table in (runs, epochs)]
-    assert {claim.decide(*demo).word for claim in CLAIMS} == {UNDECIDED}

@@ -125,9 +125,3 @@ def test_a_recorded_run():
     assert any(sentence.startswith("Spikes of the averages: epoch 9 and 11.") for sentence in said)
     row = ["9", "10.8%", "25.7%", "23.5%", "10.7%", "10.7%", "0.14 (block6)", "averages"]
     assert row in diagnosis.table(epochs, found).to_numpy().tolist()
-
-
-def test_a_finished_demo_run_of_before_the_comparison():
-    config, run, epochs = read_run(ROOT / "experiments/results/demo_runs/meanonly_crop-demo/seed0")
-    assert config["model.norm"] == "mean_only"
-    assert (len(epochs), run["valid_examples"], run["compared_examples"]) == (10, 500, 0)

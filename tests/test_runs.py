@@ -157,15 +157,3 @@ class TestReadRuns:
         }.items():
             with pytest.raises(UserError, match=message):
                 read_runs(path)
-
-    def test_the_recorded_runs(self):
-        """Of before there was a config.json of their own, and of before some fields."""
-        runs, _, unused = read_runs(RECORDED)
-        assert len(runs) == 31
-        assert runs["finished"].all()
-        assert all(reason.startswith("same configuration") for reason in unused.values())
-        assert {"meanonly, batch_size=400", "meanonly, model.norm_decay=0.9"} <= set(runs["cell"])
-        assert list(runs["section"].unique()) == ["small", "demo"]
-        still = runs.set_index("folder")["stood_still"]
-        assert still["five_way/baseline-small/seed0"] == 6
-        assert still["five_way/meanonly_crop_dropout-small/seed1"] == 3
