@@ -87,7 +87,7 @@ def _measure_all(arguments: list[str], cache_folder: Path) -> Iterator[tuple[str
     if _EPOCHS.value:
         cli.show(f"a run of {_EPOCHS.value} epochs, and its bare step ...")
         arguments_of_run = [*arguments, f"--config.num_epochs={_EPOCHS.value}"]
-        yield "training", measure_training(arguments_of_run, cache_folder)
+        yield "training", measure_training(arguments_of_run, cache_folder, _ROUNDS.value)
     for size, dropout in itertools.product(_SIZES.value, _DROPOUTS.value):
         config = config_file.load_config(arguments)
         config.data.crop_size = int(size)
@@ -190,7 +190,7 @@ def _chunk(config: ConfigDict, images: np.ndarray, labels: np.ndarray) -> Callab
     return steps
 
 
-def measure_training(arguments: list[str], cache_folder: Path) -> dict[str, Any]:
+def measure_training(arguments: list[str], cache_folder: Path, rounds: int) -> dict[str, Any]:
     """Times a run and the bare training step.
 
     The first epoch compiles: numbers are medians of the others. An epoch is its training, its
@@ -207,7 +207,7 @@ def measure_training(arguments: list[str], cache_folder: Path) -> dict[str, Any]
         workdir = Workdir(folder, writes=False)
         lines, examples = workdir.read_metrics(), workdir.read("data.json")["examples"]
     bare = Timed(_chunk(config, *_random_batch(config)), _STEPS)
-    for _ in range(5):
+    for _ in range(rounds):
         bare.take_a_turn()
     step = statistics.median(bare.seconds)
     steps = examples["train"] // config.batch_size

@@ -55,10 +55,10 @@ def test_checkpoints_within_epochs(tiny_config, cache_folder, tmp_path, before_s
 
 
 def test_an_epoch_is_recorded_while_the_next_one_trains(
-    tiny_config, cache_folder, tmp_path, before_step, monkeypatch
+    done, cache_folder, tmp_path, before_step, monkeypatch
 ):
     """What fails there ends the run, and the same command goes on as if nothing had been."""
-    run(tiny_config, tmp_path / "whole", cache_folder)
+    folder, config, _ = done
     trains, write = threading.Event(), Workdir.write_metrics
 
     def full_disk(*_):
@@ -68,11 +68,11 @@ def test_an_epoch_is_recorded_while_the_next_one_trains(
     before_step(STEPS, trains.set)
     monkeypatch.setattr(Workdir, "write_metrics", full_disk)
     with pytest.raises(UserError, match="no space left on device"):
-        run(tiny_config, tmp_path / "failed", cache_folder)
+        run(config, tmp_path / "failed", cache_folder)
     assert not (tmp_path / "failed/metrics.jsonl").exists()
     monkeypatch.setattr(Workdir, "write_metrics", write)
-    run(tiny_config, tmp_path / "failed", cache_folder)
-    assert_equal_runs(tmp_path / "failed", tmp_path / "whole")
+    run(config, tmp_path / "failed", cache_folder)
+    assert_equal_runs(tmp_path / "failed", folder)
 
 
 def test_a_finished_run_says_so_and_more_epochs_go_on(done, cache_folder, tmp_path):
