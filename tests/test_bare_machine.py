@@ -11,7 +11,6 @@ from tests.conftest import ROOT
 PYTHON = os.environ.get("BN_VGG_BARE_PYTHON", "")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     not PYTHON, reason="BN_VGG_BARE_PYTHON names no Python with the core packages alone: .ci/run"
 )

@@ -9,7 +9,6 @@ import pytest
 from tests.conftest import ROOT
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_it_says_what_it_does_and_writes_all_parts(tmp_path, cache_folder, cartoon_folder):
     done = subprocess.run(

@@ -67,7 +67,6 @@ DAMAGES = {
 }
 
 
-@pytest.mark.slow
 def test_every_file_damaged_in_every_way(trained_run, tmp_path):
     """Either the damage does not matter, and what is read is equal, or the one before is taken."""
     state = load(trained_run, "latest").state

@@ -47,7 +47,6 @@ def node_of(run, cluster):
     return node
 
 
-@pytest.mark.slow
 def test_a_killed_node_costs_no_run_and_changes_no_number(
     cluster, tmp_path, cartoon_folder, cache_folder, tiny_config
 ):

@@ -34,7 +34,6 @@ def sweep(cache_folder, tmp_path):
         process.communicate()
 
 
-@pytest.mark.slow
 def test_killed_crashed_and_started_again(
     sweep, tmp_path, cartoon_folder, tiny_config, cache_folder
 ):
