@@ -62,10 +62,10 @@ def quick_compilation():
 def run_command(cache_folder):
     """Runs `python -m bn_vgg.NAME …` from the checkout, as a person would."""
 
-    def run(name, *arguments, status=0, folder=ROOT, **environment):
+    def run(name, *arguments, status=0, **environment):
         done = subprocess.run(
             [sys.executable, "-m", f"bn_vgg.{name}", *map(str, arguments)],
-            cwd=folder,
+            cwd=ROOT,
             env=os.environ | {"BN_VGG_CACHE": str(cache_folder)} | environment,
             capture_output=True,
             text=True,
