@@ -9,7 +9,7 @@ from bn_vgg.data import pipeline
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
 from bn_vgg.loop import dropout_key, init_key
-from bn_vgg.programs import make_programs
+from bn_vgg.programs import Programs
 from tests.runs import same
 from tests.xla_flags import QUICK
 
@@ -25,7 +25,7 @@ def test_lengths_of_chunks_and_placements_change_no_bit(tiny_config, cache_folde
     tiny_config.data.valid_examples, tiny_config.model.dropout_rate = 17, 0.3
     tiny_config.model.stats_pass = "dropout"  # which is one pass fewer to compile
     one, found = Devices(), []
-    programs = make_programs(tiny_config.to_dict(), one, 11)
+    programs = Programs(tiny_config.to_dict(), one, 11)
     state = programs.init(init_key(0), jnp.zeros((1, 16, 16, 3)))
     for placement in ("device", "host"):
         tiny_config.data.placement = placement
