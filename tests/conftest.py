@@ -78,7 +78,7 @@ def run_command(cache_folder):
 
 
 _FORKS = """
-import json, os, runpy, sys
+import json, os, runpy, signal, sys
 import bn_vgg.api  # nearly all that the commands import
 for line in sys.stdin:
     name, folder, *arguments = json.loads(line)
@@ -88,6 +88,7 @@ for line in sys.stdin:
         for number, path in enumerate(outputs, start=1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         sys.argv[1:] = arguments
+        signal.alarm(300)
         try:
             runpy.run_module(f"bn_vgg.{name}", run_name="__main__", alter_sys=True)
         except SystemExit as ends:

@@ -10,7 +10,10 @@ from bn_vgg.run_dir import FORMAT, Workdir, flatten
 from tests.runs import same
 
 DATA = {"source": "s", "fingerprint": "f"}
-CONFIG = {"num_epochs": 2, "seed": 0, "model": {"norm": "mine:Norm", "features": (1, 2)}}
+CONSTANT = {"schedule": {"name": "constant"}}
+CONFIG = CONSTANT | {
+    "num_epochs": 2, "seed": 0, "model": {"norm": "mine:Norm", "features": (1, 2)},
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -25,16 +28,17 @@ def test_flatten():
 
 
 def test_all_differing_fields_are_named_and_only_the_epochs_may_grow(workdir):
-    workdir.claim({"num_epochs": 2, "seed": 0, "old": 1}, DATA)
+    config = CONSTANT | {"num_epochs": 2, "seed": 0, "old": 1}
+    workdir.claim(config, DATA)
     with pytest.raises(UserError) as raised:
-        workdir.claim({"num_epochs": 3, "seed": 1, "new": 2}, DATA)
+        workdir.claim(CONSTANT | {"num_epochs": 3, "seed": 1, "new": 2}, DATA)
     message = str(raised.value)
     assert "configuration: its new is (not there), not 2; old is 1, not (not there); " in message
     assert "seed is 0, not 1. Name" in message
     assert "num_epochs is" not in message
-    workdir.claim({"num_epochs": 3, "seed": 0, "old": 1, "checkpoint": {"every_steps": 3}}, DATA)
+    workdir.claim(config | {"num_epochs": 3, "checkpoint": {"every_steps": 3}}, DATA)
     with pytest.raises(UserError, match=r"num_epochs is 3, not 2\. .*only num_epochs may grow"):
-        workdir.claim({"num_epochs": 2, "seed": 0, "old": 1}, DATA)
+        workdir.claim(config, DATA)
 
 
 def test_other_data_are_refused(workdir):
