@@ -1,4 +1,4 @@
-"""The post's eight layers, trained as one would today; found on the validation split alone.
+"""The post's eight layers, trained as one would today; chosen on the validation split alone.
 
 The network and its 3.15 million weights are those of full_crop.py. experiments/results/champion has
 the search.
