@@ -29,6 +29,8 @@ CELLS = tuple(
     for norm in ("baseline", "meanonly", "full")
     for rest in ("", "_crop", "_crop_dropout")
 )
+# What else configs/ has.
+BEYOND = ("champion", "speedrun")
 # The batch-normalized runs of the post's two figures, and the control beside them. What decides
 # most comes first: a sweep that is cut short has it.
 _FIVE_WAY = (

@@ -1,6 +1,6 @@
 """Reads run folders into two tables: a row for each run, and a row for each epoch.
 
-A run is known by its *cell*: the cell of the grid (configs/) that it is nearest to, and the fields
+A run is known by its *cell*: the file of configs/ that it is nearest to, and the fields
 in which it differs from it: `meanonly, batch_size=400`. Runs of one size and on the same images
 make a *section*: `small`; only these compare.
 """
@@ -18,7 +18,7 @@ import pandas as pd
 from bn_vgg.errors import UserError
 from bn_vgg.run_dir import KWARGS, ONLY_SPEED, Workdir, flatten
 from configs import default
-from experiments.presets import CELLS, VARIANTS
+from experiments.presets import BEYOND, CELLS, VARIANTS
 from experiments.stats import TAKEN_OFF
 
 RESULTS = ("test_error_rate", "wall_seconds", "images_per_second")
@@ -188,9 +188,9 @@ def _cell(config: dict[str, Any]) -> str:
     if variant not in VARIANTS:
         raise UserError(f"its variant {variant!r} is none of {', '.join(VARIANTS)}")
     base = config["name"].partition("-")[0]
-    changes = {cell: _changes(config, _cell_config(cell, variant)) for cell in CELLS}
+    changes = {cell: _changes(config, _cell_config(cell, variant)) for cell in (*CELLS, *BEYOND)}
     # Of equally near ones, the one that the run is called after.
-    nearest = min(CELLS, key=lambda cell: (len(changes[cell]), cell != base))
+    nearest = min(changes, key=lambda cell: (len(changes[cell]), cell != base))
     return ", ".join([nearest, *changes[nearest]])
 
 
