@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from bn_vgg.errors import Interrupted
@@ -45,7 +45,11 @@ class StopRequest:
         before = {each: signal.signal(each, self._note) for each in handled}
         try:
             with ThreadPoolExecutor(1) as thread:
-                return thread.submit(work).result()
+                future = thread.submit(work)
+                # The system may give a signal to another thread, which does not wake this one.
+                while not wait([future], timeout=0.2).done:
+                    pass
+                return future.result()
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
