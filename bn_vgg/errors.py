@@ -75,7 +75,7 @@ def differences(its: Mapping[str, Any], others: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def telling(what: str, advice: str = "") -> Iterator[None]:
-    """Turns whatever other people's code raises into a UserError that begins with `what`."""
+    """Turns any exception, as of a user's own code, into a UserError that begins with `what`."""
     try:
         yield
     except UserError:
@@ -88,7 +88,7 @@ def telling(what: str, advice: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """Tells which of this project's extras has a package that an import within does not find."""
+    """Says which extra of this project to install where an import within finds no package."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -64,7 +64,7 @@ def init_state(
 ) -> TrainState:
     """Initializes everything from `rng`, for intensities of the size of `images_NHWC`.
 
-    What is on them counts for normalizers that initialize from data alone.
+    Their content matters only to normalizers that initialize from data.
     """
     initial = model.init(rng, images_NHWC, train=False)
     return TrainState(

@@ -43,8 +43,8 @@ def get_config(
     # A TFDS name; `hf:` and a Hugging Face name; a path or glob to zip files or folders (several
     # with commas); `cartoons`.
     data.source = "cats_vs_dogs"
-    # Every image is scaled to this shorter side, in pixels, before crops are cut; for
-    # random crops to a larger one, so that they can move both ways.
+    # Every image is scaled to this shorter side, in pixels, before crops are cut. With
+    # random cropping it is larger than a crop, which can then move both ways.
     data.min_side = _MIN_SIDE[variant][crop]
     # Side of the network's input, in pixels.
     data.crop_size = _MIN_SIDE[variant][0]

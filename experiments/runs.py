@@ -207,7 +207,7 @@ def _changes(config: dict[str, Any], cell: dict[str, Any]) -> list[str]:
 
 @cache
 def _recipe() -> dict[str, Any]:
-    """What records are without that came later: all that was added is by default as it was."""
+    """Fields that older records lack; their defaults are what those runs were trained with."""
     recipe = flatten(default.get_config().to_dict(), fields=KWARGS)
     return {field: recipe[field] for field in recipe.keys() - FREE - _REQUIRED.keys()}
 

@@ -109,7 +109,7 @@ def driving(out: str, runs: list[PlannedRun]) -> Iterator[Sweep]:
       UserError: another process is in charge, or the folder holds other files or runs with other
         settings, or cannot be written.
     """
-    folder = Workdir(out).checkpoints.parent  # where no run could keep one, it is refused
+    folder = Workdir(out).checkpoints.parent  # raises where Orbax cannot write
     with contextlib.ExitStack() as stack:
         try:
             if folder.exists() and not (folder / SWEEP).exists() and any(folder.glob("[!.]*")):

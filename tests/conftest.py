@@ -93,7 +93,7 @@ for line in sys.stdin:
             runpy.run_module(f"bn_vgg.{name}", run_name="__main__", alter_sys=True)
         except SystemExit as ends:
             sys.stdout.flush()
-            os._exit(ends.code or 0)  # Python's own way out takes a second for all that is imported
+            os._exit(ends.code or 0)  # freeing all that is imported would take a second
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     print(json.dumps([status, *(open(path).read() for path in outputs)]), flush=True)
 """

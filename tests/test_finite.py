@@ -80,13 +80,14 @@ def test_a_parameter(tiny_config, cache_folder, tmp_path):
         api.load(tmp_path, "latest")
 
 
-def test_an_epochs_last_step(tiny_config, cache_folder, tmp_path):
-    """An epoch is not recorded whose last update is not finite."""
-    said = message(with_flaw(tiny_config, "Statistic", 6), tmp_path, cache_folder)
-    assert said.startswith("at step 6, ")
-    assert said.endswith(f"; the checkpoint of step 4 is kept in {tmp_path}")
-    assert_kept(tmp_path, 4)
-    assert not (tmp_path / "metrics.jsonl").exists()
+@pytest.mark.parametrize(("at", "kept"), [(6, 4), (7, 6)])
+def test_an_epochs_last_and_first_step(at, kept, tiny_config, cache_folder, tmp_path):
+    """Neither is the epoch recorded whose last update is not finite, nor is one lost."""
+    said = message(with_flaw(tiny_config, "Statistic", at), tmp_path, cache_folder)
+    assert said.startswith(f"at step {at}, ")
+    assert said.endswith(f"; the checkpoint of step {kept} is kept in {tmp_path}")
+    assert_kept(tmp_path, kept)
+    assert (tmp_path / "metrics.jsonl").exists() == (kept == 6)
 
 
 def test_a_stopped_run_keeps_nothing_that_is_not_finite(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bn_vgg
-from experiments import plan
+from experiments import plan, stats
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -162,6 +162,9 @@ def test_the_champions_error_is_the_recorded_one():
     path = RESULTS / "champion" / "champion-small" / "seed0" / "result.json"
     error = json.loads(path.read_text())["test_error_rate"]
     assert f"its test error after 15 epochs is {error:.1%} (1 seed)" in FLAT
+    paths = (RESULTS / "five_way" / "meanonly_crop-small").glob("seed*/result.json")
+    errors = [json.loads(path.read_text())["test_error_rate"] for path in paths]
+    assert f"that of `meanonly_crop` {stats.error_rate(errors)}" in FLAT
 
 
 def test_verdicts_and_errors_are_the_recorded_reports():

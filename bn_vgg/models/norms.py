@@ -83,7 +83,7 @@ class NormFactory:
     build: Callable[..., nn.Module]  # the module's class, or the function that returns one
     settings: Mapping[str, Any]  # keyword arguments of `build`
     given: tuple[str, ...]  # the optional arguments that `__call__` takes
-    # As the module's docstring says.
+    # See the docstring of this file.
     replaces_bias: bool
     has_activation: bool
     initializes_from_data: bool
