@@ -1,9 +1,4 @@
-"""What a notebook imports: `import bn_vgg`, then `bn_vgg.get_config(...)`.
-
-config = bn_vgg.get_config("meanonly_crop:demo")
-result = bn_vgg.train(config, workdir="runs/first")
-probabilities = bn_vgg.load("runs/first").predict(images)
-"""
+"""What a notebook imports: `import bn_vgg`, then as the README shows."""
 
 import dataclasses
 import functools
@@ -55,7 +50,7 @@ def train(
 ) -> dict[str, Any]:
     """Makes a run, goes on with it, or finds it finished. Returns the content of `result.json`.
 
-    Decoded images are kept in `cache_dir`, see `choose_folder`.
+    Decoded images are kept in `cache_dir`, see `choose_folder`. Raises what `launch.train` does.
     """
     check_config(config.to_dict())
     folder = choose_folder(str(cache_dir) if cache_dir else None)
@@ -65,7 +60,7 @@ def train(
 
 
 def make_model(config: ConfigDict) -> Any:
-    """Builds the network of a configuration, for one device."""
+    """Builds the network of a configuration, for one device; a UserError if it means nothing."""
     check_config(config.to_dict())
     return _make_model(**config.to_dict()["model"])
 
@@ -132,17 +127,16 @@ def load(workdir: str | Path, which: str = "best") -> Trained:
     Raises:
       UserError: there is no run, no checkpoint yet, or it cannot be read; the best one is damaged.
     """
+    if which not in ("best", "latest"):
+        raise UserError(f"which is {which!r}; it takes best or latest")
     cli.quieten()
     run = Workdir(str(workdir), writes=False)
     run.check_format()
     config, class_names = run.read("config.json"), run.read("data.json")["class_names"]
     # TensorFloat-32 is a GPU's alone; what was trained with it can be used anywhere.
     elsewhere = {} if jax.default_backend() == "gpu" else {"precision": "highest"}
-    try:
-        model = _make_model(**config["model"] | elsewhere)
-    except TypeError as error:
-        raise UserError(f"{workdir} is of another version of this code: {error}") from error
-    side, optimizer = config["data"]["crop_size"], make_optimizer(config, 1)
+    model = _make_model(**config["model"] | elsewhere)
+    side, optimizer = config["data"]["crop_size"], make_optimizer(config, steps_per_epoch=1000)
     like = jax.eval_shape(
         lambda: init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
     ).for_evaluation(config, model)

@@ -1,8 +1,4 @@
-"""What training changes of images and labels, inside the step: `config.augment`.
-
-What an example draws depends on the epoch's key and the example's position in the epoch alone, so
-that it is the same on any number of devices and after a restart.
-"""
+"""What training changes of images and labels, inside the step: `config.augment`."""
 
 from collections.abc import Mapping
 from typing import Any

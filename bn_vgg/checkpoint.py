@@ -136,7 +136,8 @@ def restore(folder: epath.Path, aside: epath.Path, like: Any) -> tuple[Progress,
     progress, state, and what was wrong with newer checkpoints; `like` itself where there is none.
 
     Raises:
-      UserError: there are checkpoints, but none is intact; nothing was moved.
+      UserError: there are checkpoints, but none is intact, or not the best one, or the system does
+        not let one be read; nothing was moved.
     """
     found, wrong = read_all(folder, like)
     if not found and not wrong:

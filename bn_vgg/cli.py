@@ -73,13 +73,10 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
-# --- Flags ---
-
-
 def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
     fields: Mapping[str, object] = {}
     try:
-        argv = [_with_home(_with_underscores(argument)) for argument in argv]
+        argv = [_as_shells_do(argument) for argument in argv]
         fields = load_file(argv)
         rest = flags.FLAGS(argv)
         given = rest[1:]
@@ -105,21 +102,12 @@ def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
         sys.exit(_fail(told, errors.EXIT_USER_ERROR))
 
 
-def _with_underscores(argument: str) -> str:
-    """Takes `--dry-run` as `--dry_run`, as most other programs write it."""
+def _as_shells_do(argument: str) -> str:
+    """Takes `--dry-run` as `--dry_run`, and `--out=~/x` as a shell takes `--out ~/x`."""
     name, equals, value = argument.partition("=")
     flag = name.removeprefix("--").replace("-", "_")
-    known = name.startswith("--") and flag in flags.FLAGS
-    return f"--{flag}{equals}{value}" if known else argument
-
-
-def _with_home(argument: str) -> str:
-    """Takes `--out=~/x` as a shell takes `--out ~/x`."""
-    name, equals, value = argument.partition("=")
-    return name + equals + os.path.expanduser(value) if value.startswith("~") else argument
-
-
-# --- What is shown and logged ---
+    name = f"--{flag}" if name.startswith("--") and flag in flags.FLAGS else name
+    return name + equals + os.path.expanduser(value)
 
 
 def say(line: str) -> None:
@@ -205,9 +193,6 @@ def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     # What is raised where nobody can catch it, as in a callback of TensorStore's.
     error = unraisable.exc_value
     logging.info("%s: %r", unraisable.err_msg or "ignored", error, exc_info=error)
-
-
-# --- Files and packages ---
 
 
 def check_backend() -> None:

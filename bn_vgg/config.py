@@ -1,7 +1,8 @@
 """Refuses configurations that mean nothing, before any work is done."""
 
 import json
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,75 +17,91 @@ from bn_vgg.optimizer import SCHEDULES, make_optimizer
 from bn_vgg.run_dir import flatten
 from bn_vgg.steps import needs_precise_stats
 
-
-class _Numbers(NamedTuple):
-    """From `low` to less than `below`."""
-
-    low: float
-    below: float
+# Whether a value fits, and what does, in words.
+_Kind = tuple[Callable[[Any], bool], str]
 
 
-_FRACTION, _AMOUNT = _Numbers(0, 1), _Numbers(0, 10**6)
+def _integer(low: int, high: int) -> _Kind:
+    # True and False are integers of Python's, and NumPy's numbers do not go into JSON.
+    return lambda x: type(x) is int and low <= x <= high, f"an integer from {low} to {high}"
+
+
+def _number(low: float, below: float) -> _Kind:
+    told = f"a number from {low:.3g} to less than {below:.3g}"
+    return lambda x: type(x) in (int, float) and low <= x < below, told
+
+
+def _one_of(names: Collection[str]) -> _Kind:
+    return lambda x: isinstance(x, str) and x in names, f"one of {', '.join(names)}"
+
+
+_TEXT: _Kind = lambda x: isinstance(x, str) and len(x) <= 4096, "a text"
+_BOOL: _Kind = lambda x: isinstance(x, bool), "True or False"
+_DICT: _Kind = lambda x: isinstance(x, dict), "a dict"
+_SIZE = _integer(1, 2**31 - 1)[0]
+_SIZES: _Kind = (
+    lambda x: isinstance(x, list) and 0 < len(x) <= 100 and all(map(_SIZE, x)),
+    "positive integers, 100 at most",
+)
+_FRACTION, _AMOUNT, _MANY = _number(0, 1), _number(0, 10**6), _integer(1, 10**6)
 # Float32 holds no others, and the network computes in it.
-_POSITIVE = _Numbers(float(jnp.finfo("float32").tiny), float(jnp.finfo("float32").max))
-_MANY = range(1, 10**6 + 1)
+_POSITIVE = _number(float(jnp.finfo("float32").tiny), float(jnp.finfo("float32").max))
 
-# What every field there is takes: a type, a range of integers, numbers, or the names to choose
-# from; `tuple` is one of positive integers.
-_FIELDS: dict[str, Any] = {
-    "name": str,
-    "variant": str,
-    "seed": range(2**32),
+# What every field there is takes.
+_FIELDS: dict[str, _Kind] = {
+    "name": _TEXT,
+    "variant": _TEXT,
+    "seed": _integer(0, 2**32 - 1),
     "num_epochs": _MANY,
     "batch_size": _MANY,
-    "data.source": str,
-    "data.min_side": range(1, 4097),
-    "data.crop_size": range(1, 4097),
-    "data.placement": PLACEMENTS,
-    "data.valid_examples": range(1, 10**9),
-    "data.test_examples": range(1, 10**9),
-    "model.norm": str,
-    "model.norm_kwargs": dict,
+    "data.source": _TEXT,
+    "data.min_side": _integer(1, 4096),
+    "data.crop_size": _integer(1, 4096),
+    "data.placement": _one_of(PLACEMENTS),
+    "data.valid_examples": _integer(1, 10**9 - 1),
+    "data.test_examples": _integer(1, 10**9 - 1),
+    "model.norm": _TEXT,
+    "model.norm_kwargs": _DICT,
     "model.norm_decay": _FRACTION,
     "model.norm_epsilon": _POSITIVE,
-    "model.stats_average": AVERAGES,
-    "model.stats_pass": PASSES,
-    "model.per_device_stats": bool,
-    "model.features": tuple,
-    "model.hidden_units": range(1, 10**9),
-    "model.num_classes": range(2, 10**9),
-    "model.padding": PADDINGS,
+    "model.stats_average": _one_of(AVERAGES),
+    "model.stats_pass": _one_of(PASSES),
+    "model.per_device_stats": _BOOL,
+    "model.features": _SIZES,
+    "model.hidden_units": _integer(1, 10**9 - 1),
+    "model.num_classes": _integer(2, 10**9 - 1),
+    "model.padding": _one_of(PADDINGS),
     "model.dropout_rate": _FRACTION,
-    "model.dtype": DTYPES,
-    "model.precision": PRECISIONS,
-    "init.weights": str,
-    "init.statistics": bool,
-    "model.name": str,
-    "model.kwargs": dict,
-    "augment.horizontal_flip": bool,
+    "model.dtype": _one_of(DTYPES),
+    "model.precision": _one_of(PRECISIONS),
+    "init.weights": _TEXT,
+    "init.statistics": _BOOL,
+    "model.name": _TEXT,
+    "model.kwargs": _DICT,
+    "augment.horizontal_flip": _BOOL,
     "augment.colour_jitter": _FRACTION,
-    "augment.cutout": range(10**9),
+    "augment.cutout": _integer(0, 10**9 - 1),
     "augment.mixup": _AMOUNT,
     "augment.label_smoothing": _FRACTION,
-    "optimizer.name": str,
+    "optimizer.name": _TEXT,
     "optimizer.learning_rate": _POSITIVE,
-    "optimizer.kwargs": dict,
+    "optimizer.kwargs": _DICT,
     "optimizer.weight_decay": _AMOUNT,
     "optimizer.clip_norm": _AMOUNT,
     "optimizer.average_decay": _FRACTION,
     "optimizer.decay": _FRACTION,
     "optimizer.epsilon": _POSITIVE,
-    "optimizer.bias_correction": bool,
-    "schedule.name": SCHEDULES,
+    "optimizer.bias_correction": _BOOL,
+    "schedule.name": _one_of(SCHEDULES),
     "schedule.warmup_epochs": _AMOUNT,
-    "schedule.kwargs": dict,
+    "schedule.kwargs": _DICT,
     "eval.batch_size": _MANY,
-    "eval.flips": bool,
-    "eval.statistics": ("running", "precise"),
-    "eval.precise_examples": range(10**9),
-    "eval.compared_examples": range(1, 10**9),
-    "checkpoint.every_steps": range(10**9),
-    "debug.nans": bool,
+    "eval.flips": _BOOL,
+    "eval.statistics": _one_of(("running", "precise")),
+    "eval.precise_examples": _integer(0, 10**9 - 1),
+    "eval.compared_examples": _integer(1, 10**9 - 1),
+    "checkpoint.every_steps": _integer(0, 10**9 - 1),
+    "debug.nans": _BOOL,
     "resources.CPU": _AMOUNT,
     "resources.GPU": _AMOUNT,
     "resources.TPU": _AMOUNT,
@@ -94,12 +111,11 @@ _FIELDS: dict[str, Any] = {
 def check_config(config: dict[str, Any]) -> None:
     """Checks a configuration, nested: its fields, their values, and the network that they make."""
     flat = flatten(config, fields=_FIELDS)
-    for field, wanted in _FIELDS.items():
+    for field, (fits, wanted) in _FIELDS.items():
         if field not in flat:
-            raise UserError(f"config.{field} is missing; it takes {_described(wanted)}")
-        if not _fits(flat[field], wanted):
-            shown = _shown(flat[field])
-            raise UserError(f"config.{field} is {shown}; it takes {_described(wanted)}")
+            raise UserError(f"config.{field} is missing; it takes {wanted}")
+        if not fits(flat[field]):
+            raise UserError(f"config.{field} is {_shown(flat[field])}; it takes {wanted}")
     for field in flat:
         if field not in _FIELDS:
             raise UserError(f"no field config.{field}; there are: {', '.join(_FIELDS)}")
@@ -114,12 +130,13 @@ def check_config(config: dict[str, Any]) -> None:
         raise UserError(
             "config.model.precision: tensorfloat32 is for float32, not config.model.dtype bfloat16"
         )
-    try:
-        json.dumps(config, allow_nan=False)  # as the run's folder keeps it
-    except (TypeError, ValueError, RecursionError) as error:
-        kwargs = ", ".join(f"{x} is {_shown(flat[x])}" for x in flat if type(flat[x]) is dict)
-        raise UserError(f"config.{kwargs}: JSON cannot hold that: {error}") from error
-    make_optimizer(config, steps_per_epoch=1)
+    for field, value in flat.items():
+        try:
+            json.dumps(value, allow_nan=False)  # as the run's folder keeps it
+        except (TypeError, ValueError, RecursionError) as error:
+            shown = f"config.{field} is {_shown(value)}"
+            raise UserError(f"{shown}: JSON cannot hold that: {error}") from error
+    make_optimizer(config, steps_per_epoch=1000)
     model = make_model(**config["model"])
     if needs_precise_stats(config) and model.norm.averages and not flat["eval.precise_examples"]:
         raise UserError(
@@ -128,34 +145,6 @@ def check_config(config: dict[str, Any]) -> None:
         )
     if flat["model.norm_kwargs"] or flat["model.name"] != "vgg8":
         _try_network(config)
-
-
-def _fits(value, wanted) -> bool:
-    # True and False are integers of Python's, and NumPy's numbers do not go into JSON.
-    if isinstance(wanted, range):
-        return type(value) is int and value in wanted
-    if isinstance(wanted, _Numbers):
-        return type(value) in (int, float) and wanted.low <= value < wanted.below
-    if wanted is tuple:
-        return isinstance(value, list) and 0 < len(value) <= 100 and all(
-            _fits(size, range(1, 2**31)) for size in value
-        )  # fmt: skip
-    if wanted is str:
-        return isinstance(value, str) and len(value) <= 4096
-    if isinstance(wanted, type):
-        return isinstance(value, wanted)
-    return isinstance(value, str) and value in wanted
-
-
-def _described(wanted) -> str:
-    if isinstance(wanted, range):
-        return f"an integer from {wanted[0]} to {wanted[-1]}"
-    if isinstance(wanted, _Numbers):
-        return f"a number from {wanted.low:.3g} to less than {wanted.below:.3g}"
-    if isinstance(wanted, type):
-        texts = {str: "a text", bool: "True or False", dict: "a dict"}
-        return texts.get(wanted, "positive integers, 100 at most")
-    return f"one of {', '.join(wanted)}"
 
 
 def _try_network(config: dict[str, Any]) -> None:

@@ -106,16 +106,9 @@ def cannot_write(
         raise
     except kinds as error:
         why = error.strerror if isinstance(error, OSError) else None
-        room = f" ({_free_bytes(folder)})" if folder else ""
+        with contextlib.suppress(OSError):  # the folder itself may be what is gone
+            what += f" ({shutil.disk_usage(folder).free:,} bytes are free)" if folder else ""
         raise UserError(
-            f"cannot write {what}{room}: {why or first_line(error)}; run the same command again "
-            "when there is room, or permission"
+            f"cannot write {what}: {why or first_line(error)}; run the same command again "
+            "when it can be written"
         ) from error
-
-
-def _free_bytes(folder: str | os.PathLike[str]) -> str:
-    """Says how many bytes the disk of `folder` has free, for a message."""
-    try:
-        return f"{shutil.disk_usage(folder).free:,} bytes are free"
-    except OSError as error:
-        return error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""Evaluation: five-crop errors, PreciseBN, and three kinds of statistics compared.
+"""PreciseBN, three kinds of statistics compared, and what is observed of layers.
 
 *Precise* statistics are what the running averages would be had the weights stood still: plain
 means over some batches of training images, without dropout, at the present weights (Wu and Johnson
@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bn_vgg.augment import OFF, to_intensities, training_images
-from bn_vgg.metrics import ComparedMetrics, Moments, merge_moments
+from bn_vgg.metrics import ComparedMetrics, Moments, measured, merge_moments
 from bn_vgg.models.layers import layer_activations, layer_statistics
-from bn_vgg.steps import TrainState, errors
+from bn_vgg.steps import TrainState, is_wrong
 
 
 class Precise(flax.struct.PyTreeNode):
@@ -65,11 +65,12 @@ def make_compare_step(model: Any, axis_name: str | None = None):
         images, label_N = to_intensities(batch["crops"][:, 0]), batch["label"]
         precisely = {"params": state.params, "batch_stats": precise_batch_stats}
         by_batch, _ = model.apply(state.variables, images, train=True, mutable=["batch_stats"])
-        return ComparedMetrics.of(
+        return measured(
+            ComparedMetrics,
             axis_name,
-            error_rate_running=errors(model.apply(state.variables, images, train=False), label_N),
-            error_rate_precise=errors(model.apply(precisely, images, train=False), label_N),
-            error_rate_batch=errors(by_batch, label_N),
+            error_rate_running=is_wrong(model.apply(state.variables, images, train=False), label_N),
+            error_rate_precise=is_wrong(model.apply(precisely, images, train=False), label_N),
+            error_rate_batch=is_wrong(by_batch, label_N),
             mask=batch["mask"],
         )
 
@@ -77,17 +78,11 @@ def make_compare_step(model: Any, axis_name: str | None = None):
 
 
 def distances(batch_stats, precise: Precise, epsilon: float) -> dict[str, np.ndarray]:
-    """Compares running with precise statistics, channel by channel.
+    """Compares running with precise statistics, NumPy arrays, channel by channel.
 
-    Args:
-      batch_stats: the running ones, of `mean` and perhaps `var` by layer.
-      precise: NumPy arrays.
-      epsilon: added to variances.
-
-    Returns:
-      `mean_distance/LAYER`: (C,), running minus precise mean in standard deviations of what
-      is normalized; `std_ratio/LAYER`: (C,), running by precise standard deviation, where
-      there are such.
+    Returns, (C,) each, `mean_distance/LAYER`: running minus precise mean in standard deviations of
+    what is normalized; and, where there are variances, `std_ratio/LAYER`: running by precise
+    standard deviation. `epsilon` is added to variances.
     """
     found = {}
     running, averaged = layer_statistics(batch_stats), layer_statistics(precise.batch_stats)
@@ -107,15 +102,10 @@ def distances(batch_stats, precise: Precise, epsilon: float) -> dict[str, np.nda
 def activity(
     moments: dict[str, Moments], *, without_relu: Container[str] = ()
 ) -> dict[str, np.ndarray]:
-    """Describes each layer's output, channel by channel.
+    """Describes each layer's output by its moments, NumPy arrays, channel by channel.
 
-    Args:
-      moments: by layer, NumPy arrays.
-      without_relu: layers whose normalizer has an activation of its own.
-
-    Returns:
-      `activation_mean/LAYER` and `activation_deviation/LAYER`, (C,), and, where there are
-      ReLUs, `never_active/LAYER`: (C,), 1 where no position of any image was above 0.
+    Returns, (C,) each, `activation_mean/LAYER`, `activation_deviation/LAYER` and, but for layers
+    `without_relu`, `never_active/LAYER`: 1 where no position of any image was above 0.
     """
     found = {}
     for layer, of_layer in moments.items():

@@ -31,16 +31,10 @@ def explain(
     index: int,
     find_operation: bool,
 ) -> str:
-    """Says what is not finite in a step.
+    """Says what is not finite in step `index` of `chunk`, which began with `state_and_metrics`.
 
-    Args:
-      programs: of the run.
-      state_and_metrics: what the chunk began with, on the devices.
-      chunk: that holds the step.
-      rng: the epoch's dropout key, on the devices.
-      index: of the step, within the chunk.
-      find_operation: whether to look for the operation that makes a NaN (`jax.debug_nans`); it
-        names none that makes an infinity.
+    These and `rng`, the epoch's key, are on the devices. With `find_operation` it names, too, the
+    operation that makes a NaN (`jax.debug_nans`); none that makes an infinity.
     """
     devices = programs.devices
     inspect = devices.compile(make_inspect(programs))

@@ -1,9 +1,4 @@
-"""The training loop of one run: epochs of chunks, evaluations, checkpoints, the result.
-
-The loop never runs far ahead of the devices: on an accelerator one chunk of steps computes and one
-is queued, on a CPU there is one. An epoch is recorded, and its checkpoint written, while the next
-one trains.
-"""
+"""The training loop of one run: epochs of chunks, evaluations, checkpoints, the result."""
 
 import collections
 import dataclasses
@@ -40,7 +35,7 @@ from bn_vgg.weights import start_from
 from bn_vgg.writers import TensorBoard, epoch_line, format_seconds
 
 # What a stream of random numbers is for, folded into the seed's key.
-_INIT, _DROPOUT = 0, 1
+_INIT, _EPOCHS = 0, 1
 
 
 def init_key(seed: int) -> jax.Array:
@@ -48,10 +43,10 @@ def init_key(seed: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), _INIT)
 
 
-def dropout_key(seed: int, epoch: int) -> jax.Array:
-    """Returns the key of the dropout of `epoch`, counted from 0."""
+def epoch_key(seed: int, epoch: int) -> jax.Array:
+    """Returns the key of all that the steps of `epoch`, counted from 0, draw."""
     key = jax.random.key(seed, impl="threefry2x32")
-    return jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), epoch)
+    return jax.random.fold_in(jax.random.fold_in(key, _EPOCHS), epoch)
 
 
 def train_and_evaluate(
@@ -63,79 +58,73 @@ def train_and_evaluate(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Restores the newest checkpoint, trains the epochs that are left and returns the result."""
-    side = config.data.crop_size
-    with telling(f"config.model: no network can be made for crops of config.data.crop_size {side}"):
-        programs = Programs(config.to_dict(), devices, data.steps_per_epoch)
-    stop = StopRequest()
-
-    def train() -> dict[str, Any]:
-        progress, state, metrics = _restore(config, workdir, data, programs, say)
-        # A line may have been written for an epoch whose checkpoint was not.
-        lines = [line for line in workdir.read_metrics() if line["epoch"] <= progress.epoch]
-        with Checkpointer(workdir.checkpoints) as checkpointer, ThreadPoolExecutor(1) as recorder:
-            return Run(
-                config, workdir, data, programs, board, say, stop, checkpointer, recorder,
-                progress, lines, *devices.replicate((state, metrics)),
-            ).train_and_evaluate()  # fmt: skip
-
+    run = Run(config, workdir, data, devices, board, say)
     # With peers JAX listens, see `multihost.preempted`.
-    return train() if multihost.has_peers() else stop.during(train)
+    return run.train() if multihost.has_peers() else run.stop.during(run.train)
 
 
-def _restore(config, workdir, data, programs, say) -> tuple[Progress, TrainState, TrainMetrics]:
-    side, metrics = config.data.crop_size, TrainMetrics.empty()
-    images = jnp.zeros((1, side, side, 3), jnp.float32)
-    if programs.model.norm.initializes_from_data:
-        images = to_intensities(jnp.asarray(data.first_crops()))
-    state = programs.init(init_key(config.seed), images)
-    if config.init.weights and not checkpoint.steps(workdir.checkpoints):
-        state = start_from(state, config.init.weights, statistics=config.init.statistics)
-        state = state.replace(opt_state=programs.optimizer.init(state.params))
-    state = state.for_evaluation(config.to_dict(), programs.model)
-    parameter_overview.log_parameter_overview(state.variables)
-    progress, state, damages = checkpoint.restore(workdir.checkpoints, workdir.damaged, state)
-    for damage in damages:
-        say(f"{damage}; it is kept in {workdir.damaged}")
-    if progress.within_epoch is not None:
-        metrics = metrics.with_leaves(progress.within_epoch)
-    if progress.step:
-        say(f"resuming after epoch {progress.epoch} (step {progress.step})")
-    begins = checkpoint.digest_of(progress, jax.device_get(state))
-    multihost.agree({"step": progress.step, "state at the start": begins})
-    return progress, state, metrics
-
-
-@dataclasses.dataclass
 class Run:
     """A run in progress."""
 
-    config: ConfigDict
-    workdir: Workdir
-    data: Data
-    programs: Programs
-    board: TensorBoard | None
-    say: Callable[[str], None]
-    stop: StopRequest
-    checkpointer: Checkpointer
-    recorder: ThreadPoolExecutor
-    # As of the last checkpoint, or the end of the last epoch.
-    progress: Progress
-    # Of `metrics.jsonl`, one for each epoch.
-    lines: list[dict[str, Any]]
-    # After `step` updates, and of the epoch in progress so far; on the devices.
-    state: TrainState
-    metrics: TrainMetrics
-
-    def __post_init__(self):
-        self.step, self.devices = self.progress.step, self.programs.devices
-        self._began = time.monotonic() - self.progress.seconds
+    def __init__(self, config, workdir, data, devices, board, say):
+        """Makes the programs of the run; arguments are those of `train_and_evaluate`."""
+        self.config, self.workdir, self.data, self.devices = config, workdir, data, devices
+        self.board, self.say, self.stop = board, say, StopRequest()
+        with telling(
+            "config.model: no network can be made for crops of config.data.crop_size "
+            f"{config.data.crop_size}"
+        ):
+            self.programs = Programs(config.to_dict(), devices, data.steps_per_epoch)
+        # As of the last checkpoint, or the end of the last epoch.
+        self.progress = Progress()
+        # Of `metrics.jsonl`, one for each epoch.
+        self.lines: list[dict[str, Any]] = []
         self._in_flight: collections.deque[Callable[[], Any]] = collections.deque()
-        self._recording: Future = Future()
-        self._recording.set_result(None)
         self._compiling = True
 
-    def train_and_evaluate(self) -> dict[str, Any]:
-        """Trains the epochs that are left, and evaluates the best one on the test images."""
+    def train(self) -> dict[str, Any]:
+        """Goes on from the newest checkpoint, and returns the result."""
+        state, metrics = self._restore()
+        # After `step` updates, and of the epoch in progress so far.
+        self.step = self.progress.step
+        self.state, self.metrics = self.devices.replicate((state, metrics))
+        self._began = time.monotonic() - self.progress.seconds
+        folder = self.workdir.checkpoints
+        with Checkpointer(folder) as self.checkpointer, ThreadPoolExecutor(1) as self.recorder:
+            # Of the last epoch: `result()` waits until it is recorded, and raises what that raised.
+            self._recording: Future = self.recorder.submit(lambda: None)
+            return self._train_and_evaluate()
+
+    def _restore(self) -> tuple[TrainState, TrainMetrics]:
+        """Takes what the newest checkpoint holds, or begins from the seed."""
+        config, workdir, programs = self.config, self.workdir, self.programs
+        side, metrics = config.data.crop_size, TrainMetrics.empty()
+        images = jnp.zeros((1, side, side, 3), jnp.float32)
+        if programs.model.norm.initializes_from_data:
+            images = to_intensities(jnp.asarray(self.data.first_crops()))
+        state = programs.init(init_key(config.seed), images)
+        if config.init.weights and not checkpoint.steps(workdir.checkpoints):
+            state = start_from(state, config.init.weights, statistics=config.init.statistics)
+            state = state.replace(opt_state=programs.optimizer.init(state.params))
+        state = state.for_evaluation(config.to_dict(), programs.model)
+        parameter_overview.log_parameter_overview(state.variables)
+        progress, state, damages = checkpoint.restore(workdir.checkpoints, workdir.damaged, state)
+        for damage in damages:
+            self.say(f"{damage}; it is kept in {workdir.damaged}")
+        if progress.within_epoch is not None:
+            pairs = zip(progress.within_epoch, jax.tree.leaves(metrics), strict=True)
+            leaves = [jnp.asarray(number, leaf.dtype) for number, leaf in pairs]
+            metrics = jax.tree.unflatten(jax.tree.structure(metrics), leaves)
+        # A line may have been written for an epoch whose checkpoint was not.
+        lines = [line for line in workdir.read_metrics() if line["epoch"] <= progress.epoch]
+        if progress.step:
+            self.say(f"resuming after epoch {progress.epoch} (step {progress.step})")
+        begins = checkpoint.digest_of(progress, jax.device_get(state))
+        multihost.agree({"step": progress.step, "state at the start": begins})
+        self.progress, self.lines = progress, lines
+        return state, metrics
+
+    def _train_and_evaluate(self) -> dict[str, Any]:
         if self.board is not None:
             images = self.data.first_crops() if self.step == 0 else None
             self.board.write_start(flatten(self.config.to_dict()), images)
@@ -145,14 +134,14 @@ class Run:
             self._end_epoch(epoch, speed)
             if whole:  # the chunks of a part are of other lengths, and compiled for themselves
                 multihost.epoch_done()
-        self._recorded()
+        self._recording.result()
         return self._finish()
 
     def _train_epoch(self, epoch: int) -> float | None:
         """Returns images per second; None where an earlier start had done all steps."""
         num_steps, num_epochs = self.data.steps_per_epoch, self.config.num_epochs
         done = self.step - epoch * num_steps
-        rng = self.devices.replicate(dropout_key(self.config.seed, epoch))
+        rng = self.devices.replicate(epoch_key(self.config.seed, epoch))
         started = time.monotonic()
         # A bar on a terminal, of the first host alone; it vanishes when the epoch is done.
         bar = tqdm(
@@ -176,15 +165,14 @@ class Run:
     def _launched(self, wait: Callable[[], Any]) -> None:
         """Waits until at most one chunk is queued behind another; on a CPU for the chunk itself."""
         self._in_flight.append(wait)
-        while len(self._in_flight) > (0 if jax.default_backend() == "cpu" else 1):
-            self._in_flight.popleft()()
+        self._wait_for_chunks(0 if jax.default_backend() == "cpu" else 1)
         if self._recording.done():
-            self._recorded()
+            self._recording.result()
         multihost.chunk_done()
         self._stop_if_asked()
 
-    def _wait_for_chunks(self) -> None:
-        while self._in_flight:
+    def _wait_for_chunks(self, left: int = 0) -> None:
+        while len(self._in_flight) > left:
             self._in_flight.popleft()()
 
     def _check_chunk(self, before, metrics: TrainMetrics, chunk: Chunk, rng, bar: tqdm) -> None:
@@ -204,7 +192,7 @@ class Run:
             self.programs, state_and_metrics, chunk, rng, index=first - step - 1,
             find_operation=self.config.debug.nans,
         )  # fmt: skip
-        self._recorded()
+        self._recording.result()
         if step > self.progress.step:
             self._save(step, *state_and_metrics)
         kept = f"the checkpoint of step {self.progress.step} is kept in {self.workdir.path}"
@@ -228,7 +216,7 @@ class Run:
                 reported = self._precise(self.state.replace(params=average), epoch)
             self.state = self.state.replace(precise_stats=reported.batch_stats)
         valid = self._evaluate(self.state.reported, self.data.valid_split)
-        self._recorded()
+        self._recording.result()
         args = (self.step, self.state, self.metrics, speed, valid, precise, compared)
         self.metrics = self.programs.empty_training
         if multihost.has_peers():  # they must come to the barriers of a checkpoint together
@@ -279,7 +267,7 @@ class Run:
 
     def _precise(self, state: TrainState, epoch: int) -> evaluation.Precise:
         empty = self.programs.empty_precise.replace(batch_stats=state.batch_stats)
-        rng = self.devices.replicate(dropout_key(self.config.seed, epoch))
+        rng = self.devices.replicate(epoch_key(self.config.seed, epoch))
         return self._fold(self.programs.precise_chunk, empty, self.data.precise(epoch), state, rng)
 
     def _fold(self, program: Callable, carry, chunks: Iterable[Chunk], *args) -> Any:
@@ -351,7 +339,7 @@ class Run:
 
     def _save_now(self) -> None:
         self._wait_for_chunks()
-        self._recorded()
+        self._recording.result()
         if self.step > self.progress.step:
             self._save(self.step, self.state, self.metrics)
 
@@ -364,10 +352,6 @@ class Run:
         )  # fmt: skip
         logging.info("keeping step %d, within an epoch", step)
         self.checkpointer.save(self.devices.fetch(state), self.progress)
-
-    def _recorded(self) -> None:
-        """Waits until the last epoch is recorded, and raises what that raised."""
-        self._recording.result()
 
     def _means(self, metrics: clu_metrics.Collection) -> dict[str, float]:
         computed = self.devices.fetch(metrics).compute()

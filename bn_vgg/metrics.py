@@ -1,6 +1,5 @@
 """What is measured, accumulated over batches (state, merge, compute: clu.metrics)."""
 
-from collections.abc import Sequence
 from functools import partial
 
 import flax
@@ -49,41 +48,23 @@ class TrainMetrics(metrics.Collection):
     gradient_norm: metrics.Average.from_output("gradient_norm")  # type: ignore[valid-type]
     first_non_finite: FirstNonFinite
 
-    def with_leaves(self, numbers: Sequence[float]) -> "TrainMetrics":
-        """The same with these numbers as its leaves, as `jax.tree.leaves` orders them."""
-        leaves, tree = jax.tree.flatten(self)
-        return jax.tree.unflatten(
-            tree, [jnp.asarray(x, leaf.dtype) for x, leaf in zip(numbers, leaves, strict=True)]
-        )
+
+def _means_of(*names: str) -> type[metrics.Collection]:
+    """Of evaluated examples; each counts once, padding not at all."""
+    return metrics.Collection.create(**{name: metrics.Average.from_output(name) for name in names})
 
 
-@flax.struct.dataclass
-class _MaskedMetrics(metrics.Collection):
-    """Means over evaluated examples; each counts once, padding not at all (`mask`)."""
-
-    @classmethod
-    def of(cls, axis_name: str | None, **outputs):
-        """Takes a batch's `outputs`, (N,) each; those of all devices along `axis_name`."""
-        if axis_name is None:
-            return cls.single_from_model_output(**outputs)
-        return cls.gather_from_model_output(axis_name=axis_name, **outputs)
+# By five-crop evaluation.
+EvalMetrics = _means_of("loss", "error_rate")
+# By the central crop, with running, with precise and with each evaluated batch's statistics.
+ComparedMetrics = _means_of("error_rate_running", "error_rate_precise", "error_rate_batch")
 
 
-@flax.struct.dataclass
-class EvalMetrics(_MaskedMetrics):
-    """By five-crop evaluation."""
-
-    loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
-    error_rate: metrics.Average.from_output("error_rate")  # type: ignore[valid-type]
-
-
-@flax.struct.dataclass
-class ComparedMetrics(_MaskedMetrics):
-    """With running, with precise and with each evaluated batch's statistics; the central crop."""
-
-    error_rate_running: metrics.Average.from_output("error_rate_running")  # type: ignore[valid-type]
-    error_rate_precise: metrics.Average.from_output("error_rate_precise")  # type: ignore[valid-type]
-    error_rate_batch: metrics.Average.from_output("error_rate_batch")  # type: ignore[valid-type]
+def measured(collection, axis_name: str | None, **outputs):
+    """Takes a batch's `outputs`, (N,) each, of all devices; `mask` is 0 for padding."""
+    if axis_name is None:
+        return collection.single_from_model_output(**outputs)
+    return collection.gather_from_model_output(axis_name=axis_name, **outputs)
 
 
 class Moments(flax.struct.PyTreeNode):
@@ -103,13 +84,7 @@ class Moments(flax.struct.PyTreeNode):
 
     @classmethod
     def of(cls, x, weights_N, axis_name: str | None) -> "Moments":
-        """Takes a batch.
-
-        Args:
-          x: (N, ..., C).
-          weights_N: 1 for an example, 0 for padding that repeats another.
-          axis_name: of the mapped axis whose devices share the batch, or None.
-        """
+        """Takes a batch `x` (N, ..., C); weights are 0 for padding that repeats others, else 1."""
         positions = tuple(range(1, x.ndim - 1))
         x = x.astype(jnp.float32)
         maximum = x.max(axis=(0, *positions))

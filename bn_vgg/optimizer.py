@@ -21,14 +21,15 @@ class ScaleByRmsWithCountState(NamedTuple):
     nu: Any
 
 
-def scale_by_floored_rms(
-    decay: float, epsilon: float, bias_correction: bool
+def rmsprop(
+    learning_rate, *, decay: float, epsilon: float, bias_correction: bool
 ) -> optax.GradientTransformation:
-    """Divides each gradient by max(sqrt(ms), epsilon), ms = decay*ms + (1-decay)*g**2.
+    """The recipe's: g / max(sqrt(ms), epsilon), ms = decay*ms + (1-decay)*g**2.
 
-    Optax's `scale_by_rms` adds epsilon where this takes the larger of the two.
+    Optax's adds epsilon where this takes the larger of the two.
 
     Args:
+      learning_rate: a number or a schedule.
       decay: weight of the old mean square, which starts from 0.
       epsilon: the least that a gradient is divided by.
       bias_correction: whether to divide ms by 1 - decay**t at update t (Kingma and Ba 2015,
@@ -53,14 +54,7 @@ def scale_by_floored_rms(
         )
         return scaled, state
 
-    return optax.GradientTransformation(init, update)
-
-
-def rmsprop(
-    learning_rate, *, decay: float, epsilon: float, bias_correction: bool
-) -> optax.GradientTransformation:
-    """The recipe's optimizer; configs/default.py explains the arguments."""
-    scale = scale_by_floored_rms(decay, epsilon, bias_correction)
+    scale = optax.GradientTransformation(init, update)
     return optax.chain(scale, optax.scale_by_learning_rate(learning_rate))
 
 

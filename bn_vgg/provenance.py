@@ -11,7 +11,10 @@ from pathlib import Path
 import jax
 from absl import logging
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "bn-vgg")
+import bn_vgg
+
+_ROOT = Path(__file__).resolve().parents[1]
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 
 # Settings of JAX's that change a run's numbers. The environment may set them otherwise.
 JAX_SETTINGS = {
@@ -46,13 +49,8 @@ def hardware() -> dict:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a run's numbers."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    packages = {package: importlib.metadata.version(package) for package in _PACKAGES}
+    return {"python": platform.python_version(), **packages, "bn-vgg": bn_vgg.__version__}
 
 
 def commit() -> str | None:
@@ -61,26 +59,28 @@ def commit() -> str | None:
     What `git archive` has exported has the commit in the file COMMIT. None where neither git nor
     that file knows.
     """
-    root = Path(__file__).resolve().parents[1]
-    exported = root / "COMMIT"
+    exported = _ROOT / "COMMIT"
     if exported.exists() and not (known := exported.read_text().strip()).startswith("$Format"):
         return known
     # Without this git would refuse another user's checkout, as in a container, as unsafe.
-    git = ["git", "-c", f"safe.directory={root}"]
+    git = ["git", "-c", f"safe.directory={_ROOT}"]
     try:
         described = subprocess.run(
             [*git, "describe", "--always", "--abbrev=40", "--dirty", "--match="],
-            cwd=root, capture_output=True, text=True, check=True, timeout=10,
+            cwd=_ROOT, capture_output=True, text=True, check=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
 
 
-def command() -> str:
-    """The command line of this process, to be run again from the checkout."""
-    module = Path(sys.argv[0])
-    return shlex.join(["python", "-m", f"{module.parent.name}.{module.stem}", *sys.argv[1:]])
+def command() -> str | None:
+    """The command line of this process, to be run again from the checkout; None in a notebook."""
+    program = Path(sys.argv[0]).resolve()
+    if not program.is_relative_to(_ROOT):
+        return None
+    module = ".".join(program.relative_to(_ROOT).with_suffix("").parts)
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def _processor() -> str:

@@ -1,13 +1,4 @@
-"""What a run keeps in its folder besides checkpoints: config, data, metrics, result.
-
-format.json     the version of all this, and of the code that wrote it;
-config.json     the configuration, nested, as run;
-data.json       the data's fingerprint, classes and numbers of examples;
-metrics.jsonl   a line per epoch;
-result.json     written when the run is finished.
-
-`.lock` is held by the process that trains, `.lock.json` says which one that is.
-"""
+"""What a run keeps in its folder besides checkpoints; bn_vgg/README.md lists the files."""
 
 import contextlib
 import json
@@ -93,7 +84,8 @@ class Workdir:
             be written.
         """
         with cannot_write(f"the working directory {self.path}"):
-            self.path.mkdir(parents=True, exist_ok=True)
+            if self._writes:
+                self.path.mkdir(parents=True, exist_ok=True)
             self.check_format()
             if self.exists("config.json"):
                 _refuse_other(self.path, self.read("config.json"), config)

@@ -17,7 +17,7 @@ import optax
 from jax import lax
 
 from bn_vgg.augment import OFF, flip, to_intensities, training_images, training_losses
-from bn_vgg.metrics import EvalMetrics, Moments, TrainMetrics
+from bn_vgg.metrics import EvalMetrics, Moments, TrainMetrics, measured
 from bn_vgg.models.layers import layer_activations
 from bn_vgg.optimizer import averaged_weights
 
@@ -179,11 +179,12 @@ def make_eval_step(model: Any, axis_name: str | None = None, flips: bool = False
         probabilities_NKC, updated = _predict(model, variables, crops, ["intermediates"])
         probabilities_NC = probabilities_NKC.mean(axis=1)
         of_label_N = jnp.take_along_axis(probabilities_NC, label_N[:, None], axis=1)[:, 0]
-        metrics = EvalMetrics.of(
+        metrics = measured(
+            EvalMetrics,
             axis_name,
             # A probability can round to 0; its logarithm must stay finite.
             loss=-jnp.log(jnp.maximum(of_label_N, jnp.finfo(jnp.float32).tiny)),
-            error_rate=errors(probabilities_NC, label_N),
+            error_rate=is_wrong(probabilities_NC, label_N),
             mask=mask_N,
         )
         weights = jnp.repeat(mask_N, crops.shape[1])
@@ -216,6 +217,6 @@ def _predict(model: Any, variables, crops_NKHWC, mutable: list[str]):
     return jax.nn.softmax(logits).reshape(*crops_NKHWC.shape[:2], -1), updated
 
 
-def errors(scores_NC, label_N):
+def is_wrong(scores_NC, label_N):
     """1 for each example whose highest score is not its label's, otherwise 0; float32."""
     return (scores_NC.argmax(-1) != label_N).astype(jnp.float32)

@@ -7,11 +7,10 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any
 
 from bn_vgg.errors import Interrupted
 
-Result = TypeVar("Result")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -32,7 +31,7 @@ class StopRequest:
     def __init__(self):
         self.signal: signal.Signals | None = None
 
-    def during(self, work: Callable[[], Result]) -> Result:
+    def during(self, work: Callable[[], Any]) -> Any:
         """Returns what `work` does; notes the first signal meanwhile, a second one ends at once.
 
         Python runs handlers in the main thread, and XLA may keep a thread for minutes: so `work`

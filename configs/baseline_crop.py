@@ -1,9 +1,7 @@
 """No normalization, random cropping (published: 91.9% in a sister post)."""
 
-from ml_collections import ConfigDict
-
 from configs import default
 
 
-def get_config(variant: str = "full") -> ConfigDict:
+def get_config(variant="full"):
     return default.get_config(variant, "baseline_crop", crop=True)

@@ -4,12 +4,10 @@ The network and its 3.15 million weights are those of full_crop.py. Only validat
 looked at when the fields were chosen; experiments/results/README.md says what was tried.
 """
 
-from ml_collections import ConfigDict
-
 from configs import default
 
 
-def get_config(variant: str = "full") -> ConfigDict:
+def get_config(variant="full"):
     config = default.get_config(variant, "champion", norm="full", crop=True)
     config.augment.horizontal_flip = True
     config.augment.label_smoothing = 0.1

@@ -63,7 +63,7 @@ def get_config(
 
     # In training alone; each example draws anew in each epoch. All are off in the recipe.
     config.augment = augment = ConfigDict()
-    # Mirror every second image from left to right.
+    # Mirror each image from left to right, with probability 1/2.
     augment.horizontal_flip = False
     # Scale brightness, contrast and saturation by factors from 1 - x to 1 + x.
     augment.colour_jitter = 0.0
@@ -105,8 +105,8 @@ def get_config(
     # Of the computation, `float32` or `bfloat16`; parameters, statistics and the loss are always
     # float32.
     model.dtype = "float32"
-    # Of float32 products on a GPU: `highest` is float32 without TF32 or bfloat16 rounding, on
-    # every device; `tensorfloat32`, what PyTorch uses for convolutions, is for NVIDIA GPUs alone.
+    # Of float32 products: `highest` is float32 without TF32 or bfloat16 rounding, on every device;
+    # `tensorfloat32`, what PyTorch uses for convolutions, is for NVIDIA GPUs alone.
     model.precision = "highest"
 
     config.optimizer = optimizer = ConfigDict()
@@ -122,7 +122,8 @@ def get_config(
     # Divide ms by 1 - decay**t at update t. The post does not, so that its first updates are up
     # to 31.6 times the nominal size; at 128x128 some seeds then learn nothing for epochs.
     optimizer.bias_correction = False
-    # Each update subtracts learning_rate * weight_decay * kernel; biases and scales are left alone.
+    # Each update subtracts learning_rate * weight_decay * kernel (with `lamb` scaled as its step);
+    # biases and scales are left alone.
     optimizer.weight_decay = 0.0
     # The largest norm of all gradients together; larger ones are scaled down. 0: no limit.
     optimizer.clip_norm = 0.0

@@ -1,9 +1,7 @@
 """Mean-only batch norm, random cropping: the post's champion (published: 95.9%)."""
 
-from ml_collections import ConfigDict
-
 from configs import default
 
 
-def get_config(variant: str = "full") -> ConfigDict:
+def get_config(variant="full"):
     return default.get_config(variant, "meanonly_crop", norm="mean_only", crop=True)

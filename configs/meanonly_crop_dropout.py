@@ -1,11 +1,9 @@
 """Mean-only batch norm, random cropping, dropout: figure 2."""
 
-from ml_collections import ConfigDict
-
 from configs import default
 
 
-def get_config(variant: str = "full") -> ConfigDict:
+def get_config(variant="full"):
     return default.get_config(
         variant, "meanonly_crop_dropout", norm="mean_only", crop=True, dropout=True
     )

@@ -4,12 +4,10 @@ Not measured yet. The evaluation is the post's, without mirror images. The time 
 error, without compiling: `python -m experiments.compare RUNS --target=4.1` (10 at 48x48).
 """
 
-from ml_collections import ConfigDict
-
 from configs import champion
 
 
-def get_config(variant: str = "full") -> ConfigDict:
+def get_config(variant="full"):
     config = champion.get_config(variant)
     config.name = config.name.replace("champion", "speedrun")
     config.num_epochs = 6

@@ -39,6 +39,8 @@ def test_configurations_by_their_name():
         bn_vgg.train(config, "nowhere")
     with pytest.raises(UserError, match="nowhere holds no run"):
         bn_vgg.load("nowhere")
+    with pytest.raises(UserError, match="'newest'; it takes best or latest"):
+        bn_vgg.load("nowhere", "newest")
 
 
 def test_a_run_without_a_checkpoint_has_nothing_to_give(trained_run, tmp_path):

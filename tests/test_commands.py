@@ -41,6 +41,11 @@ def test_what_it_leaves_behind(trained_run, cartoon_folder):
     assert result["jax_settings"] == provenance.JAX_SETTINGS
 
 
+def test_another_programs_command_is_not_recorded(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/elsewhere/ipykernel_launcher.py"])
+    assert provenance.command() is None
+
+
 def test_jaxs_settings_in_the_environment_change_no_number(
     trained_run, run_command, cartoon_folder, tmp_path
 ):

@@ -127,11 +127,16 @@ def with_value(field, value):
     ("seed", 2**63, "an integer from 0 to 4294967295"),
     ("name", "..", "the name of a folder"),
     ("model.norm_kwargs", {"x": 1}, "mean_only takes no 'x'; it takes: "),
+    ("optimizer.kwargs", {"x": 1j}, "config.optimizer.kwargs is {'x': 1j}: JSON cannot hold that"),
 ])  # fmt: skip
 def test_what_it_says_of_a_value(field, value, message):
     why = why_not(lambda: check_config(with_value(field, value)))
     assert message in why
     assert field.split(".")[-1] in why
+
+
+def test_a_warm_up_may_end_within_the_last_epoch():
+    assert not why_not(lambda: check_config(with_value("schedule.warmup_epochs", 1.5)))
 
 
 # As they stand behind `--config.FIELD=`; a file's own code may set other types, too.

@@ -8,7 +8,7 @@ from bn_vgg import launch
 from bn_vgg.data import pipeline
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
-from bn_vgg.loop import dropout_key, init_key
+from bn_vgg.loop import epoch_key, init_key
 from bn_vgg.programs import Programs
 from tests.runs import same
 from tests.xla_flags import QUICK
@@ -35,7 +35,7 @@ def test_lengths_of_chunks_and_placements_change_no_bit(tiny_config, cache_folde
         steps = [chunk.step(i, one) for i in range(5)] if placement == "host" else [chunk]
         carry = state, programs.empty_training
         for each in steps:
-            carry = programs.train_chunk(carry, dropout_key(0, 0), each.batches, each.pixels)
+            carry = programs.train_chunk(carry, epoch_key(0, 0), each.batches, each.pixels)
         found.append(jax.device_get(carry))
     assert found[0][0].step == 5
     same(*found)

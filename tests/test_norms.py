@@ -15,7 +15,7 @@ from bn_vgg.models.batch_norm import (
     GhostBatchNorm,
     MeanOnlyBatchNorm,
 )
-from bn_vgg.models.example_norm import FilterResponseNorm, GroupNorm, InstanceNorm, LayerNorm
+from bn_vgg.models.filter_response import FilterResponseNorm
 from bn_vgg.models.weight_norm import WeightNorm, WeightNormMeanOnly
 
 SHAPE, AXES = (6, 3, 4, 6), (0, 1, 2)
@@ -36,9 +36,9 @@ BY_BATCH = WITH_MOMENTS | {
     "weight_norm_mean_only": WeightNormMeanOnly(DECAY),
 }
 BY_EXAMPLE = {
-    "group": GroupNorm(num_groups=3, epsilon=EPSILON),
-    "layer": LayerNorm(epsilon=EPSILON),
-    "instance": InstanceNorm(epsilon=EPSILON),
+    "group": nn.GroupNorm(num_groups=3, epsilon=EPSILON),
+    "layer": nn.LayerNorm(reduction_axes=(1, 2, 3), epsilon=EPSILON),
+    "instance": nn.InstanceNorm(epsilon=EPSILON),
     "filter_response": FilterResponseNorm(eps=0.5),
 }
 ALL = BY_BATCH | BY_EXAMPLE | {"weight_norm": WeightNorm()}

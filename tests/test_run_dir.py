@@ -111,7 +111,7 @@ def test_odd_names_that_orbax_takes(tmp_path):
 
 
 def test_other_hosts_write_nothing(tmp_path):
-    workdir = Workdir(str(tmp_path), writes=False)
+    workdir = Workdir(str(tmp_path / "run"), writes=False)
     workdir.claim({"num_epochs": 1}, DATA)
     workdir.write_metrics([{"epoch": 1}])
     assert list(tmp_path.iterdir()) == []

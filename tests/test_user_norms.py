@@ -77,6 +77,10 @@ def make_badly(name=None):
     raise RuntimeError("out of ideas")
 
 
+def nameless():
+    return Twice()
+
+
 class OtherShape(nn.Module):
     def __call__(self, x):
         return x[:, :-1]
@@ -197,6 +201,7 @@ def test_weights_may_be_reparameterized_and_their_mean_is_then_known():
         ("own_norms:Train", {}, "its __call__ takes train, .* never given; use_running_average is"),
         ("own_norms:Misspelt", {}, "its __call__ takes use_running_avg, which it is never given"),
         ("own_norms:make_badly", {}, "failed in .*own_norms.py, line .*: RuntimeError: out of"),
+        ("own_norms:nameless", {}, "nameless failed: TypeError: .*unexpected .* 'name'"),
         ("own_norms:Twice", {"power": 2}, "own_norms:Twice takes no 'power'; it takes: factor"),
         ("none", {"power": 2}, "none takes no 'power'; it takes: nothing"),
         ("group", {"groups": 2}, "group takes no 'groups'; it takes: .*num_groups"),

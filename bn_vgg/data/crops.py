@@ -50,10 +50,14 @@ def five_crops(image_HWC: np.ndarray, crop_size: int) -> np.ndarray:
     return np.stack([image_HWC[y : y + crop_size, x : x + crop_size] for y, x in corners])
 
 
-def places(corners_N2: np.ndarray, starts: np.ndarray, widths: np.ndarray):
-    """Returns each crop's first byte in the flat pixels, and the bytes from row to row."""
+def places(corners: np.ndarray, starts: np.ndarray, widths: np.ndarray):
+    """Returns each crop's first byte in the flat pixels, and the bytes from row to row, int64.
+
+    `corners` (..., 2) are top and left; `starts`, the images' first bytes, and `widths`, in pixels,
+    broadcast to (...), the shape of both results.
+    """
     strides = widths * 3
-    first = starts + corners_N2[..., 0] * strides + corners_N2[..., 1] * 3
+    first = starts + corners[..., 0] * strides + corners[..., 1] * 3
     return first, np.broadcast_to(strides, first.shape)
 
 

@@ -28,8 +28,8 @@ _MAX_CPU_PIXELS = 2_000_000
 _MAX_BYTES = 2**31 - 1
 
 # S batches of N examples, by name: `crop_start` and `row_stride` (S, N, K), int64, say where the K
-# crops of each example are in the flat pixels, in bytes; `label` and `position` (S, N),
-# int32; `mask` (S, N), float32. With images on the host `crops`
+# crops of each example are in the flat pixels, in bytes; `label`, with mixup `partner_label`, and
+# `position` (S, N), int32; `mask` (S, N), float32. With images on the host `crops`
 # (S, N, K, H, W, C), uint8, takes the place of the first two.
 Batches = dict[str, np.ndarray]
 
@@ -67,11 +67,10 @@ class Split(NamedTuple):
     def on_device(self, devices: Devices) -> "Split":
         """Copies the images to every device, without what lies between them."""
         lengths = self.sizes.prod(axis=1) * 3
-        ends = np.cumsum(lengths)
-        packed = np.empty(ends[-1], np.uint8)
-        for first, last, start in zip(ends - lengths, ends, self.starts, strict=True):
-            packed[first:last] = self.pixels[start : start + last - first]
-        return self._replace(starts=ends - lengths, pixels=devices.replicate(packed))
+        places = zip(self.starts, self.starts + lengths, strict=True)
+        packed = np.concatenate([self.pixels[start:end] for start, end in places])
+        starts = np.cumsum(lengths) - lengths
+        return self._replace(starts=starts, pixels=devices.replicate(packed))
 
 
 class Data:

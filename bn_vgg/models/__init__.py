@@ -77,7 +77,7 @@ def make_model(
     if missing := set(common) - set(takes) - _OF_VGG:
         raise UserError(f"config.model.name: {name} has no field {min(missing)}")
     own = [x for x in takes if x not in (*common, "parent", "name")]
-    if unknown := sorted(set(kwargs or {}) - set(own)):
+    if unknown := sorted(set(kwargs or {}) - set(own), key=str):
         raise UserError(
             f"config.model.kwargs: {name} takes no {unknown[0]!r}; "
             f"it takes: {', '.join(own) or 'nothing'}"

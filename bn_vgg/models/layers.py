@@ -1,8 +1,7 @@
 """Layers that networks are built of, and what is reported of a network's layers.
 
-A module reports its result by `self.sow("intermediates", "output", x)`: its moments are recorded at
-every evaluation. `NormFactory.normalize` reports the normalizer's input as `before_norm`. A layer
-is called by its module's path, such as `block0`, or `stage1.block0`; a last `norm` is left out.
+Modules report their `output`, see `models`, and normalizers what they are given, `before_norm`. A
+layer is called by its module's path, such as `block0` or `stage1.block0`, without a last `norm`.
 """
 
 import math

@@ -1,9 +1,9 @@
 """Registry of normalizers, and the interface for user-defined ones.
 
 A normalizer is a Flax module between a convolution and its ReLU. `config.model.norm` names one of
-`NORMALIZERS`, or your own as `package.module:Class` (or a function that returns a module). Flax's
-own, such as `flax.linen:RMSNorm`, need no change. `__call__` takes `x` (N, H, W, C) and returns the
-same shape and dtype. All else is optional and recognized by its name:
+`NORMALIZERS`, or your own as `package.module:Class` (or a function that takes `name` and returns a
+module). Flax's own, such as `flax.linen:RMSNorm`, need no change. `__call__` takes `x`
+(N, H, W, C) and returns the same shape and dtype. All else is optional and recognized by its name:
 
   fields      (or parameters of the function) `momentum`, `epsilon`, `axis_name`, `dtype` and
               `average` are set from `config.model`, all others from `config.model.norm_kwargs`.
@@ -37,7 +37,7 @@ import jax.numpy as jnp
 
 from bn_vgg.errors import UserError, differences
 from bn_vgg.models.batch_norm import BatchRenorm, FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
-from bn_vgg.models.example_norm import FilterResponseNorm, GroupNorm, InstanceNorm, LayerNorm
+from bn_vgg.models.filter_response import FilterResponseNorm
 from bn_vgg.models.layers import Conv
 from bn_vgg.models.lookup import blaming, find_class
 from bn_vgg.models.weight_norm import WeightNorm, WeightNormMeanOnly
@@ -51,7 +51,7 @@ class NoNorm(nn.Module):
         return x
 
 
-NORMALIZERS: dict[str, type[nn.Module]] = {
+NORMALIZERS: dict[str, Callable[..., nn.Module]] = {
     "none": NoNorm,
     "mean_only": MeanOnlyBatchNorm,
     "full": FullBatchNorm,
@@ -59,9 +59,13 @@ NORMALIZERS: dict[str, type[nn.Module]] = {
     "batch_renorm": BatchRenorm,
     "weight_norm": WeightNorm,
     "weight_norm_mean_only": WeightNormMeanOnly,
-    "group": GroupNorm,
-    "layer": LayerNorm,
-    "instance": InstanceNorm,
+    # Of each example's groups of channels (Wu and He 2018). 10 divides the recipe's 20 and 50; the
+    # paper's 32 does not.
+    "group": partial(nn.GroupNorm, num_groups=10),
+    # Of each example as a whole (Ba, Kiros and Hinton 2016): `group` with one group.
+    "layer": partial(nn.LayerNorm, reduction_axes=(1, 2, 3)),
+    # Of each example's channels (Ulyanov, Vedaldi and Lempitsky 2016): a group for each channel.
+    "instance": nn.InstanceNorm,
     "filter_response": FilterResponseNorm,
 }
 # Where running statistics come from in training with dropout: the pass that the loss uses, or a
@@ -187,7 +191,7 @@ def make_norm_factory(
         )
     settings = {name: value for name, value in common.items() if name in takes} | {**norm_kwargs}
     with blaming(_FIELD, norm, build):
-        example = build(**settings)
+        example = build(**settings, name="norm")
     given = _arguments_of(norm, example)
     if "use_running_average" in given:
         if axis_name is not None and "axis_name" not in takes:

@@ -1,55 +1,10 @@
-"""Normalizers by statistics of each example alone: the same in training and evaluation.
-
-`GroupNorm`, `LayerNorm` and `InstanceNorm` are Flax's, with Flax's fields. They differ in which
-values share a mean and a variance:
-
-  y = scale * (x - mean) / sqrt(var + epsilon) + bias
-
-with scale from 1 and bias from 0 for each channel, and `epsilon` positive, from `config.model`.
-"""
+"""Filter response normalization."""
 
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-from flax.typing import Axes
 from jax import lax
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalization: statistics of each example's groups of consecutive channels.
-
-    Wu and He 2018, "Group Normalization".
-
-    Attributes:
-      num_groups: groups of equal size; it must divide every layer's channels. 10 divides the
-        recipe's 20 and 50; the paper's 32 does not.
-    """
-
-    num_groups: int | None = 10
-
-    replaces_bias: ClassVar[bool] = True
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer normalization: statistics of each example as a whole, all positions and channels.
-
-    Ba, Kiros and Hinton 2016, "Layer Normalization". Equals `GroupNorm` with one group.
-    """
-
-    reduction_axes: Axes = (1, 2, 3)
-
-    replaces_bias: ClassVar[bool] = True
-
-
-class InstanceNorm(nn.InstanceNorm):
-    """Instance normalization: statistics of each example's channels, over the positions.
-
-    Ulyanov, Vedaldi and Lempitsky 2016, "Instance Normalization". Equals `GroupNorm` with one
-    group for each channel.
-    """
-
-    replaces_bias: ClassVar[bool] = True
 
 
 class FilterResponseNorm(nn.Module):
