@@ -2,13 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
 
-from bn_vgg.checkpoint import Progress
 from bn_vgg.errors import cannot_write
+
+if TYPE_CHECKING:  # it imports Orbax, which takes a second
+    from bn_vgg.checkpoint import Progress
 
 # The columns that TensorBoard's table of runs shows unasked, before the other fields. It takes
 # them from whichever run it reads first, so they are the same in all.
@@ -23,7 +25,7 @@ _METRICS = (
 _LAYERS = "zz_layers"
 
 
-def epoch_line(progress: Progress, num_epochs: int, scalars: Mapping[str, float]) -> str:
+def epoch_line(progress: "Progress", num_epochs: int, scalars: Mapping[str, float]) -> str:
     """Says in one line how the run is going and when it will be done."""
     epochs_left = num_epochs - progress.epoch
     left = progress.seconds / progress.epoch * epochs_left

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from bn_vgg import cli, config_file, provenance
-from bn_vgg.data.cache import choose_folder
+from bn_vgg.data.cache import choose_folder, open_or_build
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
 from bn_vgg.programs import Programs
@@ -97,24 +98,12 @@ def _measure_all(arguments: list[str], cache_folder: Path) -> Iterator[tuple[str
         yield "rows", measure_steps(config, _NORMS.value, _ROUNDS.value)
 
 
-class Timed:
-    """A function that is timed again and again; `seconds` has those of a step for each turn."""
-
-    def __init__(self, function: Callable[[], Any], steps: int):
-        self._function, self._steps = function, steps
-        self._time(1)  # compiles
-        self._repeats = max(1, round(1 / self._time(1)))  # a turn takes a second or more
-        self.seconds: list[float] = []
-
-    def _time(self, repeats: int) -> float:
-        started = time.perf_counter()
-        for _ in range(repeats):
-            self._function()
-        return (time.perf_counter() - started) / repeats
-
-    def take_a_turn(self) -> None:
-        """Times it once more."""
-        self.seconds.append(self._time(self._repeats) / self._steps)
+def _turn_of(steps: Callable[[], Any]) -> Callable[[], float]:
+    """Returns a function that repeats `_STEPS` steps for about a second: the seconds of one."""
+    time_it = timeit.Timer(steps).timeit
+    time_it(1)  # compiles
+    repeats = max(1, round(1 / time_it(1)))
+    return lambda: time_it(repeats) / repeats / _STEPS
 
 
 def measure_steps(config: ConfigDict, norms: list[str], rounds: int) -> list[dict[str, Any]]:
@@ -126,41 +115,32 @@ def measure_steps(config: ConfigDict, norms: list[str], rounds: int) -> list[dic
       A row for each normalization: medians of images/s with the least and the most, and ratios of
       neighbouring turns: `times_torch`, and `seconds_of_none`, its step's time in none's.
     """
-    contenders: dict[str, dict[str, Timed]] = {}
+    turns: dict[tuple[str, str], Callable[[], float]] = {}
     side, rate = config.data.crop_size, config.model.dropout_rate
     for norm in norms:
         config.model.norm = norm
         cli.show(f"compiling {norm}, {side}x{side}, dropout {rate:g} ...")
         images, labels = _random_batch(config)
-        contenders[norm] = {"jax": Timed(_chunk(config, images, labels), _STEPS)}
+        turns[norm, "jax"] = _turn_of(_chunk(config, images, labels))
         if torch_vgg is not None and norm in torch_vgg.NORMS:
             steps = torch_vgg.make_steps(
                 config.model.to_dict(), config.optimizer.to_dict(), images, labels, _STEPS
             )
-            contenders[norm]["torch"] = Timed(steps, _STEPS)
+            turns[norm, "torch"] = _turn_of(steps)
     cli.show(f"timing {rounds} turns of each ...")
-    for _ in range(rounds):
-        for timed in contenders.values():
-            for contender in timed.values():
-                contender.take_a_turn()
-    rows = []
-    for norm, timed in contenders.items():
-        row: dict[str, Any] = {"size": side, "norm": norm, "dropout": rate}
-        for name, contender in timed.items():
-            rates = [config.batch_size / seconds for seconds in contender.seconds]
-            row[f"{name}_images_per_second"] = statistics.median(rates)
-            row[f"{name}_spread"] = [min(rates), max(rates)]
-        if "torch" in timed:
-            row["times_torch"] = _ratio(timed["torch"], timed["jax"])
-        if "none" in contenders:
-            row["seconds_of_none"] = _ratio(timed["jax"], contenders["none"]["jax"])
-        rows.append(row)
-    return rows
-
-
-def _ratio(numerator: Timed, denominator: Timed) -> float:
-    pairs = zip(numerator.seconds, denominator.seconds, strict=True)
-    return statistics.median(above / below for above, below in pairs)
+    taken = [{key: turn() for key, turn in turns.items()} for _ in range(rounds)]
+    rows = {norm: {"size": side, "norm": norm, "dropout": rate} for norm in norms}
+    for norm, name in turns:
+        rates = [config.batch_size / seconds[norm, name] for seconds in taken]
+        rows[norm][f"{name}_images_per_second"] = statistics.median(rates)
+        rows[norm][f"{name}_spread"] = [min(rates), max(rates)]
+        for ratio, above, below in (
+            ("times_torch", (norm, "torch"), (norm, "jax")),
+            ("seconds_of_none", (norm, "jax"), ("none", "jax")),
+        ):
+            if {above, below} <= turns.keys():
+                rows[norm][ratio] = statistics.median(each[above] / each[below] for each in taken)
+    return list(rows.values())
 
 
 def _random_batch(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
@@ -198,18 +178,14 @@ def measure_training(arguments: list[str], cache_folder: Path, rounds: int) -> d
     """
     config = config_file.load_config(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        started = time.monotonic()
         with _start(arguments, cache_folder, folder) as process:
             errors = process.communicate()[1].decode().strip()
         if process.returncode:
             raise UserError(f"the run failed: {errors}")
-        seconds = time.monotonic() - started
         workdir = Workdir(folder, writes=False)
         lines, examples = workdir.read_metrics(), workdir.read("data.json")["examples"]
-    bare = Timed(_chunk(config, *_random_batch(config)), _STEPS)
-    for _ in range(rounds):
-        bare.take_a_turn()
-    step = statistics.median(bare.seconds)
+    turn = _turn_of(_chunk(config, *_random_batch(config)))
+    step = statistics.median(turn() for _ in range(rounds))
     steps = examples["train"] // config.batch_size
     ends = [line["seconds"] for line in lines]
     epoch = statistics.median(after - before for before, after in itertools.pairwise(ends))
@@ -217,7 +193,7 @@ def measure_training(arguments: list[str], cache_folder: Path, rounds: int) -> d
     return {
         "config": config.name, "source": config.data.source, "epochs": config.num_epochs,
         "train_images": steps * config.batch_size, "valid_images": examples["valid"],
-        "seconds": seconds, "epoch_seconds": epoch,
+        "epoch_seconds": epoch,
         "bare_images_per_second": config.batch_size / step, "training_images_per_second": rate,
         "share_of_bare_in_training": rate * step / config.batch_size,
         "training_share_of_epoch": steps * step / epoch,
@@ -231,6 +207,8 @@ def measure_start(cache_folder: Path, warm_starts: int) -> dict[str, Any]:
     """
     seconds = []
     arguments = ["--config=configs/meanonly_crop.py:demo"]
+    data = config_file.load_config(arguments).data
+    open_or_build(data.source, min_side=data.min_side, folder=cache_folder)
     with tempfile.TemporaryDirectory() as folder:
         environment = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"}
         for number in range(warm_starts + 1):

@@ -233,7 +233,9 @@ def _of_spikes(runs, epochs):
     enough = [chosen for chosen, missing in (usable(runs, [cell]) for cell in cells) if not missing]
     if not enough:
         return Verdict(
-            UNDECIDED, f"Needs a batch-normalized cell with {FEWEST_SEEDS} finished seeds."
+            UNDECIDED,
+            f"Needs a batch-normalized cell with {FEWEST_SEEDS} finished seeds of at least "
+            f"{FEWEST_EPOCHS} epochs.",
         )
     chosen = pd.concat(enough)
     found = []
@@ -271,7 +273,8 @@ def usable(
     missing = ""
     if min(counts.values()) < FEWEST_SEEDS:
         there = ", ".join(f"`{cell}` has {count}" for cell, count in counts.items())
-        missing = f"Needs {FEWEST_SEEDS} finished seeds of at least {fewest} epochs: {there}."
+        kind = f"finished seeds of at least {fewest} epochs" if fewest > 1 else "seeds"
+        missing = f"Needs {FEWEST_SEEDS} {kind}: {there}."
     elif paired and len(common) < FEWEST_SEEDS:
         missing = f"Needs {FEWEST_SEEDS} seeds that all cells have: there are {len(common)}."
     return (found[found["seed"].isin(common)] if paired else found), missing

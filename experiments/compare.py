@@ -28,27 +28,25 @@ def main(path: str) -> None:
     with needing("report"):
         from experiments import comparison, plots
         from experiments.runs import read_runs
-    if "://" in path:
-        raise UserError(f"{path} is not on this machine: copy the runs here first")
-    root, by = Path(path).expanduser(), list(dict.fromkeys(_BY.value))
-    output = Path(_OUTPUT.value or root / f"compare-{'-'.join(by)}.png").expanduser()
-    runs, epochs, unused = read_runs(root, apart=comparison.apart(by))
+    by = list(dict.fromkeys(_BY.value))
+    runs, epochs, unused = read_runs(path, apart=comparison.apart(by))
+    output = Path(_OUTPUT.value or f"{path}/compare-{'-'.join(by)}.png")
     if _TARGET.value is not None:
         runs["seconds_to"] = runs["folder"].map(comparison.seconds_to(epochs, _TARGET.value))
     unfinished = runs[~runs["finished"].astype(bool)]
     for run in unfinished.itertuples():
-        unused[run.folder] = f"not finished, {run.epochs} of {run.num_epochs} epochs"
+        unused[run.folder] = f"no result yet, {run.epochs} of {run.num_epochs} epochs"
     if unused:
         _say("Left out: " + "; ".join(f"{name} ({why})" for name, why in unused.items()))
     if len(unfinished) == len(runs):
-        raise UserError(f"no run below {root} is finished")
+        raise UserError(f"no run below {path} is finished")
     runs, fields, besides = comparison.group(runs.drop(unfinished.index), by)
     if added := fields[len(by) :]:
         _say(f"Runs differ in {', '.join(added)}, too: these make groups of their own")
     if besides:
         _say(f"Groups differ in {', '.join(besides)}, too")
     if runs["hardware"].nunique() > 1:
-        _say(f"Times do not compare; they are of {', '.join(runs['hardware'].unique())}")
+        _say(f"Times do not compare: runs were made on {', '.join(runs['hardware'].unique())}")
     measured = comparison.measure(runs, fields, _AGAINST.value, _TARGET.value)
     reached = "" if _TARGET.value is None else ", time to that error without compiling"
     caption = (
@@ -58,8 +56,7 @@ def main(path: str) -> None:
     )
     _say(caption)
     print(f"\n{comparison.table(measured)}\n")
-    with cli.replacing(output) as partial:
-        plots.save(comparison.draw(measured, runs, fields, f"{caption} Rings: seeds."), partial)
+    plots.save(comparison.draw(measured, runs, fields, f"{caption} Rings: seeds."), output)
     print(output)
 
 

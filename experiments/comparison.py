@@ -122,7 +122,7 @@ def table(measured: dict[str, pd.DataFrame]) -> str:
     """Writes a line for each group, the best first; two where their names are long."""
     rows = [("group", "seeds", *measured)]
     for name, count in measured["valid error"].count().items():
-        cells = [_text(values[name].dropna(), what) for what, values in measured.items()]
+        cells = [_text(values[name].dropna(), what, count) for what, values in measured.items()]
         rows.append((str(name), str(count), *cells))
     lines = status.lay_out(rows, 10**6)
     if max(map(len, lines)) > status.WIDTH:
@@ -132,13 +132,14 @@ def table(measured: dict[str, pd.DataFrame]) -> str:
     return "\n".join(lines)
 
 
-def _text(values: pd.Series, what: str) -> str:
+def _text(values: pd.Series, what: str, seeds: int) -> str:
     if values.empty:
         return stats.NOTHING
     digits, sign = int(what != "images/s"), "+" * (what == "difference")
     interval = stats.mean_interval(values)
     half = f" ± {interval.high - interval.mean:.{digits}f}" if interval else ""
-    return f"{values.mean():{sign}.{digits}f}{half}"
+    count = f" ({len(values)} of {seeds})" if len(values) < seeds else ""
+    return f"{values.mean():{sign}.{digits}f}{half}{count}"
 
 
 def draw(
@@ -146,9 +147,11 @@ def draw(
 ) -> Figure:
     """Draws a panel for each thing measured; the first field's values have a colour each."""
     names, palette = list(measured["valid error"]), matplotlib.color_sequences["tab10"]
+    labels = [textwrap.fill(name, 30) for name in names]
+    row_height = 0.17 * max(2, *(label.count("\n") + 1.5 for label in labels))  # inches
     places = dict(zip(runs["group"], pd.factorize(runs[fields[0]])[0], strict=True))
     with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(plots.WIDTH, 1.5 + 0.34 * len(names)), layout="constrained")
+        figure = Figure(figsize=(plots.WIDTH, 1.5 + row_height * len(names)), layout="constrained")
         figure.suptitle(textwrap.fill(caption, 125), x=0.01, ha="left", size=8.5, color="#555555")
         panels = figure.subplots(1, len(measured), sharey=True)
         for axes, (what, values) in zip(panels, measured.items(), strict=True):
@@ -164,6 +167,6 @@ def draw(
             axes.spines["left"].set_visible(False)
             axes.tick_params(axis="y", length=0)
         panels[list(measured).index("difference")].axvline(0, color="black", lw=0.8)
-        panels[0].set_yticks(range(len(names)), [textwrap.fill(name, 30) for name in names])
+        panels[0].set_yticks(range(len(names)), labels)
         panels[0].set_ylim(len(names) - 0.5, -0.5)
     return figure

@@ -6,6 +6,7 @@ Reads a run's folder, of a run in progress too, prints what it shows and a table
 draws diagnosis.png. Needs pip install -e '.[report]'.
 """
 
+import textwrap
 from pathlib import Path
 
 from absl import flags
@@ -25,16 +26,16 @@ def main(path: str) -> None:
         raise UserError(f"{path} is not on this machine: name a folder with --output")
     output = Path(_OUTPUT.value or path).expanduser()
     found = spikes.find_spikes(epochs, run["valid_examples"], run["compared_examples"])
-    title = f"{config.get('name', 'A run')}, seed {config.get('seed', 'not known')}"
+    title = f"{config['name']}, seed {config['seed']}"
     print(
-        f"{title}: {run['epochs']} epochs of {config.get('num_epochs', 'an unknown number')}; "
-        f"{run['valid_examples'] or 'an unknown number of'} validation images, of which "
-        f"{run['compared_examples'] or 'an unknown number'} are compared.\n"
+        f"{title}: {run['epochs']} epochs of {config['num_epochs']}; {run['valid_examples']} "
+        f"validation images, of which {run['compared_examples']} are compared.\n"
     )
-    print("\n".join(f"- {sentence}" for sentence in diagnosis.explain(run, epochs, found)))
-    print(f"\n{diagnosis.table(epochs, found).to_string(index=False)}\n\n{diagnosis.NOTES}\n")
-    with cli.replacing(output / "diagnosis.png") as partial:
-        plots.save(diagnosis.draw(epochs, found, title), partial)
+    for sentence in diagnosis.explain(run, epochs, found):
+        print(textwrap.fill(sentence, 100, initial_indent="- ", subsequent_indent="  "))
+    print(f"\n{diagnosis.table(epochs, found).to_string(index=False)}\n")
+    print("\n\n".join(textwrap.fill(note, 100) for note in diagnosis.NOTES.split("\n\n")), "\n")
+    plots.save(diagnosis.draw(epochs, found, title), output / "diagnosis.png")
     print(f"{output}/diagnosis.png")
 
 

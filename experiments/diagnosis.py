@@ -23,8 +23,6 @@ from experiments.stats import beyond_chance, percent, points
 # The averages' time constant, 200 batches, is about an epoch: after three, 95% of the averages'
 # start is forgotten.
 FIRST_EPOCHS = 3
-_COLUMNS = {"train": "train/error_rate", "valid": "valid/error_rate", "running": RUNNING,
-            "precise": PRECISE, "batch": BATCH}  # fmt: skip
 NOTES = (
     "train: running mean over the epoch's batches. valid: five-crop evaluation, by running "
     "averages unless the configuration says otherwise. running, precise and batch: centre crops "
@@ -87,7 +85,7 @@ def _listed(parts) -> str:
 def table(epochs: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     """Returns a row of texts for each epoch, of what was measured in any."""
     shown = epochs[["epoch"]].astype(str)
-    for name, key in _COLUMNS.items():
+    for key, (name, *_) in _ERRORS.items():
         if key in epochs and epochs[key].notna().any():
             shown[name] = epochs[key].map(percent)
     if names := layers(epochs, "mean_distance"):
@@ -102,13 +100,13 @@ def table(epochs: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-# What a diagnosis shows of each error: its name, colour and further looks.
-_ERRORS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "train/error_rate": ("training", "grey", {"ls": "--"}),
-    "valid/error_rate": ("validation", "black", {"lw": 2.2}),
-    RUNNING: ("running averages*", "vermilion", {"marker": "o"}),
-    PRECISE: ("precise statistics*", "blue", {"marker": "s"}),
-    BATCH: ("each batch's own*", "green", {"marker": "^", "ls": ":"}),
+# What a diagnosis shows of each error: its column, its name in the picture, colour, further looks.
+_ERRORS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "train/error_rate": ("train", "training", "grey", {"ls": "--"}),
+    "valid/error_rate": ("valid", "validation", "black", {"lw": 2.2}),
+    RUNNING: ("running", "running averages*", "vermilion", {"marker": "o"}),
+    PRECISE: ("precise", "precise statistics*", "blue", {"marker": "s"}),
+    BATCH: ("batch", "each batch's own*", "green", {"marker": "^", "ls": ":"}),
 }
 # Of each thing measured in every layer: title, colours, scale and ticks. The scales are fixed, so
 # that two runs' pictures compare; what lies beyond has the colour of the end.
@@ -156,7 +154,7 @@ def draw(epochs: pd.DataFrame, found: pd.DataFrame, title: str) -> Figure:
 
 
 def _draw_errors(axes: Axes, epochs: pd.DataFrame, found: pd.DataFrame) -> None:
-    for key, (name, colour, look) in _ERRORS.items():
+    for key, (_, name, colour, look) in _ERRORS.items():
         if key in epochs and epochs[key].notna().any():
             rates = epochs[key]
             look = look if len(epochs) <= DOTTED_EPOCHS else look | {"marker": ""}

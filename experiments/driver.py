@@ -25,7 +25,7 @@ class Driver:
         self._begun: collections.Counter[str] = collections.Counter()
         self._epochs: dict[str, int] = {}  # that were said, by the run's folder
         self._estimated = False
-        self._errors: set[str | None] = set()  # of users, without the runs' names
+        self._ended = 0
         self._running: dict[int, tuple[Work, Any]] = {}
         self.failed: list[tuple[Work, str]] = []  # that was given up, and why
 
@@ -75,14 +75,13 @@ class Driver:
         for run in work.runs:  # of one that is done, its result.json says so
             failed = run in left and not again
             self._sweep.note(run, FAILED if failed else TO_DO, ended.error if run in left else None)
-        self._errors.add(
-            ended.error.replace(work.name, "") if ended.status == EXIT_USER_ERROR else None
-        )
+        self._ended += 1
         if ended.status:
             cli.show(f"{work.name}: {ended.error}{'; it will be tried again' * again}")
         if ended.status and not again:
             self.failed.append((work, ended.error))
-        if len(self.failed) > 1 and len(self._errors) == 1 and None not in self._errors:
+        alike = len({error.replace(each.name, "") for each, error in self.failed}) == 1
+        if alike and len(self.failed) == self._ended > 1:
             raise UserError(
                 f"the first {len(self.failed)} runs ended with the same error, so the others were "
                 f"not tried: {self.failed[0][1]}"
@@ -115,5 +114,5 @@ class Driver:
                 cli.show(status.epoch_line(run, line))
                 if not self._estimated:
                     self._estimated = True
-                    cli.show(status.summary(self._sweep.runs, self._sweep.states(), self._slots))
+                    cli.show(status.summary(self._sweep.runs, self._sweep.states()))
             self._epochs[run.folder] = max(self._epochs[run.folder], len(lines))

@@ -20,7 +20,7 @@ def write(runs: pd.DataFrame, epochs: pd.DataFrame, output: Path, about: dict[st
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["in_row"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     sections = [
@@ -51,14 +51,12 @@ def _section(name: str, runs: pd.DataFrame, epochs: pd.DataFrame, output: Path) 
     for figure, picture in pictures.items():
         if picture is not None:
             figures[figure] = f"{figure}-{name}.png"
-            with cli.replacing(output / figures[figure]) as partial:
-                plots.save(picture, partial)
+            plots.save(picture, output / figures[figure])
     return {
         "title": f"{side}x{side} ({variant}{f', data {number}' if number else ''})",
         "sources": [f"`{source}`" for source in sorted(runs["data.source"].unique())],
-        "note": ""
-        if variant == "full"
-        else "The post's experiment is at 128x128: a verdict here is one at this size.",
+        "note": "The post's experiment is at 128x128: a verdict here is one at this size."
+        * (variant != "full"),
         "verdicts": [(claim, claim.decide(runs, epochs)) for claim in claims.CLAIMS],
         "figures": figures,
         "grid": tables.grid(runs),

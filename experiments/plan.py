@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bn_vgg import config_file
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, telling
 from bn_vgg.run_dir import KWARGS
 from experiments.presets import PRESETS, Overrides
 
@@ -66,10 +66,8 @@ def find_preset(name: str) -> list[Overrides]:
         )
     if not Path(name).is_file():
         raise UserError(f"--preset: no file {name}")
-    try:
+    with telling(f"--preset={name}"):
         entries = list(runpy.run_path(name)["sweep"]())
-    except Exception as error:  # whatever the file's own code raises
-        raise UserError(f"--preset={name}: {type(error).__name__}: {error}") from error
     if not entries:
         raise UserError(f"--preset={name}: sweep() yields nothing")
     for entry in entries:

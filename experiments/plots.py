@@ -14,6 +14,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bn_vgg import cli
 from experiments import published, stats
 
 # Okabe and Ito 2008: told apart by colour-blind readers too.
@@ -59,7 +60,8 @@ DOTTED_EPOCHS = 20
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG, whatever the path ends in."""
-    figure.savefig(path, format="png", dpi=DPI)
+    with cli.replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=DPI)
 
 
 def draw_post_figure(name: str, runs: pd.DataFrame, epochs: pd.DataFrame) -> Figure | None:
@@ -162,7 +164,7 @@ def draw_best(runs: pd.DataFrame, title: str) -> Figure | None:
         figure.text(0.015, 1 - 0.1 / total, title, va="top", size=12, weight="bold")
         figure.text(
             0.015, 1 - 0.36 / total, "Diamond: mean ± standard error; rings: seeds; grey: the "
-            "post's. Log scale.", va="top", size=8.5, color="#555555",
+            "post's, at 128x128. Log scale.", va="top", size=8.5, color="#555555",
         )  # fmt: skip
         axes = figure.add_axes((0.355, 0.5 / total, 0.375, 0.42 * len(cells) / total))
         for row, cell in enumerate(cells):

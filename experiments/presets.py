@@ -1,16 +1,8 @@
 """The sweeps that have a name: which cells of the grid they train.
 
 `--seeds` says how often each is trained, `--variant` at which size, `--set` what else is
-changed in all of them. A sweep of your own is a Python file, named by its path, with a
-generator of flat overrides:
-
-    def sweep():
-        for ghost_size in (10, 25, 50):
-            yield {
-                "config": "meanonly_crop",
-                "model.norm": "ghost",
-                "model.norm_kwargs": {"ghost_size": ghost_size},
-            }
+changed in all of them. A sweep of your own is a Python file, named by its path, whose `sweep()`
+yields such entries of flat overrides; README.md has an example.
 
 `config` is a cell of configs/, or a file of your own by its path. Optional: `name` of the run
 (default: the cell's name and what is overridden); `seed`, instead of those of `--seeds`;
@@ -19,16 +11,21 @@ generator of flat overrides:
 
 from typing import Any
 
+from bn_vgg.models.norms import NORMALIZERS
+
 Overrides = dict[str, Any]
 
 # Sizes of the configurations, the published one first.
 VARIANTS = ("full", "small", "demo")
 
-CELLS = tuple(
-    f"{norm}{rest}"
-    for norm in ("baseline", "meanonly", "full")
-    for rest in ("", "_crop", "_crop_dropout")
-)
+# The grid: its rows, its columns and its cells.
+NORMS = {"baseline": "none", "meanonly": "mean-only", "full": "full"}
+AUGMENTATIONS = {
+    "": "no augmentation",
+    "_crop": "+ random cropping",
+    "_crop_dropout": "+ cropping and dropout",
+}
+CELLS = [norm + augmented for norm in NORMS for augmented in AUGMENTATIONS]
 # What else configs/ has.
 BEYOND = ("champion", "speedrun")
 # The batch-normalized runs of the post's two figures, and the control beside them. What decides
@@ -36,11 +33,6 @@ BEYOND = ("champion", "speedrun")
 _FIVE_WAY = (
     "meanonly_crop", "full_crop", "meanonly_crop_dropout", "full_crop_dropout", "meanonly",
     "baseline",
-)  # fmt: skip
-# Every normalizer that comes with the code and is no cell of the grid.
-_OTHER_NORMS = (
-    "weight_norm", "weight_norm_mean_only", "group", "layer", "instance", "filter_response",
-    "ghost", "batch_renorm",
 )  # fmt: skip
 _NETWORKS: dict[str, Overrides] = {
     "vgg8": {},
@@ -74,7 +66,7 @@ PRESETS: dict[str, list[Overrides]] = {
         *_cells("baseline_crop", "meanonly_crop", "full_crop"),
         *(
             {"config": "baseline_crop", "name": f"{norm}_crop", "model.norm": norm}
-            for norm in _OTHER_NORMS
+            for norm in [*NORMALIZERS][3:]  # besides the post's three
         ),
     ],
     # Does what helps depend on the network and the optimizer? Learning rates are for short runs.
@@ -98,10 +90,10 @@ PRESETS: dict[str, list[Overrides]] = {
         {"config": "baseline", "num_epochs": 5},
     ],
     # Are spikes of the validation error in the weights or in the averages?
-    "spikes": _cells("meanonly_crop", "full_crop", num_epochs=12),
+    "spikes": _cells("meanonly_crop", "full_crop", num_epochs=15),
     # Which batch norm breaks down with dropout, and does it depend on the statistics' pass?
     "dropout": [
-        {"config": cell, "num_epochs": 10, **stats_pass}
+        {"config": cell, "num_epochs": 15, **stats_pass}
         for stats_pass in ({}, {"model.stats_pass": "dropout"})
         for cell in ("meanonly_crop_dropout", "full_crop_dropout")
     ],

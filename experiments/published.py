@@ -1,19 +1,9 @@
 """What the post published: best errors of its runs, and its figures' curves."""
 
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
-# The figure and the legend of each cell's curves in published/curves.csv.
-_LEGENDS = {
-    "baseline": ("1", "8-layer VGG"),
-    "meanonly": ("1", "8-layer VGG with batch-norm"),
-    "full_crop": ("2", "full BN"),
-    "full_crop_dropout": ("2", "full BN with dropout"),
-    "meanonly_crop": ("2", "mean-only BN"),
-    "meanonly_crop_dropout": ("2", "mean-only BN with dropout"),
-}
 # Best validation errors of one run each at 128x128, fractions: 100% minus the accuracies of the
 # post's text and figures (read off to about 0.4 points); without normalization and with cropping,
 # of the sister post on dropout and cropping.
@@ -29,14 +19,10 @@ BEST = {
 }
 
 
-@cache
 def curves() -> pd.DataFrame:
     """Returns the figures' curves: cell, split (`train` or `valid`), epoch and error_rate.
 
     The figures' axis counts from 0, which is after the first epoch: there it is epoch 1 here.
     """
-    cells = {legend: cell for cell, legend in _LEGENDS.items()}
-    found = pd.read_csv(Path(__file__).parent / "published/curves.csv", dtype={"figure": str})
-    found["cell"] = [cells[key] for key in zip(found["figure"], found["legend"], strict=True)]
-    found["epoch"] += 1
-    return found[["cell", "split", "epoch", "error_rate"]]
+    found = pd.read_csv(Path(__file__).parent / "published/curves.csv")
+    return found.assign(epoch=found["epoch"] + 1)

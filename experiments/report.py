@@ -11,9 +11,11 @@ from pathlib import Path
 from absl import flags
 
 from bn_vgg import cli, provenance
-from bn_vgg.errors import UserError, needing
+from bn_vgg.errors import needing
 
-_RUNS = flags.DEFINE_string("runs", None, "Folder that the runs are in, at any depth.")
+_RUNS = flags.DEFINE_string(
+    "runs", None, "Folder that the runs are in, at any depth.", required=True
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the report; RUNS/report without it.")
 
 
@@ -22,13 +24,8 @@ def main() -> None:
     with needing("report"):
         from experiments import page
         from experiments.runs import read_runs
-    if not _RUNS.value:
-        raise UserError("--runs is missing: give the folder that holds the runs, such as runs")
-    if "://" in _RUNS.value:
-        raise UserError(f"{_RUNS.value} is not on this machine: copy the runs here first")
-    root = Path(_RUNS.value).expanduser()
-    output = Path(_OUTPUT.value or root / "report").expanduser()
-    runs, epochs, unused = read_runs(root)
+    runs, epochs, unused = read_runs(_RUNS.value)
+    output = Path(_OUTPUT.value or f"{_RUNS.value}/report")
     about = {
         "root": _RUNS.value, "unused": unused, "command": provenance.command(),
         "commit": provenance.commit() or "not known",

@@ -21,7 +21,6 @@ from configs import default
 from experiments.presets import BEYOND, CELLS, VARIANTS
 from experiments.stats import TAKEN_OFF
 
-RESULTS = ("test_error_rate", "wall_seconds", "images_per_second")
 _REQUIRED = {
     "name": str, "variant": str, "seed": int, "num_epochs": int,
     "data.source": str, "data.min_side": int,
@@ -35,12 +34,12 @@ FREE = {
 
 
 def read_runs(
-    root: Path, apart: Sequence[str] = ()
+    path: str | Path, apart: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
     """Reads every run at or below a folder, those in progress too.
 
     Args:
-      root: the folder.
+      path: the folder.
       apart: fields of `FREE` by which runs of one cell and seed are told apart.
 
     Returns:
@@ -52,9 +51,9 @@ def read_runs(
     Raises:
       UserError: there is no such folder, or no run in it.
     """
+    root = Path(path).resolve()  # messages are to be rid of it, which `.` would not stand out of
     if not root.is_dir():
-        reason = "is no folder" if root.exists() else "does not exist"
-        raise UserError(f"{root} {reason}; give the folder that holds the runs, such as runs")
+        raise UserError(f"{path} is no folder of this machine; give the one that holds the runs")
     found, lines, unused = [], [], {}
     for folder in _run_folders(root):
         name = str(folder.relative_to(root))
@@ -94,25 +93,29 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
       config: flat: `model.norm`.
       run: `epochs` (done), `finished`, `best_valid_error_rate` (so far), `stood_still` (first
         epochs in a row whose training error is not below `TAKEN_OFF`), numbers of examples (0: not
-        known), `fingerprint`, and of a finished run `RESULTS`, `hardware` and `commit`.
+        known), `fingerprint`, and of a finished run its results, `hardware` and `commit`.
       epochs: of metrics.jsonl, `epoch` among the columns; NaN: not measured.
 
     Raises:
       UserError: it holds no run, no epoch is finished, or a file is damaged.
     """
     workdir = Workdir(str(path), writes=False)
-    folder, result = workdir.path, _read_object(workdir, "result.json")
-    # Some recorded results come without a config.json of their own.
-    config = _read_object(workdir, "config.json") or result.get("config")
-    data = _read_object(workdir, "data.json")
-    if not config:
-        raise UserError(f"{folder} holds no run: there is no config.json in it")
+    result, config, data = (
+        workdir.read(f"{name}.json") if workdir.exists(f"{name}.json") else {}
+        for name in ("result", "config", "data")
+    )
     try:
+        # Some recorded results come without a config.json of their own.
+        if not (config := config or result.get("config")):
+            raise UserError(f"{workdir.path} holds no run: there is no config.json in it")
         epochs = _read_epochs(workdir)
         config = _recipe() | flatten(config, fields=KWARGS)
+        for field, kind in _REQUIRED.items():
+            if type(config.get(field)) is not kind:
+                raise UserError(f"its configuration has no {field}: not a run of this project")
         valid = int(data.get("examples", {}).get("valid") or config.get("data.valid_examples", 0))
         compared = min(int(config.get("eval.compared_examples", 0)), valid)
-        planned, train = config.get("num_epochs", 0), epochs.get("train/error_rate", [])
+        planned, train = config["num_epochs"], epochs.get("train/error_rate", [])
         run = {
             "epochs": len(epochs),
             "best_valid_error_rate": epochs["valid/error_rate"].min(),
@@ -124,10 +127,11 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
             "finished": len(epochs) >= planned == result.get("config", {}).get("num_epochs"),
         }
         if run["finished"]:
-            run |= {name: float(result[name]) for name in RESULTS}
+            for name in ("test_error_rate", "wall_seconds", "images_per_second"):
+                run[name] = float(result[name])
             run |= {"hardware": _hardware(result), "commit": result.get("commit")}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder} is damaged: not what a run writes ({error!r})") from error
+        raise UserError(f"{workdir.path} is damaged: not what a run writes ({error!r})") from error
     return config, run, epochs
 
 
@@ -146,14 +150,6 @@ def _run_folders(root: Path) -> Iterator[Path]:
         elif {"config.json", "result.json"} & set(files):
             yield Path(folder)
         seen.add(real)
-
-
-def _read_object(workdir: Workdir, name: str) -> dict[str, Any]:
-    """Reads a file of the run; an empty object where there is none."""
-    content = workdir.read(name) if workdir.exists(name) else {}
-    if not isinstance(content, dict):
-        raise UserError(f"{workdir.path / name} is damaged: it is no object")
-    return content
 
 
 def _read_epochs(workdir: Workdir) -> pd.DataFrame:
@@ -180,10 +176,7 @@ def _hardware(result: dict[str, Any]) -> str:
 
 
 def _cell(config: dict[str, Any]) -> str:
-    """Returns the cell of a run. Fields that it was recorded without are taken as the cell's."""
-    for field, kind in _REQUIRED.items():
-        if type(config.get(field)) is not kind:
-            raise UserError(f"its configuration has no {field}: not a run of this project")
+    """Returns the cell of a run; fields that it was recorded without have the recipe's value."""
     variant = config["variant"]
     if variant not in VARIANTS:
         raise UserError(f"its variant {variant!r} is none of {', '.join(VARIANTS)}")

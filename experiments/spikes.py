@@ -32,24 +32,21 @@ RULE = (
 )
 
 
-def find_spikes(
-    epochs: pd.DataFrame, valid_examples: int | None = None, compared_examples: int | None = None
-) -> pd.DataFrame:
+def find_spikes(epochs: pd.DataFrame, valid_examples: int, compared_examples: int) -> pd.DataFrame:
     """Finds the epochs of high validation error and what caused each.
 
     Args:
       epochs: a run's epochs, in order, with the names of metrics.jsonl; without the errors by
         running and precise statistics, causes are undecided.
-      valid_examples: images behind `valid/error_rate`; None: not known.
+      valid_examples: images behind `valid/error_rate`; 0: not known.
       compared_examples: images behind the errors by running and precise statistics.
 
     Returns:
       A row for each spike: epoch, running and precise (its errors on the compared images), cause,
       and reason, why it is undecided.
     """
-    lines = epochs.reindex(columns=["epoch", "valid/error_rate", RUNNING, PRECISE])
-    lines.columns = pd.Index(["epoch", "valid", "running", "precise"])
-    rows: list[dict[str, Any]] = lines.to_dict("records")
+    names = {"epoch": "epoch", "valid/error_rate": "valid", RUNNING: "running", PRECISE: "precise"}
+    rows = epochs.reindex(columns=list(names)).rename(columns=names).to_dict("records")
     found = []
     for i, row in enumerate(rows):
         base = _base([each["valid"] for each in rows], i)

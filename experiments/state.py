@@ -5,7 +5,6 @@ at each ended. How far a run is, is read from its own folder: result.json and me
 """
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from bn_vgg import cli, locking
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, cannot_write
 from bn_vgg.run_dir import ONLY_SPEED, Workdir
 from experiments.plan import PlannedRun
 
@@ -53,18 +52,15 @@ class Sweep:
         if self.writes:
             try:
                 self.write()
-            except OSError as error_of_disk:  # the runs do not need it
+            except UserError as full_disk:  # the runs do not need it
                 self.writes = False
-                cli.show(f"{self.out}/{SWEEP} is left as it is: {error_of_disk.strerror}")
+                cli.show(str(full_disk))
 
     def write(self) -> None:
         """Writes sweep.json."""
-        path = epath.Path(self.out) / SWEEP
         runs = [asdict(run) for run in self.others + self.runs]
         content = {"format": _FORMAT, "runs": runs, "attempts": self.attempts}
-        partial = path.parent / f"{SWEEP}.partial"
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        partial.replace(path)
+        Workdir(self.out).write(SWEEP, content)
 
     def states(self, *, driven: bool = True) -> list[RunState]:
         """Reads how far each run is; where no process drives the sweep, none is running."""
@@ -111,7 +107,7 @@ def driving(out: str, runs: list[PlannedRun]) -> Iterator[Sweep]:
     """
     folder = Workdir(out).checkpoints.parent  # raises where Orbax cannot write
     with contextlib.ExitStack() as stack:
-        try:
+        with cannot_write(out):
             if folder.exists() and not (folder / SWEEP).exists() and any(folder.glob("[!.]*")):
                 raise UserError(
                     f"{out} holds other files, but no {SWEEP} of a sweep: name another --out"
@@ -123,8 +119,6 @@ def driving(out: str, runs: list[PlannedRun]) -> Iterator[Sweep]:
             if (folder / SWEEP).exists():
                 _go_on(sweep, read_sweep(out))
             sweep.write()
-        except OSError as error:
-            raise UserError(f"cannot write {out}: {error.strerror or error}") from error
         yield sweep
 
 
@@ -163,13 +157,10 @@ def is_driven(out: str) -> bool:
 
 def read_sweep(out: str) -> Sweep:
     """Reads sweep.json; a UserError if there is none, or it is damaged or of another version."""
-    path = epath.Path(out) / SWEEP
+    found = Workdir(out, writes=False).read(SWEEP)
     try:
-        found = json.loads(path.read_text())
         if found["format"] != _FORMAT:
-            raise UserError(f"{path} is of format {found['format']}, this code reads {_FORMAT}")
+            raise UserError(f"{out}/{SWEEP} is of format {found['format']}, not {_FORMAT}")
         return Sweep(out, [PlannedRun(**run) for run in found["runs"]], dict(found["attempts"]))
-    except FileNotFoundError as error:
-        raise UserError(f"{out} holds no sweep: there is no {SWEEP} in it") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{out}/{SWEEP} is damaged: {error}") from error

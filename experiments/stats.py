@@ -45,19 +45,16 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     return Interval(mean, mean - half, mean + half)
 
 
-def with_error(values: Sequence[float], unit: str, *, counted: bool = True) -> str:
-    """Writes a mean with its standard error: `13.5% ± 2.1 (3 seeds)`, `13.5% (1 seed)`.
-
-    `values` has one for each seed, at least one; `counted` says of how many.
-    """
+def with_error(values: Sequence[float], unit: str) -> str:
+    """Writes the mean of one value or more with its standard error: `13.5% ± 2.1`."""
     error = f" ± {standard_error(values):.1f}" if len(values) > 1 else ""
-    count = f" ({len(values)} seed{'s' * (len(values) > 1)})" if counted else ""
-    return f"{float(np.mean(values)):.1f}{unit}{error}{count}"
+    return f"{float(np.mean(values)):.1f}{unit}{error}"
 
 
-def error_rate(values: Sequence[float], *, counted: bool = True) -> str:
-    """Writes error rates, fractions, as their mean in percent with its standard error."""
-    return with_error([100 * rate for rate in values], "%", counted=counted)
+def error_rate(rates: Sequence[float], *, counted: bool = True) -> str:
+    """Writes error rates of seeds, fractions: `13.5% ± 2.1 (3 seeds)`, `13.5% (1 seed)`."""
+    count = f" ({len(rates)} seed{'s' * (len(rates) > 1)})" if counted else ""
+    return with_error([100 * rate for rate in rates], "%") + count
 
 
 def percent(rate: float) -> str:

@@ -29,7 +29,7 @@ def run_table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: int
     return "\n".join([*lay_out(rows, width), "", *wrong, summary(runs, states)])
 
 
-def cell_table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: int = WIDTH) -> str:
+def cell_table(runs: Sequence[PlannedRun], states: Sequence[RunState]) -> str:
     """A line for each cell: means and standard errors of its errors over the finished seeds."""
     cells: dict[str, list[RunState]] = {}
     for run, of in zip(runs, states, strict=True):
@@ -41,14 +41,11 @@ def cell_table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: in
             name, str(len(done)), ", ".join(map(str, epochs)),
             _mean([of.best_error_rate for of in done]), _mean([of.test_error_rate for of in done]),
         ))  # fmt: skip
-    return "\n".join(lay_out(rows, width))
+    return "\n".join(lay_out(rows, WIDTH))
 
 
-def summary(runs: Sequence[PlannedRun], states: Sequence[RunState], at_once: int = 0) -> str:
-    """Counts the runs by state, and estimates the time left with `at_once` side by side.
-
-    Without it, with as many as are running.
-    """
+def summary(runs: Sequence[PlannedRun], states: Sequence[RunState]) -> str:
+    """Counts the runs by state, and estimates the time left with as many as are running."""
     found = [of.state for of in states]
     counts = {state: found.count(state) for state in (DONE, RUNNING, FAILED, TO_DO)}
     text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
@@ -59,7 +56,7 @@ def summary(runs: Sequence[PlannedRun], states: Sequence[RunState], at_once: int
         if of.state in (RUNNING, TO_DO) and (seconds := _seconds_left(run, of, pace)) is not None
     ]
     if left:
-        at_once = at_once or max(1, counts[RUNNING])
+        at_once = max(1, counts[RUNNING])
         # The longest run can be divided among nobody.
         seconds = max(sum(left) / at_once, *left)
         text += f"; about {format_seconds(seconds)} left with {at_once} at once"

@@ -6,14 +6,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from experiments import published
+from experiments.presets import AUGMENTATIONS, NORMS
 from experiments.stats import NOTHING, error_rate, percent, with_error
-
-NORMS = {"baseline": "none", "meanonly": "mean-only", "full": "full"}
-AUGMENTATIONS = {
-    "": "no augmentation",
-    "_crop": "+ random cropping",
-    "_crop_dropout": "+ cropping and dropout",
-}
 
 
 def longest(runs: pd.DataFrame) -> pd.DataFrame:
@@ -68,7 +62,7 @@ def duration(seconds: Sequence[float]) -> str:
     """Writes times in the unit that fits their mean."""
     mean = sum(seconds) / len(seconds)
     size, unit = (3600, " h") if mean >= 7200 else (60, " min") if mean >= 120 else (1, " s")
-    return with_error([each / size for each in seconds], unit, counted=False)
+    return with_error([each / size for each in seconds], unit)
 
 
 def every_run(runs: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,6 @@ Same layers, batch, optimizer, dtype and precision; channels_last, the layout th
 Needs PyTorch and NumPy alone.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch.nn import functional
 
 # What of config.model.norm is there.
 NORMS = ("none", "mean_only", "full")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class MeanOnlyBatchNorm(nn.Module):
@@ -49,11 +47,12 @@ def make_network(model: dict, crop_size: int) -> nn.Module:
         ),
     }
     padding = {"full": 2, "same": 1}[model["padding"]]
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    network = nn.Sequential()
     channels, side = 3, crop_size
     for i, features in enumerate(model["features"]):
         bias = model["norm"] == "none"
-        layers[f"block{i}"] = block = nn.Sequential()
+        block = nn.Sequential()
+        network.add_module(f"block{i}", block)
         block.conv = nn.Conv2d(channels, features, 3, padding=padding, bias=bias)
         block.norm = norms[model["norm"]](features)
         block.extend([nn.ReLU(), nn.Dropout(model["dropout_rate"])])
@@ -61,11 +60,11 @@ def make_network(model: dict, crop_size: int) -> nn.Module:
         if i % 2 == 1:
             block.append(nn.MaxPool2d(2))
             side //= 2
-    layers["flatten"] = nn.Flatten()
-    layers["hidden"] = nn.Linear(channels * side * side, model["hidden_units"])
-    layers["relu"], layers["dropout"] = nn.ReLU(), nn.Dropout(model["dropout_rate"])
-    layers["output"] = nn.Linear(model["hidden_units"], model["num_classes"])
-    return nn.Sequential(layers)
+    network.flatten = nn.Flatten()
+    network.hidden = nn.Linear(channels * side * side, model["hidden_units"])
+    network.relu, network.dropout = nn.ReLU(), nn.Dropout(model["dropout_rate"])
+    network.output = nn.Linear(model["hidden_units"], model["num_classes"])
+    return network
 
 
 def make_steps(
@@ -78,7 +77,7 @@ def make_steps(
     with.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    on_gpu, dtype = device.type == "cuda", _DTYPES[model["dtype"]]
+    on_gpu, dtype = device.type == "cuda", getattr(torch, model["dtype"])
     torch.backends.cudnn.benchmark = True
     precision = "tf32" if model["precision"] == "tensorfloat32" else "ieee"
     torch.backends.cudnn.conv.fp32_precision = precision

@@ -14,7 +14,8 @@ def test_it_says_what_it_does_and_writes_all_parts(tmp_path, cache_folder, carto
     done = subprocess.run(
         [sys.executable, "-m", "experiments.benchmark", f"--output={tmp_path}", "--sizes=16",
          "--norms=none", "--rounds=1", "--epochs=2", "--run=tests/tiny_config.py",
-         f"--set=data.source={cartoon_folder}", f"--cache_dir={cache_folder}"],
+         "--set=model.norm=none", f"--set=data.source={cartoon_folder}",
+         f"--cache_dir={cache_folder}"],
         cwd=ROOT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -36,9 +36,6 @@ class TestStatistics:
         np.testing.assert_allclose(found, (2, 2 - half, 2 + half), rtol=1e-4)
         assert stats.mean_interval([1.0]) is None
 
-    def test_equal_differences_have_an_interval_of_no_width(self):
-        assert stats.mean_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
-
     def test_chance_on_the_same_images(self):
         """At most a + b of the images differ: sqrt(0.2 / 1000) = 0.014 is a standard error."""
         assert not stats.beyond_chance(0.113, 0.087, 1000)

@@ -101,6 +101,11 @@ def test_the_time_to_an_error_is_without_compiling():
     found = comparison.seconds_to(epochs, 10)
     assert found.dropna().to_dict() == {"fast": 20, "slow": 30}
     assert "never" in found
+    groups = {"group": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "best_valid_error_rate": 0.1,
+              "test_error_rate": 0.1, "wall_seconds": 60.0, "images_per_second": 100.0,
+              "seconds_to": [20, 30, 10, None]}  # fmt: skip
+    measured = comparison.measure(pd.DataFrame(groups), ["group"], target=10)
+    assert " 10.0 (1 of 2) " in " ".join(comparison.table(measured).split())
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,7 @@ def test_the_command(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     *lines, figure = done.stdout.splitlines()
-    assert lines[0] == "Left out: c/seed0 (not finished, 2 of 2 epochs)"
+    assert lines[0] == "Left out: c/seed0 (no result yet, 2 of 2 epochs)"
     assert max(map(len, lines)) <= 100
     assert f"a_module_of_mine:{80 * 'N'}" in lines
     assert figure == str(tmp_path / "compare-model.norm.png")

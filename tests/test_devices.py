@@ -33,7 +33,7 @@ def test_lengths_of_chunks_and_placements_change_no_bit(tiny_config, cache_folde
         chunk = next(data.train(0))
         assert (chunk.num_steps, data.train_split.on_host) == (5, placement == "host")
         steps = [chunk.step(i, one) for i in range(5)] if placement == "host" else [chunk]
-        carry = state, programs.empty_training
+        carry = one.replicate((state, programs.empty_training))
         for each in steps:
             carry = programs.train_chunk(carry, epoch_key(0, 0), each.batches, each.pixels)
         found.append(jax.device_get(carry))

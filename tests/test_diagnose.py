@@ -12,7 +12,6 @@ pytest.importorskip("matplotlib")
 import pandas as pd
 
 from experiments import diagnosis
-from experiments.runs import read_run
 from experiments.spikes import AVERAGES, UNDECIDED, WEIGHTS, find_spikes
 from tests.conftest import ROOT
 from tests.made_up_runs import config_of, layered, lines_of, write_run
@@ -84,7 +83,7 @@ class TestSentences:
 @pytest.mark.parametrize("num_epochs", [1, 5, 60])
 def test_the_picture_has_a_panel_for_each_thing_measured(num_epochs):
     lines = lines_of([0.3] * num_epochs, precise=[0.2] * num_epochs)
-    none = find_spikes(pd.DataFrame(lines))
+    none = find_spikes(pd.DataFrame(lines), 0, 0)
     figure = diagnosis.draw(pd.DataFrame(layered(lines)), none, "a run")
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert len([title for title in titles if title]) == 4
@@ -115,13 +114,3 @@ def test_the_command_on_a_run_in_progress(tmp_path):
     assert row in [" ".join(line.split()) for line in said.splitlines()]
     assert said.endswith(f"{tmp_path}/new/folder/diagnosis.png\n")
     assert (tmp_path / "new/folder/diagnosis.png").stat().st_size > 20_000
-
-
-def test_a_recorded_run():
-    folder = ROOT / "experiments/results/questions/meanonly_crop-small/seed0"
-    _, run, epochs = read_run(folder)
-    found = find_spikes(epochs, run["valid_examples"], run["compared_examples"])
-    said = list(diagnosis.explain(run, epochs, found))
-    assert any(sentence.startswith("Spikes of the averages: epoch 9 and 11.") for sentence in said)
-    row = ["9", "10.8%", "25.7%", "23.5%", "10.7%", "10.7%", "0.14 (block6)", "averages"]
-    assert row in diagnosis.table(epochs, found).to_numpy().tolist()

@@ -114,7 +114,7 @@ class TestDriver:
 
     def test_a_full_disk_ends_no_run_and_is_said_once(self, tmp_path, monkeypatch, capsys):
         def write(sweep):
-            raise OSError(28, "No space left on device")
+            raise UserError("No space left on device")
 
         executor = FakeRuns(tmp_path, {})
         sweep = Sweep(str(tmp_path), RUNS, writes=True)

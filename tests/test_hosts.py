@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bn_vgg import multihost
-from bn_vgg.errors import EXIT_HOST_LOST, EXIT_USER_ERROR, UserError
+from bn_vgg.errors import EXIT_HOST_LOST, EXIT_USER_ERROR
 from tests.conftest import ROOT
 from tests.runs import lines, num_lines, state
 from tests.test_devices import devices
@@ -224,11 +224,6 @@ def test_one_that_meets_nobody_says_so_and_ctrl_c_ends_it_at_once():
     alone.communicate(timeout=60)
     assert alone.returncode == -signal.SIGINT
     assert time.monotonic() - began < 3
-
-
-def test_a_part_of_the_arguments_is_refused():
-    with pytest.raises(UserError, match="go together"), multihost.joined("host0:1"):
-        pass
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 
-from bn_vgg import locking
 from bn_vgg.data import cache as image_cache
 from bn_vgg.data.sources import open_source
 from bn_vgg.errors import UserError
@@ -86,17 +85,6 @@ def test_who_comes_second_to_a_cache_waits_until_it_is_built(tmp_path, cartoon_f
 def others_since(cache):
     (about,) = cache.glob(".images-*.json")
     return re.search(r'"since": "(.*?)"', about.read_text())[1]
-
-
-def test_it_is_held_by_one_and_let_go_of_when_that_fails(tmp_path):
-    def hold(use):
-        with locking.held(tmp_path / ".lock"):
-            use()
-
-    with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
-        hold(lambda: hold(print))
-    assert not (tmp_path / ".lock.json").exists()
-    hold(print)
 
 
 def test_a_file_system_without_locks_is_called_so(tmp_path, monkeypatch):

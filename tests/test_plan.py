@@ -3,9 +3,7 @@
 import pytest
 
 from bn_vgg import config_file
-from bn_vgg.config_file import name_run
 from bn_vgg.errors import UserError
-from bn_vgg.models.norms import NORMALIZERS
 from experiments.plan import find_preset, parse_seeds, parse_settings, parse_shard, plan
 from experiments.presets import CELLS, PRESETS
 
@@ -48,12 +46,6 @@ class TestPresets:
         assert {run.name for run in runs[:18]} == FIVE_WAY
         assert [run.seed for run in runs[6:18]] == [0] * 4 + [1] * 4 + [2] * 4
         assert FIVE_WAY.isdisjoint(run.name for run in runs[18:])
-
-    def test_norms_trains_every_normalizer_that_ships_with_cropping(self):
-        configs = [config_file.load_config(run.config_arguments) for run in planned("norms")]
-        assert {config.model.norm for config in configs} == set(NORMALIZERS)
-        assert len(configs) == len(NORMALIZERS)
-        assert all(config.data.min_side == 56 for config in configs)
 
     def test_those_of_questions_compare_what_they_ask_for(self):
         configs = [config_file.load_config(run.config_arguments) for run in planned("early")]
@@ -145,11 +137,6 @@ class TestRuns:
     def test_every_seed_is_checked(self):
         with pytest.raises(UserError, match="seed"):
             planned("figure1", seeds=(2**32, 0))
-
-    def test_long_names_are_cut_and_stay_different(self):
-        names = {name_run("full", {"a.field": "x" * 300 + end}) for end in ("1", "2")}
-        assert len(names) == 2
-        assert all(len(name) == 100 and name.startswith("full-field=xxx") for name in names)
 
 
 class TestFlags:

@@ -17,7 +17,6 @@ pytest.importorskip("markdown")
 from PIL import Image
 
 from experiments import page, plots, published, tables
-from experiments.presets import CELLS
 from experiments.runs import read_runs
 from tests.conftest import ROOT
 from tests.made_up_runs import config_of, falling, lines_of, write_run
@@ -131,10 +130,6 @@ class TestFigures:
     def figure(self, courses, name="figure2"):
         runs, epochs = made_up(courses)
         return plots.draw_post_figure(name, runs, epochs)
-
-    def test_every_cell_has_a_colour_of_its_own(self):
-        assert set(plots.CELL_COLOURS) == set(CELLS)
-        assert len(set(plots.CELL_COLOURS.values()) | {plots.POST_COLOUR}) == len(CELLS) + 1
 
     def test_the_published_curves(self):
         """By hand from the plot: figure 1's baseline starts at 45.3% in training."""

@@ -6,7 +6,7 @@ import pytest
 from bn_vgg import api
 from bn_vgg.checkpoint import Checkpointer, Progress, read, steps
 from bn_vgg.errors import UserError
-from bn_vgg.run_dir import FORMAT, Workdir, flatten
+from bn_vgg.run_dir import FORMAT, Workdir
 from tests.runs import same
 
 DATA = {"source": "s", "fingerprint": "f"}
@@ -19,12 +19,6 @@ CONFIG = CONSTANT | {
 @pytest.fixture
 def workdir(tmp_path):
     return Workdir(str(tmp_path))
-
-
-def test_flatten():
-    assert flatten({"a": {"b": (1, 2), "c": {"d": None}}, "e": "x", "f": {}}) == {
-        "a.b": [1, 2], "a.c.d": None, "e": "x", "f": {},
-    }  # fmt: skip
 
 
 def test_all_differing_fields_are_named_and_only_the_epochs_may_grow(workdir):

@@ -38,7 +38,7 @@ def test_killed_crashed_and_started_again(
     sweep, tmp_path, cartoon_folder, tiny_config, cache_folder
 ):
     """No run outlives its driver, none is lost, and no number changes."""
-    preset = write_preset(tmp_path, cartoon_folder, epochs=20)
+    preset = write_preset(tmp_path, cartoon_folder, epochs=20, short=False)
     folder = tmp_path / "out" / "long" / "seed0"
     process = sweep(f"--preset={preset}")
     wait_for_checkpoint(folder, process)
@@ -55,13 +55,13 @@ def test_killed_crashed_and_started_again(
     assert "long/seed0: its process ended with SIGKILL; it will be tried again" in out
     assert (folder / "log.txt").read_text().count("resuming after epoch") == 2
     assert max(map(len, out.splitlines())) <= max(100, len(f"python -m … {tmp_path}") + 40)
-    assert "2 runs: 2 done" in out
+    assert "1 runs: 1 done" in out
     assert "cell   seeds  epochs  best valid error  test error" in out
     assert out.splitlines()[-1] == f"python -m experiments.report --runs={tmp_path / 'out'}"
     assert run_alone(tiny_config, 20, tmp_path / "alone", cache_folder) == lines(folder)
 
     found = state.read_sweep(str(tmp_path / "out"))
-    assert [of.state for of in found.states()] == [state.DONE] * 2
+    assert [of.state for of in found.states()] == [state.DONE]
 
 
 def test_a_dry_run_prints_the_commands_and_writes_nothing(sweep, tmp_path, cartoon_folder):
@@ -86,6 +86,9 @@ class TestShares:
         assert [of.cores for of in share_out("cpu", 1, cores, None, None)] == [(0, 2), (1, 5)]
         assert [of.cores for of in share_out("cpu", 1, [3, 4], 9, None)] == [(3,), (4,)]
         assert len(share_out("cpu", 1, range(8), None, 4)) == 2
+        assert [of.cores for of in share_out("cpu", 1, range(8), 1, 2)] == [(0, 1)]
+        assert [len(of.cores) for of in share_out("cpu", 1, range(8), 3, 4)] == [4, 4]
+        assert share_out("cpu", 1, range(8), 1, None) == [Share("all cores")]
 
     def test_each_gpu_has_a_run_of_its_own(self, monkeypatch):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -151,11 +151,6 @@ def test_a_user_defined_one_stands_between_convolution_and_relu(norm):
     np.testing.assert_allclose(tripled, 3 * once, rtol=1e-6)
 
 
-def test_a_functions_parameters_are_set_as_a_classs_fields():
-    assert factory("own_norms:make_twice").settings == {"momentum": 0.9}
-    assert factory("own_norms:Twice").settings == {}
-
-
 @pytest.mark.parametrize("name", ["GroupNorm", "LayerNorm", "BatchNorm", "RMSNorm"])
 def test_flaxs_own_fit_as_they_are(name):
     kwargs = {"num_groups": 2} if name == "GroupNorm" else {}

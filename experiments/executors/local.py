@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +80,6 @@ class Local(Executor):
         self._jobs, self._per_run = jobs, per_run
         self.platform = ""
         self._shares: list[Share] = []
-        self._outputs = tempfile.mkdtemp(prefix="bn_vgg-") if "://" in out else out
 
     def open(self, work: Sequence[Work]) -> list[str]:
         done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
@@ -95,7 +93,7 @@ class Local(Executor):
 
     def start(self, work: Work, slot: int) -> Process:
         share = self._shares[slot]
-        output = Path(self._outputs) / f"{work.name}.out"
+        output = Path(self._outputs, f"{work.name}.out")
         return Process(work.arguments, output, share.environment, share.cores)
 
     def poll(self, process: Process) -> Ended | None:
@@ -108,24 +106,19 @@ class Local(Executor):
 def share_out(
     platform: str, count: int, cores: Sequence[int], jobs: int | None, per_run: int | None
 ) -> list[Share]:
-    """Divides the machine among runs.
+    """Divides `count` GPUs or TPU chips, or the cores that may be used, among runs.
 
-    Args:
-      platform: JAX's name of the hardware.
-      count: GPUs or TPU chips.
-      cores: of the processor, that may be used.
-      jobs: shares at most; None: as many as there are.
-      per_run: GPUs, chips or cores of each; None: 1, 1 or 2.
+    At most `jobs` (None: all that fit) get `per_run` (None: 1, 1 or 2) each.
 
     Raises:
       UserError: `per_run` does not suit the hardware.
     """
     if platform == "cpu":
-        per_run = min(per_run or _CORES_A_RUN, len(cores))
-        jobs = min(jobs or len(cores) // per_run, len(cores))
-        if jobs == 1:
+        least = min(per_run or (1 if jobs else _CORES_A_RUN), len(cores))
+        jobs = min(jobs or len(cores), len(cores) // least)
+        size = per_run or len(cores) // jobs  # the same for all: a CPU's sums depend on it
+        if size >= len(cores):
             return [Share("all cores")]
-        size = len(cores) // jobs  # the same for all, because a CPU's sums depend on it
         parts = [tuple(cores[i::jobs][:size]) for i in range(jobs)]
         return [Share(f"cores {','.join(map(str, part))}", cores=part) for part in parts]
     per_run = per_run or 1

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from bn_vgg import cli, provenance
-from bn_vgg.errors import EXIT_BUG, EXIT_USER_ERROR, UserError, one_line
+from bn_vgg.errors import EXIT_BUG, EXIT_USER_ERROR, UserError, needing, one_line, telling
 from experiments.executors import Ended, Executor, Work
 from experiments.plan import PlannedRun
 
 TASK = Path(__file__).resolve().parents[1] / "tpu_vm.yaml"
-_VARIABLES = {"ARGUMENTS", "COMMIT"}
 # Chips of each kind of TPU. A v5p is called by its cores, two a chip.
 _SIZES = (1, 4, 8, 16, 32, 64, 128, 256)
 CHIPS = {f"tpu-{kind}-{size}": size for kind in ("v5litepod", "v6e") for size in _SIZES}
@@ -49,10 +48,8 @@ class Sky(Executor):
         """
         if not out.startswith("gs://"):
             raise UserError(f"--out={out}: with sky it is an address that all see, gs://BUCKET/…")
-        try:
+        with needing("sky"):
             import sky
-        except ModuleNotFoundError as error:
-            raise UserError("--executor=sky needs SkyPilot: pip install -e '.[sky]'") from error
         super().__init__(out, flags)
         self._sky, self._task_file, self._sweep_flags = sky, task_file, sweep_flags
         self._jobs, self._per_run = jobs, per_run or 1
@@ -144,8 +141,11 @@ class Sky(Executor):
         said = f"job {process} is {status}: {reason or 'see its log'}"
         if exit_code := re.search(r"exit code (\d+)", reason):
             return Ended(int(exit_code[1]), said)
-        # No room, no rights, a setup that fails: the same happens at the next attempt.
-        impossible = status in ("FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE")
+        # No room, no rights, a setup that fails: the same happens at the next attempt. What
+        # somebody has cancelled is not launched again.
+        impossible = status in (
+            "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE", "CANCELLED"
+        )  # fmt: skip
         return Ended(EXIT_USER_ERROR if impossible else EXIT_BUG, said)
 
     def stop(self, process: Any) -> None:
@@ -160,12 +160,8 @@ class Sky(Executor):
         return self._sky.get(self._sky.jobs.queue_v2(refresh=True, **which))[0]
 
     def _make_task(self) -> Any:
-        try:
+        with telling(f"--sky_task={self._task_file}"):
             task = self._sky.Task.from_yaml(self._task_file)
-        except Exception as error:  # whatever SkyPilot raises for a file that it cannot read
-            raise UserError(f"--sky_task={self._task_file}: {one_line(error)}") from error
-        if missing := _VARIABLES - task.envs.keys():
-            raise UserError(f"--sky_task={self._task_file} has no {min(missing)} among its envs")
         task.workdir = str(TASK.parents[1])
         return task
 
