@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import os
 import re
+import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from bn_vgg.config import check_config
-from bn_vgg.errors import UserError, one_line
+from bn_vgg.errors import UserError, described, one_line
 from bn_vgg.run_dir import ONLY_SPEED, flatten
 
 # A folder's name may have 255 bytes, and TensorBoard shows fewer.
@@ -114,24 +115,19 @@ def load_file(argv: list[str]) -> Mapping[str, object]:
     argument = _config_argument(argv)
     if argument is None:
         return {}
-    path = argument.partition(":")[0]
+    path, colon, variant = argument.partition(":")
     if not os.path.isfile(path):  # Path's own raises where the name is too long
         close = difflib.get_close_matches(path, _found_configs(), n=1, cutoff=0.85)
         guess = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"--config: no file {path}; {guess}{_configs()}")
     _find_siblings(Path(path).resolve().parent)
-    alone = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[argument])
     # Where ml_collections executes the files, each among the names that the last one left.
     sys.modules.pop("config_config", None)
     try:
-        alone([argv[0], f"--config={argument}"])
-        loaded = alone.config
+        get_config = runpy.run_path(path)["get_config"]
+        loaded = get_config(variant) if colon else get_config()
     except (Exception, SystemExit) as error:  # whatever the file's own code raises
-        why = (str(error).strip().splitlines() or [""])[-1]
-        if not isinstance(error, flags.Error):  # these quote what was raised
-            why = f"{type(error).__name__}: {why}".removesuffix(": ")
-        raise UserError(f"--config={argument}: {why}") from error
+        raise UserError(f"--config={argument}: {described(error)}") from error
     if not isinstance(loaded, ConfigDict):
         made = type(loaded).__name__
         raise UserError(f"--config={argument}: get_config returns no ConfigDict but a {made}")
