@@ -1,7 +1,8 @@
-"""The champion in few epochs, for the least training time to the post's 95.9% (at 48x48 to 90%).
+"""The champion's network in three epochs of Muon, for the least training time to an accuracy.
 
-Not measured yet. The evaluation is the post's, without mirror images. The time to that validation
-error, without compiling: `python -m experiments.compare RUNS --target=4.1` (10 at 48x48).
+At the published size the question is the post's 95.9%, at 48x48 90%; the evaluation is the post's,
+without mirror images. The time to that validation error, without compiling:
+`python -m experiments.compare RUNS --target=4.1` (10 at 48x48).
 """
 
 from configs import champion
@@ -10,6 +11,11 @@ from configs import champion
 def get_config(variant="full"):
     config = champion.get_config(variant)
     config.name = config.name.replace("champion", "speedrun")
-    config.num_epochs = 6
+    config.num_epochs = 3
+    config.augment.label_smoothing = 0.0
+    config.optimizer.name = "muon"
+    config.optimizer.kwargs = {}
+    config.optimizer.learning_rate = 0.02
+    config.optimizer.weight_decay = 0.05
     config.eval.flips = False
     return config

@@ -55,6 +55,8 @@ PRESETS: dict[str, list[Overrides]] = {
     "figure1": _cells("baseline", "meanonly"),
     "figure2": _cells("full_crop", "full_crop_dropout", "meanonly_crop", "meanonly_crop_dropout"),
     "grid": _cells(*CELLS),
+    # The time to an accuracy: `experiments.compare --target`.
+    "speedrun": _cells("speedrun"),
     # The grid for a limited time (--budget_minutes): the post's main claim with every seed, then
     # the rest of the five-way ablation, then the other cells.
     "priority": [
