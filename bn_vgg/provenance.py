@@ -77,9 +77,9 @@ def commit() -> str | None:
 def command() -> str | None:
     """The command line of this process, to be run again from the checkout; None in a notebook."""
     program = Path(sys.argv[0]).resolve()
-    if not program.is_relative_to(_ROOT):
+    if program.parent not in (_ROOT / "bn_vgg", _ROOT / "experiments"):
         return None
-    module = ".".join(program.relative_to(_ROOT).with_suffix("").parts)
+    module = f"{program.parent.name}.{program.stem}"
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
