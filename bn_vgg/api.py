@@ -17,7 +17,7 @@ from bn_vgg.config import check_config
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.data.crops import five_crops
 from bn_vgg.data.images import scale_shorter_side
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, telling
 from bn_vgg.models import make_model as _make_model
 from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import Workdir
@@ -135,7 +135,8 @@ def load(workdir: str | Path, which: str = "best") -> Trained:
     config, class_names = run.read("config.json"), run.read("data.json")["class_names"]
     # TensorFloat-32 is a GPU's alone; what was trained with it can be used anywhere.
     elsewhere = {} if jax.default_backend() == "gpu" else {"precision": "highest"}
-    model = _make_model(**config["model"] | elsewhere)
+    with telling(f"{workdir}/config.json does not fit this version of the code"):
+        model = _make_model(**config["model"] | elsewhere)
     side, optimizer = config["data"]["crop_size"], make_optimizer(config, steps_per_epoch=1000)
     like = jax.eval_shape(
         lambda: init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))

@@ -121,13 +121,17 @@ def load_file(argv: list[str]) -> Mapping[str, object]:
         guess = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"--config: no file {path}; {guess}{_configs()}")
     _find_siblings(Path(path).resolve().parent)
-    # Where ml_collections executes the files, each among the names that the last one left.
-    sys.modules.pop("config_config", None)
     try:
-        get_config = runpy.run_path(path)["get_config"]
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise UserError(f"--config={argument}: it has no get_config()")
         loaded = get_config(variant) if colon else get_config()
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:  # whatever the file's own code raises
         raise UserError(f"--config={argument}: {described(error)}") from error
+    # ml_collections executes all files in this module: the next would see the names of the last.
+    sys.modules.pop("config_config", None)
     if not isinstance(loaded, ConfigDict):
         made = type(loaded).__name__
         raise UserError(f"--config={argument}: get_config returns no ConfigDict but a {made}")

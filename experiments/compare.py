@@ -30,7 +30,7 @@ def main(path: str) -> None:
         from experiments.runs import read_runs
     by = list(dict.fromkeys(_BY.value))
     runs, epochs, unused = read_runs(path, apart=comparison.apart(by))
-    output = Path(_OUTPUT.value or f"{path}/compare-{'-'.join(by)}.png")
+    output = Path(_OUTPUT.value or Path(path, f"compare-{'-'.join(by)}.png"))
     if _TARGET.value is not None:
         runs["seconds_to"] = runs["folder"].map(comparison.seconds_to(epochs, _TARGET.value))
     unfinished = runs[~runs["finished"].astype(bool)]

@@ -28,13 +28,15 @@ def main(path: str) -> None:
     found = spikes.find_spikes(epochs, run["valid_examples"], run["compared_examples"])
     title = f"{config['name']}, seed {config['seed']}"
     print(
-        f"{title}: {run['epochs']} epochs of {config['num_epochs']}; {run['valid_examples']} "
-        f"validation images, of which {run['compared_examples']} are compared.\n"
+        f"{title}: {run['epochs']} epochs of {config['num_epochs']}; "
+        f"{run['valid_examples'] or 'an unknown number of'} validation images, of which "
+        f"{run['compared_examples'] or 'an unknown number'} are compared.\n"
     )
     for sentence in diagnosis.explain(run, epochs, found):
         print(textwrap.fill(sentence, 100, initial_indent="- ", subsequent_indent="  "))
     print(f"\n{diagnosis.table(epochs, found).to_string(index=False)}\n")
-    print("\n\n".join(textwrap.fill(note, 100) for note in diagnosis.NOTES.split("\n\n")), "\n")
+    for note in diagnosis.NOTES.split("\n\n"):
+        print(f"{textwrap.fill(note, 100)}\n")
     plots.save(diagnosis.draw(epochs, found, title), output / "diagnosis.png")
     print(f"{output}/diagnosis.png")
 

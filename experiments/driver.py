@@ -81,7 +81,7 @@ class Driver:
         if ended.status and not again:
             self.failed.append((work, ended.error))
         alike = len({error.replace(each.name, "") for each, error in self.failed}) == 1
-        if alike and len(self.failed) == self._ended > 1:
+        if ended.status == EXIT_USER_ERROR and alike and len(self.failed) == self._ended > 1:
             raise UserError(
                 f"the first {len(self.failed)} runs ended with the same error, so the others were "
                 f"not tried: {self.failed[0][1]}"

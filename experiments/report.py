@@ -25,7 +25,7 @@ def main() -> None:
         from experiments import page
         from experiments.runs import read_runs
     runs, epochs, unused = read_runs(_RUNS.value)
-    output = Path(_OUTPUT.value or f"{_RUNS.value}/report")
+    output = Path(_OUTPUT.value or Path(_RUNS.value, "report"))
     about = {
         "root": _RUNS.value, "unused": unused, "command": provenance.command(),
         "commit": provenance.commit() or "not known",

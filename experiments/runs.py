@@ -51,9 +51,9 @@ def read_runs(
     Raises:
       UserError: there is no such folder, or no run in it.
     """
-    root = Path(path).resolve()  # messages are to be rid of it, which `.` would not stand out of
-    if not root.is_dir():
-        raise UserError(f"{path} is no folder of this machine; give the one that holds the runs")
+    root = Path(os.path.realpath(path))  # messages leave it out, which `.` cannot be
+    if not str(path) or not root.is_dir():
+        raise UserError(f"{path!s:.200} is no folder of this machine; name the one with the runs")
     found, lines, unused = [], [], {}
     for folder in _run_folders(root):
         name = str(folder.relative_to(root))
@@ -107,12 +107,16 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
     try:
         # Some recorded results come without a config.json of their own.
         if not (config := config or result.get("config")):
-            raise UserError(f"{workdir.path} holds no run: there is no config.json in it")
+            raise UserError(
+                f"{workdir.path} holds no run: there is no configuration in config.json"
+            )
         epochs = _read_epochs(workdir)
         config = _recipe() | flatten(config, fields=KWARGS)
         for field, kind in _REQUIRED.items():
             if type(config.get(field)) is not kind:
-                raise UserError(f"its configuration has no {field}: not a run of this project")
+                raise UserError(
+                    f"{workdir.path}/config.json has no {field}: no run of this project"
+                )
         valid = int(data.get("examples", {}).get("valid") or config.get("data.valid_examples", 0))
         compared = min(int(config.get("eval.compared_examples", 0)), valid)
         planned, train = config["num_epochs"], epochs.get("train/error_rate", [])

@@ -54,7 +54,8 @@ class Sweep:
                 self.write()
             except UserError as full_disk:  # the runs do not need it
                 self.writes = False
-                cli.show(str(full_disk))
+                why = full_disk.__cause__ or full_disk
+                cli.show(f"{self.out}/{SWEEP} stays as it is, and the runs go on: {why}")
 
     def write(self) -> None:
         """Writes sweep.json."""
@@ -157,7 +158,10 @@ def is_driven(out: str) -> bool:
 
 def read_sweep(out: str) -> Sweep:
     """Reads sweep.json; a UserError if there is none, or it is damaged or of another version."""
-    found = Workdir(out, writes=False).read(SWEEP)
+    folder = Workdir(out, writes=False)
+    if not folder.exists(SWEEP):
+        raise UserError(f"{out} holds no sweep: there is no {SWEEP} in it")
+    found = folder.read(SWEEP)
     try:
         if found["format"] != _FORMAT:
             raise UserError(f"{out}/{SWEEP} is of format {found['format']}, not {_FORMAT}")

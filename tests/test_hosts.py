@@ -153,8 +153,8 @@ def test_two_hosts_equal_one_also_when_some_are_lost(hosts, run_command, noise_f
     assert re.match(r"stopped by SIGTERM and kept after step \d+; run the same", first)
     assert first == second
 
-    # The first, that hangs, after a part of an epoch and a whole one: then all is compiled. When
-    # it goes on the other is gone.
+    # The first, that hangs, after a part of an epoch and a whole one: then all is compiled. It is
+    # then let go on, and finds the other gone.
     done = num_lines(two)
     start(own=((), (f"--host_timeout_seconds={TIMEOUT}",)))
     hosts.wait_until(lambda: num_lines(two) >= done + 3)

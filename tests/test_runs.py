@@ -59,7 +59,7 @@ class TestReadRuns:
         [
             ("config.json", "{", "config.json is damaged: "),
             ("config.json", "[1]", "it is damaged: not what a run writes"),
-            ("config.json", '{"lr": 1}', "its configuration has no name: not a run of this"),
+            ("config.json", '{"lr": 1}', "config.json has no name: no run of this project"),
             ("config.json", b"\xff\xfe", "config.json is damaged: 'utf-8'"),
             ("metrics.jsonl", "", "it has no finished epoch yet"),
             ("metrics.jsonl", '{"epoch": 1', "metrics.jsonl is damaged: "),

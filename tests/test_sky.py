@@ -116,6 +116,8 @@ def test_a_sweep_that_was_killed_finds_its_job_again(sky, capsys):
     assert jobs.start(jobs.divide(RUNS)[0], 0) == 7
     assert not sky.launched
     assert "full-demo/seed0: managed job 7, `sky jobs logs 7`" in capsys.readouterr().out
+    sky.status = "CANCELLED"  # with the sweep that was killed
+    assert jobs.poll(7).lost
 
 
 @pytest.mark.parametrize(
@@ -205,5 +207,5 @@ def test_a_task_file_that_is_none_is_refused(tmp_path):
     with pytest.raises(UserError, match="--sky_task="):
         executor(task=path)
     path.write_text("run: echo hello\n")
-    with pytest.raises(UserError, match="name one kind of accelerator"):
+    with pytest.raises(UserError, match=r"its `run` does not use \$ARGUMENTS"):
         executor(task=path)

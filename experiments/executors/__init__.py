@@ -1,6 +1,6 @@
 """Where the processes of a sweep are executed: this machine, a Ray cluster, a cloud."""
 
-import os
+import getpass
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Executor:
         """`out` is the sweep's folder or address, `flags` are further ones of `bn_vgg.main`."""
         self._out, self._flags = out, flags
         # Where the processes' outputs go.
-        self._outputs = f"/tmp/bn_vgg-{os.getpid()}" if "://" in out else out
+        self._outputs = f"/tmp/bn_vgg-{getpass.getuser()}" if "://" in out else out
 
     def divide(self, runs: Sequence[PlannedRun]) -> list[Work]:
         """Divides a sweep into processes: one for each run."""

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,8 @@ class Local(Executor):
         self._jobs, self._per_run = jobs, per_run
         self.platform = ""
         self._shares: list[Share] = []
+        if "://" in out:
+            self._outputs = tempfile.mkdtemp(prefix="bn_vgg-")
 
     def open(self, work: Sequence[Work]) -> list[str]:
         done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
@@ -108,7 +111,8 @@ def share_out(
 ) -> list[Share]:
     """Divides `count` GPUs or TPU chips, or the cores that may be used, among runs.
 
-    At most `jobs` (None: all that fit) get `per_run` (None: 1, 1 or 2) each.
+    At most `jobs` (None: all that fit) get `per_run` each; None: 1 GPU, 1 chip, or an equal part of
+    the cores, of 2 at least unless `jobs` says otherwise.
 
     Raises:
       UserError: `per_run` does not suit the hardware.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bn_vgg import cli, provenance
-from bn_vgg.errors import EXIT_BUG, EXIT_USER_ERROR, UserError, needing, one_line, telling
+from bn_vgg.errors import EXIT_BUG, EXIT_USER_ERROR, UserError, needing, one_line
 from experiments.executors import Ended, Executor, Work
 from experiments.plan import PlannedRun
 
@@ -53,6 +53,7 @@ class Sky(Executor):
         super().__init__(out, flags)
         self._sky, self._task_file, self._sweep_flags = sky, task_file, sweep_flags
         self._jobs, self._per_run = jobs, per_run or 1
+        self._adopted: set[int] = set()  # jobs of an earlier start
         found = [each.accelerators or {} for each in self._make_task().resources]
         kinds = {name: int(count) for each in found for name, count in each.items()}
         if len(kinds) != 1:
@@ -116,6 +117,7 @@ class Sky(Executor):
         try:
             if found := self._queue(skip_finished=True, name_match=name):
                 job_id = found[0].job_id
+                self._adopted.add(job_id)
             else:
                 task = self._make_task()
                 task.update_envs(_variables(work))
@@ -141,11 +143,11 @@ class Sky(Executor):
         said = f"job {process} is {status}: {reason or 'see its log'}"
         if exit_code := re.search(r"exit code (\d+)", reason):
             return Ended(int(exit_code[1]), said)
-        # No room, no rights, a setup that fails: the same happens at the next attempt. What
-        # somebody has cancelled is not launched again.
-        impossible = status in (
-            "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE", "CANCELLED"
-        )  # fmt: skip
+        if status == "CANCELLED":  # by somebody; an adopted one by the end of an earlier start
+            adopted = process in self._adopted
+            return Ended(EXIT_BUG if adopted else EXIT_USER_ERROR, said, lost=adopted)
+        # No room, no rights, a setup that fails: the same happens at the next attempt.
+        impossible = status in ("FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE")
         return Ended(EXIT_USER_ERROR if impossible else EXIT_BUG, said)
 
     def stop(self, process: Any) -> None:
@@ -160,8 +162,12 @@ class Sky(Executor):
         return self._sky.get(self._sky.jobs.queue_v2(refresh=True, **which))[0]
 
     def _make_task(self) -> Any:
-        with telling(f"--sky_task={self._task_file}"):
+        try:
             task = self._sky.Task.from_yaml(self._task_file)
+        except Exception as error:  # whatever SkyPilot raises for a file that it cannot read
+            raise UserError(f"--sky_task={self._task_file}: {one_line(error)}") from error
+        if "ARGUMENTS" not in str(task.run):
+            raise UserError(f"--sky_task={self._task_file}: its `run` does not use $ARGUMENTS")
         task.workdir = str(TASK.parents[1])
         return task
 
