@@ -63,6 +63,8 @@ class TestPresets:
     def test_an_unknown_one_lists_the_known(self):
         with pytest.raises(UserError, match="no preset 'five'; there are: five_way, figure1"):
             find_preset("five")
+        with pytest.raises(UserError, match=r"no file nowhere\.py"):
+            find_preset("nowhere.py")
 
     def test_a_file_of_the_users(self, own_preset):
         path = own_preset(
@@ -98,10 +100,6 @@ class TestPresets:
     def test_a_file_that_is_none(self, body, message, own_preset):
         with pytest.raises(UserError, match=message):
             planned(own_preset(body))
-
-    def test_a_file_that_is_not_there(self):
-        with pytest.raises(UserError, match=r"no file nowhere\.py"):
-            find_preset("nowhere.py")
 
 
 class TestRuns:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import bn_vgg
-from experiments import plan, stats
+from experiments import comparison, plan, stats
+from experiments.runs import read_runs
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -178,6 +179,13 @@ def test_verdicts_and_errors_are_the_recorded_reports():
         row = next(line for line in verdicts if line.startswith(f"- **{said}**: {number}. "))
         assert all(each in row and each in FLAT for each in found)
     assert "-dirty" not in report
+
+
+def test_the_time_to_90_percent_is_the_recorded_one():
+    _, epochs, _ = read_runs(RESULTS / "speedrun")
+    minutes = list(comparison.seconds_to(epochs, 10) / 60)
+    said = f"{stats.with_error(minutes, ' minutes')} ({len(minutes)} seeds)"
+    assert said in " ".join((ROOT / "experiments" / "README.md").read_text().split())
 
 
 def test_speeds_are_the_recorded_ones():

@@ -12,13 +12,7 @@ from clu import parameter_overview
 
 from bn_vgg.devices import Devices
 from bn_vgg.models import make_model
-from bn_vgg.models.layers import (
-    Conv,
-    Dropout,
-    layer_activations,
-    layer_channels,
-    layer_statistics,
-)
+from bn_vgg.models.layers import Conv, Dropout, layer_activations, layer_channels, layer_statistics
 from bn_vgg.models.norms import NORMALIZERS, NormFactory
 from bn_vgg.models.vgg import Block
 from bn_vgg.optimizer import make_optimizer
