@@ -45,6 +45,7 @@ class StandIn(types.ModuleType):
         task = types.SimpleNamespace(
             resources=[types.SimpleNamespace(accelerators=self.accelerators)],
             envs={"ARGUMENTS": "", "COMMIT": ""},
+            run="python $ARGUMENTS",
         )
         task.update_envs = task.envs.update
         return task

@@ -56,7 +56,7 @@ def test_killed_crashed_and_started_again(
     assert (folder / "log.txt").read_text().count("resuming after epoch") == 2
     assert max(map(len, out.splitlines())) <= max(100, len(f"python -m … {tmp_path}") + 40)
     assert "1 runs: 1 done" in out
-    assert "cell   seeds  epochs  best valid error  test error" in out
+    assert "cell  seeds  epochs  best valid error  test error" in out
     assert out.splitlines()[-1] == f"python -m experiments.report --runs={tmp_path / 'out'}"
     assert run_alone(tiny_config, 20, tmp_path / "alone", cache_folder) == lines(folder)
 
