@@ -68,7 +68,8 @@ PRESETS: dict[str, list[Overrides]] = {
         *_cells("baseline_crop", "meanonly_crop", "full_crop"),
         *(
             {"config": "baseline_crop", "name": f"{norm}_crop", "model.norm": norm}
-            for norm in [*NORMALIZERS][3:]  # besides the post's three
+            for norm in NORMALIZERS
+            if norm not in ("none", "mean_only", "full")
         ),
     ],
     # Does what helps depend on the network and the optimizer? Learning rates are for short runs.

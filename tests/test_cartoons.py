@@ -71,3 +71,9 @@ def test_colour_brightness_and_size_vary_but_do_not_tell_the_classes_apart(image
     # The classifier does find a cue where there is one.
     features[1::2, 0] += 60
     assert held_out_accuracy(features) > 0.7
+
+
+def test_a_linear_classifier_of_a_thumbnail_does_not_tell_the_classes_apart(images):
+    thumbnails = [image.resize((8, 8), Image.Resampling.BOX) for image in images]
+    features = np.stack([np.asarray(thumbnail, np.float64).ravel() for thumbnail in thumbnails])
+    assert held_out_accuracy(features) < 0.6

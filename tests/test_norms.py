@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 
 from bn_vgg.errors import UserError
-from bn_vgg.models.batch_norm import (
-    BatchRenorm,
-    FullBatchNorm,
-    GhostBatchNorm,
-    MeanOnlyBatchNorm,
-)
+from bn_vgg.models.batch_norm import BatchRenorm, FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
 from bn_vgg.models.filter_response import FilterResponseNorm
 from bn_vgg.models.weight_norm import WeightNorm, WeightNormMeanOnly
 

@@ -1,6 +1,5 @@
 """Where the processes of a sweep are executed: this machine, a Ray cluster, a cloud."""
 
-import getpass
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,8 +36,6 @@ class Executor:
     def __init__(self, out: str, flags: Sequence[str]):
         """`out` is the sweep's folder or address, `flags` are further ones of `bn_vgg.main`."""
         self._out, self._flags = out, flags
-        # Where the processes' outputs go.
-        self._outputs = f"/tmp/bn_vgg-{getpass.getuser()}" if "://" in out else out
 
     def divide(self, runs: Sequence[PlannedRun]) -> list[Work]:
         """Divides a sweep into processes: one for each run."""

@@ -81,8 +81,7 @@ class Local(Executor):
         self._jobs, self._per_run = jobs, per_run
         self.platform = ""
         self._shares: list[Share] = []
-        if "://" in out:
-            self._outputs = tempfile.mkdtemp(prefix="bn_vgg-")
+        self._outputs = tempfile.mkdtemp(prefix="bn_vgg-") if "://" in out else out
 
     def open(self, work: Sequence[Work]) -> list[str]:
         done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)

@@ -60,13 +60,14 @@ class Ray(Executor):
     def start(self, work: Work, slot: int) -> Any:
         resources = dict(work.runs[0].resources)
         cpus, gpus = resources.pop("CPU", 0), resources.pop("GPU", 0)
+        folder = "/tmp/bn_vgg" if "://" in self._out else self._out
         # XLA would take three quarters of a GPU's memory, for one of the runs that share it.
         environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if 0 < gpus < 1 else {}
         task = self._ray.remote(
             max_retries=3,  # after a node died
             num_cpus=cpus, num_gpus=gpus, resources=resources or None,
         )(_execute).options(name=work.name)  # fmt: skip
-        return task.remote(work.arguments, f"{self._outputs}/{work.name}.out", environment)
+        return task.remote(work.arguments, f"{folder}/{work.name}.out", environment)
 
     def poll(self, process: Any) -> Ended | None:
         if not self._ray.wait([process], timeout=0)[0]:
