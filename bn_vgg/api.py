@@ -16,7 +16,7 @@ from bn_vgg import checkpoint, cli, config_file, launch
 from bn_vgg.config import check_config
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.data.crops import five_crops
-from bn_vgg.data.images import scale_shorter_side
+from bn_vgg.data.images import scale_shorter_side, upright_rgb
 from bn_vgg.errors import UserError, telling
 from bn_vgg.models import make_model as _make_model
 from bn_vgg.optimizer import make_optimizer
@@ -98,7 +98,7 @@ class Trained:
 
         if not isinstance(image, Image.Image):
             image = Image.fromarray(np.asarray(image))
-        scaled = scale_shorter_side(image.convert("RGB"), self.config["data"]["min_side"])
+        scaled = scale_shorter_side(upright_rgb(image), self.config["data"]["min_side"])
         return five_crops(np.asarray(scaled), self.config["data"]["crop_size"])
 
     def predict_crops(self, crops: Sequence[np.ndarray]) -> np.ndarray:

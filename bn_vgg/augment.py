@@ -1,6 +1,6 @@
 """What training changes of images and labels, inside the step: `config.augment`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -50,10 +50,15 @@ def training_losses(logits_NC, batch: Mapping[str, Any], rng, settings: Mapping[
         smooth = optax.smooth_labels(one_hot, settings["label_smoothing"])
         return optax.softmax_cross_entropy(logits_NC, smooth)
 
+    return of_labels(losses, batch, rng, settings)
+
+
+def of_labels(measure: Callable, batch: Mapping[str, Any], rng, settings: Mapping[str, Any]):
+    """Returns `measure(label_N)`, (N,); with mixup the mean over both labels, by their shares."""
     if not settings["mixup"]:
-        return losses(batch["label"])
+        return measure(batch["label"])
     share = mixup_shares(batch, rng, settings)
-    return share * losses(batch["label"]) + (1 - share) * losses(batch["partner_label"])
+    return share * measure(batch["label"]) + (1 - share) * measure(batch["partner_label"])
 
 
 def mixup_shares(batch: Mapping[str, Any], rng, settings: Mapping[str, Any]):

@@ -14,7 +14,7 @@ from bn_vgg.models.batch_norm import AVERAGES
 from bn_vgg.models.layers import PADDINGS
 from bn_vgg.models.norms import PASSES
 from bn_vgg.optimizer import SCHEDULES, make_optimizer
-from bn_vgg.run_dir import flatten
+from bn_vgg.run_dir import KWARGS, flatten
 from bn_vgg.steps import needs_precise_stats
 
 # Whether a value fits, and what does, in words.
@@ -47,65 +47,35 @@ _FRACTION, _AMOUNT, _MANY = _number(0, 1), _number(0, 10**6), _integer(1, 10**6)
 # Float32 holds no others, and the network computes in it.
 _POSITIVE = _number(float(jnp.finfo("float32").tiny), float(jnp.finfo("float32").max))
 
-# What every field there is takes.
-_FIELDS: dict[str, _Kind] = {
-    "name": _TEXT,
-    "variant": _TEXT,
-    "seed": _integer(0, 2**32 - 1),
-    "num_epochs": _MANY,
-    "batch_size": _MANY,
-    "data.source": _TEXT,
-    "data.min_side": _integer(1, 4096),
-    "data.crop_size": _integer(1, 4096),
-    "data.placement": _one_of(PLACEMENTS),
-    "data.valid_examples": _integer(1, 10**9 - 1),
-    "data.test_examples": _integer(1, 10**9 - 1),
-    "model.norm": _TEXT,
-    "model.norm_kwargs": _DICT,
-    "model.norm_decay": _FRACTION,
-    "model.norm_epsilon": _POSITIVE,
-    "model.stats_average": _one_of(AVERAGES),
-    "model.stats_pass": _one_of(PASSES),
-    "model.per_device_stats": _BOOL,
-    "model.features": _SIZES,
-    "model.hidden_units": _integer(1, 10**9 - 1),
-    "model.num_classes": _integer(2, 10**9 - 1),
-    "model.padding": _one_of(PADDINGS),
-    "model.dropout_rate": _FRACTION,
-    "model.dtype": _one_of(DTYPES),
-    "model.precision": _one_of(PRECISIONS),
-    "init.weights": _TEXT,
-    "init.statistics": _BOOL,
-    "model.name": _TEXT,
-    "model.kwargs": _DICT,
-    "augment.horizontal_flip": _BOOL,
-    "augment.colour_jitter": _FRACTION,
-    "augment.cutout": _integer(0, 10**9 - 1),
-    "augment.mixup": _AMOUNT,
-    "augment.label_smoothing": _FRACTION,
-    "optimizer.name": _TEXT,
-    "optimizer.learning_rate": _POSITIVE,
-    "optimizer.kwargs": _DICT,
-    "optimizer.weight_decay": _AMOUNT,
-    "optimizer.clip_norm": _AMOUNT,
-    "optimizer.average_decay": _FRACTION,
-    "optimizer.decay": _FRACTION,
-    "optimizer.epsilon": _POSITIVE,
-    "optimizer.bias_correction": _BOOL,
-    "schedule.name": _one_of(SCHEDULES),
-    "schedule.warmup_epochs": _AMOUNT,
-    "schedule.kwargs": _DICT,
-    "eval.batch_size": _MANY,
-    "eval.flips": _BOOL,
-    "eval.statistics": _one_of(("running", "precise")),
-    "eval.precise_examples": _integer(0, 10**9 - 1),
-    "eval.compared_examples": _integer(1, 10**9 - 1),
-    "checkpoint.every_steps": _integer(0, 10**9 - 1),
-    "debug.nans": _BOOL,
-    "resources.CPU": _AMOUNT,
-    "resources.GPU": _AMOUNT,
-    "resources.TPU": _AMOUNT,
-}
+# What every field there is takes: the fields of each kind.
+_KINDS: list[tuple[_Kind, str]] = [
+    (_TEXT, "name variant data.source init.weights model.name model.norm optimizer.name"),
+    (_DICT, " ".join(KWARGS)),
+    (_BOOL, "init.statistics model.per_device_stats augment.horizontal_flip eval.flips debug.nans "
+     "optimizer.bias_correction"),
+    (_FRACTION, "model.norm_decay model.dropout_rate augment.colour_jitter "
+     "augment.label_smoothing optimizer.decay optimizer.average_decay"),
+    (_AMOUNT, "augment.mixup optimizer.weight_decay optimizer.clip_norm schedule.warmup_epochs "
+     "resources.CPU resources.GPU resources.TPU"),
+    (_POSITIVE, "model.norm_epsilon optimizer.learning_rate optimizer.epsilon"),
+    (_integer(0, 2**32 - 1), "seed"),
+    (_MANY, "num_epochs batch_size eval.batch_size"),
+    (_integer(1, 4096), "data.min_side data.crop_size"),
+    (_integer(0, 10**9 - 1), "augment.cutout eval.precise_examples checkpoint.every_steps"),
+    (_integer(1, 10**9 - 1), "data.valid_examples data.test_examples model.hidden_units "
+     "eval.compared_examples"),
+    (_integer(2, 10**9 - 1), "model.num_classes"),
+    (_SIZES, "model.features"),
+    (_one_of(PLACEMENTS), "data.placement"),
+    (_one_of(AVERAGES), "model.stats_average"),
+    (_one_of(PASSES), "model.stats_pass"),
+    (_one_of(PADDINGS), "model.padding"),
+    (_one_of(DTYPES), "model.dtype"),
+    (_one_of(PRECISIONS), "model.precision"),
+    (_one_of(SCHEDULES), "schedule.name"),
+    (_one_of(("running", "precise")), "eval.statistics"),
+]  # fmt: skip
+_FIELDS = {field: kind for kind, fields in _KINDS for field in fields.split()}
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -151,10 +121,11 @@ def _try_network(config: dict[str, Any]) -> None:
     """Traces a training pass: wrong settings of a normalizer or a network fail nowhere before."""
     model, side = make_model(**config["model"]), config["data"]["crop_size"]
     count = config["batch_size"]
-    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    options = {"train": True, "positions_N": jnp.arange(count), "rngs": rngs}
 
     def apply(images_NHWC):
+        # Within: an array outside would take the devices, before hosts have met.
+        rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+        options = {"train": True, "positions_N": jnp.arange(count), "rngs": rngs}
         variables = model.init(rngs, images_NHWC, train=False)
         return model.apply(variables, images_NHWC, mutable=True, **options)
 

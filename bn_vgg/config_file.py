@@ -52,10 +52,7 @@ def checked_config(flag: flags.FlagHolder) -> ConfigDict:
     """
     if flag.value is None:
         raise UserError(f"--config is missing; {_configs()}")
-    try:
-        config = flag.value.to_dict()
-    except Exception as error:  # values that other values stand for may be missing
-        raise UserError(f"--config has values that cannot be read: {one_line(error)}") from error
+    config = flag.value.to_dict()
     check_config(config)
     _check_owners(flatten(config))
     return flag.value
@@ -126,17 +123,18 @@ def load_file(argv: list[str]) -> Mapping[str, object]:
         if get_config is None:
             raise UserError(f"--config={argument}: it has no get_config()")
         loaded = get_config(variant) if colon else get_config()
+        if not isinstance(loaded, ConfigDict):
+            made = type(loaded).__name__
+            raise UserError(f"--config={argument}: get_config returns no ConfigDict but a {made}")
+        fields = flatten(loaded.to_dict())
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever the file's own code raises
         raise UserError(f"--config={argument}: {described(error)}") from error
     # ml_collections executes all files in this module: the next would see the names of the last.
     sys.modules.pop("config_config", None)
-    if not isinstance(loaded, ConfigDict):
-        made = type(loaded).__name__
-        raise UserError(f"--config={argument}: get_config returns no ConfigDict but a {made}")
     _file_fields.clear()
-    _file_fields.update(flatten(loaded.to_dict()))
+    _file_fields.update(fields)
     for given in argv:
         if override := re.match(r"--?config\.([\w.]+)", given):
             _check_override(override[1])
@@ -180,7 +178,8 @@ def _configs() -> str:
 
 
 def _config_argument(argv: list[str]) -> str | None:
-    for argument, following in itertools.pairwise([*argv, ""]):
+    # Of several the last counts, as of any flag.
+    for argument, following in reversed([*itertools.pairwise([*argv, ""])]):
         if argument in ("-config", "--config"):
             return following
         if argument.startswith(("-config=", "--config=")):

@@ -78,10 +78,6 @@ class Devices:
         rows = batch_size // self.count * self.local
         return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
-    def round_up(self, batch_size: int) -> int:
-        """The smallest multiple of the number of devices that is at least `batch_size`."""
-        return -(-batch_size // self.count) * self.count
-
     def check(self, batch_size: int, precision: str) -> None:
         """Checks that the devices can compute what the configuration asks for.
 

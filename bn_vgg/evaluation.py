@@ -2,8 +2,9 @@
 
 *Precise* statistics are what the running averages would be had the weights stood still: plain
 means over some batches of training images, without dropout, at the present weights (Wu and Johnson
-2021, "Rethinking 'Batch' in BatchNorm", section 3.2). Any normalizer with running averages of
-weight `momentum` has them: batch k is averaged in with momentum 1 - 1/k.
+2021, "Rethinking 'Batch' in BatchNorm", section 3.2, but without the variance between batches). Any
+normalizer with running averages of weight `momentum` has them: batch k is averaged in with momentum
+1 - 1/k.
 """
 
 from collections.abc import Container, Mapping
@@ -17,7 +18,7 @@ import numpy as np
 from bn_vgg.augment import OFF, to_intensities, training_images
 from bn_vgg.metrics import ComparedMetrics, Moments, measured, merge_moments
 from bn_vgg.models.layers import layer_activations, layer_statistics
-from bn_vgg.steps import TrainState, is_wrong
+from bn_vgg.steps import TrainState, is_wrong, mean_over_devices
 
 
 class Precise(flax.struct.PyTreeNode):
@@ -38,6 +39,8 @@ def make_precise_step(model: Any, axis_name: str | None = None, augment: Mapping
             {"params": state.params, "batch_stats": precise.batch_stats},
             training_images(batch, rng, augment),
             train=True,
+            positions_N=batch["position"],
+            rngs={"dropout": rng},
             mutable=["batch_stats", "intermediates"],
         )
         weights = jnp.ones(len(batch["crops"]), jnp.float32)
@@ -47,7 +50,7 @@ def make_precise_step(model: Any, axis_name: str | None = None, augment: Mapping
         }
         batch_stats = updated["batch_stats"]
         if axis_name is not None:  # see `make_train_step`
-            batch_stats = jax.lax.pmean(batch_stats, axis_name)
+            batch_stats = mean_over_devices(batch_stats, axis_name)
         return Precise(batches, batch_stats, merge_moments(precise.before_norm, moments))
 
     return precise_step
@@ -64,7 +67,10 @@ def make_compare_step(model: Any, axis_name: str | None = None):
     def compare_step(state: TrainState, precise_batch_stats, batch):
         images, label_N = to_intensities(batch["crops"][:, 0]), batch["label"]
         precisely = {"params": state.params, "batch_stats": precise_batch_stats}
-        by_batch, _ = model.apply(state.variables, images, train=True, mutable=["batch_stats"])
+        by_batch, _ = model.apply(
+            state.variables, images, train=True, positions_N=jnp.arange(len(label_N)),
+            rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"],
+        )  # fmt: skip
         return measured(
             ComparedMetrics,
             axis_name,

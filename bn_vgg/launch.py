@@ -50,7 +50,7 @@ def train(
     """
     is_first = jax.process_index() == 0
     say = say if is_first else logging.info
-    provenance.pin_jax_settings()
+    provenance.pin_jax_settings(config.model)
     if not (multihost.has_peers() and jax.default_backend() == "cpu"):
         # On a CPU JAX finds what it has compiled in the first process alone, and Gloo gives up when
         # the others are half a minute behind it.

@@ -304,7 +304,7 @@ class Run:
             "wall_seconds": self._seconds(),
             "hardware": provenance.hardware(),
             "versions": provenance.versions(),
-            "jax_settings": provenance.JAX_SETTINGS,
+            "jax_settings": provenance.jax_settings(config.model),
             "commit": provenance.commit(),
             "command": provenance.command(),
         }

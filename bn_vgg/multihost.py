@@ -223,6 +223,8 @@ def _initialize(coordinator, num_processes, process_id) -> None:
         num_processes = tasks
     elif not _on_cloud_tpu():
         return
+    # JAX gives each of Slurm's tasks one GPU of its node; a node's only task has all of them.
+    alone_there = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1"
     # XLA would say the same half a minute later, and abort.
     alone = (
         f"the processes did not meet in {_MEETING_SECONDS} seconds; start all of them, with the "
@@ -235,7 +237,7 @@ def _initialize(coordinator, num_processes, process_id) -> None:
     before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id,
+            coordinator, num_processes, process_id, [] if alone_there else None,
             initialization_timeout=_MEETING_SECONDS + 30,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )  # fmt: skip

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -12,13 +11,6 @@ from optax import contrib
 
 from bn_vgg.errors import UserError, telling
 from bn_vgg.models.lookup import find_class
-
-
-class ScaleByRmsWithCountState(NamedTuple):
-    """`optax.ScaleByRmsState` and the number of updates done, int32."""
-
-    count: jax.Array  # type: ignore[assignment]  # tuples have a method of that name
-    nu: Any
 
 
 def rmsprop(
@@ -35,26 +27,18 @@ def rmsprop(
       bias_correction: whether to divide ms by 1 - decay**t at update t (Kingma and Ba 2015,
         section 3). Without it the first update is 1 / sqrt(1 - decay) times the nominal one.
     """
-
-    def init(params):
-        nu = jax.tree.map(jnp.zeros_like, params)
-        if bias_correction:
-            return ScaleByRmsWithCountState(count=jnp.zeros((), jnp.int32), nu=nu)
-        return optax.ScaleByRmsState(nu=nu)
+    inner = optax.scale_by_rms(decay, bias_correction=bias_correction)
 
     def update(gradients, state, params=None):
         del params
-        nu = optax.tree.update_moment(gradients, state.nu, decay, 2)
-        mean_square, state = nu, state._replace(nu=nu)
+        _, state = inner.update(gradients, state)  # for the mean square alone: it adds epsilon
+        ms = state.nu
         if bias_correction:
-            state = state._replace(count=optax.safe_increment(state.count))
-            mean_square = optax.tree.bias_correction(nu, decay, state.count)
-        scaled = jax.tree.map(
-            lambda g, ms: g / jnp.maximum(jnp.sqrt(ms), epsilon), gradients, mean_square
-        )
+            ms = optax.tree.bias_correction(ms, decay, state.count)
+        scaled = jax.tree.map(lambda g, x: g / jnp.maximum(jnp.sqrt(x), epsilon), gradients, ms)
         return scaled, state
 
-    scale = optax.GradientTransformation(init, update)
+    scale = optax.GradientTransformation(inner.init, update)
     return optax.chain(scale, optax.scale_by_learning_rate(learning_rate))
 
 
@@ -136,9 +120,9 @@ def make_schedule(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Sche
     total = config["num_epochs"] * steps_per_epoch - warmup
     if total <= 0:
         raise UserError("config.schedule.warmup_epochs: no epoch is left of config.num_epochs")
-    with _telling("schedule", schedule):
+    with telling(f"config.schedule: {schedule['name']} fails with kwargs={schedule['kwargs']}"):
         after = SCHEDULES[schedule["name"]](rate, total, **schedule["kwargs"])
-        after(0)
+        jax.eval_shape(after, 0)
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
@@ -158,7 +142,7 @@ def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Gra
     decay, own = settings["weight_decay"], {}
     if build is rmsprop:
         own = {x: settings[x] for x in ("decay", "epsilon", "bias_correction")}
-    with _telling("optimizer", settings):
+    with telling(f"config.optimizer: {name} fails with kwargs={settings['kwargs']}"):
         takes = inspect.signature(build).parameters
         if decays := {"weight_decay", "mask"} <= takes.keys():
             own = {"weight_decay": decay, "mask": _are_kernels}
@@ -177,8 +161,3 @@ def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Gra
 def _are_kernels(params):
     """Biases and scales, which have one axis, are not decayed."""
     return jax.tree.map(lambda x: x.ndim > 1, params)
-
-
-def _telling(field: str, settings: Mapping[str, Any]) -> AbstractContextManager[None]:
-    name, kwargs = settings["name"], dict(settings["kwargs"])
-    return telling(f"config.{field}: {name} fails with kwargs={kwargs}")

@@ -40,8 +40,6 @@ def main() -> int:
         if len(run.class_names) != 2:
             raise UserError(f"--format=kaggle is for two classes, not {len(run.class_names)}")
     output = Path(_OUTPUT.value)
-    if not output.name:
-        raise UserError(f"--output={_OUTPUT.value} is no file: name the CSV file to write")
     unreadable = 0
     with (
         cli.replacing(output) as partial,

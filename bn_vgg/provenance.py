@@ -6,7 +6,9 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
@@ -16,20 +18,23 @@ import bn_vgg
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 
-# Settings of JAX's that change a run's numbers. The environment may set them otherwise.
-JAX_SETTINGS = {
-    "jax_default_prng_impl": "threefry2x32",
-    "jax_threefry_partitionable": True,
-    "jax_random_seed_offset": 0,
-    "jax_enable_x64": False,
-    "jax_default_matmul_precision": None,
-    "jax_numpy_dtype_promotion": "standard",
-}
+
+def jax_settings(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns JAX's settings that change a run's numbers; `model` is `config.model`."""
+    return {
+        "jax_default_prng_impl": "threefry2x32",
+        "jax_threefry_partitionable": True,
+        "jax_random_seed_offset": 0,
+        "jax_enable_x64": False,
+        # Of products that an optimizer or a user's normalizer computes; layers have their own.
+        "jax_default_matmul_precision": model["precision"] if model["dtype"] == "float32" else None,
+        "jax_numpy_dtype_promotion": "standard",
+    }
 
 
-def pin_jax_settings() -> None:
-    """Gives `JAX_SETTINGS` their values, whatever the environment says."""
-    for name, value in JAX_SETTINGS.items():
+def pin_jax_settings(model: Mapping[str, Any]) -> None:
+    """Gives `jax_settings` their values, whatever the environment says."""
+    for name, value in jax_settings(model).items():
         if getattr(jax.config, name) != value:
             logging.info("%s is set to %s", name, value)
             jax.config.update(name, value)
@@ -62,6 +67,8 @@ def commit() -> str | None:
     exported = _ROOT / "COMMIT"
     if exported.exists() and not (known := exported.read_text().strip()).startswith("$Format"):
         return known
+    if not (_ROOT / ".git").exists():  # git would find a repository that this one lies in
+        return None
     # Without this git would refuse another user's checkout, as in a container, as unsafe.
     git = ["git", "-c", f"safe.directory={_ROOT}"]
     try:

@@ -183,7 +183,7 @@ def flatten(
 
 
 def _refuse_other(path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    old, new = flatten(old), flatten(new)
+    old, new = flatten(old), flatten(json.loads(json.dumps(new)))  # tuples in tuples, too
     # A schedule other than `constant` would have had other rates for the epochs that are done.
     may_grow = new["schedule.name"] == "constant"
     if may_grow and new["num_epochs"] > old.get("num_epochs", 0):

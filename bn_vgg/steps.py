@@ -6,7 +6,7 @@ metrics.
 """
 
 from collections.abc import Mapping
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import flax
@@ -16,7 +16,15 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bn_vgg.augment import OFF, flip, to_intensities, training_images, training_losses
+from bn_vgg.augment import (
+    OFF,
+    flip,
+    of_labels,
+    to_intensities,
+    training_images,
+    training_losses,
+)
+from bn_vgg.errors import UserError
 from bn_vgg.metrics import EvalMetrics, Moments, TrainMetrics, measured
 from bn_vgg.models.layers import layer_activations
 from bn_vgg.optimizer import averaged_weights
@@ -46,8 +54,15 @@ class TrainState(flax.struct.PyTreeNode):
 
     def for_evaluation(self, config: Mapping[str, Any], model: Any) -> "TrainState":
         """Returns the first state with `precise_stats`, if `config`, nested, needs them."""
-        wanted = needs_precise_stats(config) and model.norm.averages
-        return self.replace(precise_stats=self.batch_stats) if wanted else self
+        if not (needs_precise_stats(config) and self.batch_stats):
+            return self
+        if not model.norm.averages:
+            raise UserError(
+                "config.eval.statistics=precise and config.optimizer.average_decay need precise "
+                f"statistics, and config.model.norm={model.norm.name} has no field momentum, by "
+                "which they are taken"
+            )
+        return self.replace(precise_stats=self.batch_stats)
 
 
 def needs_precise_stats(config: Mapping[str, Any]) -> bool:
@@ -67,11 +82,14 @@ def init_state(
     Their content matters only to normalizers that initialize from data.
     """
     initial = model.init(rng, images_NHWC, train=False)
+    opt_state = optimizer.init(initial["params"])
+    if any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(opt_state)):
+        raise UserError("config.optimizer: no checkpoint can keep its state, a random key of JAX's")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=initial["params"],
         batch_stats=initial.get("batch_stats", {}),
-        opt_state=optimizer.init(initial["params"]),
+        opt_state=opt_state,
     )
 
 
@@ -119,18 +137,18 @@ def make_train_step(
         (loss, (logits_NC, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, state.batch_stats, batch, rng
         )
-        error_rate = jnp.mean(logits_NC.argmax(-1) != batch["label"])
+        error_rate = of_labels(partial(is_wrong, logits_NC), batch, rng, augment).mean()
         if passes_twice:
             _, updated = model.clone(dropout_rate=0.0).apply(
                 state.variables, training_images(batch, rng, augment), train=True,
-                mutable=["batch_stats"],
+                positions_N=batch["position"], rngs={"dropout": rng}, mutable=["batch_stats"],
             )  # fmt: skip
             batch_stats = updated.get("batch_stats", {})
         model.norm.check_statistics(state.batch_stats, batch_stats)
         if axis_name is not None:
             # The statistics are equal already, unless each device takes its own
             # (`per_device_stats`): then their mean is kept.
-            gradients, batch_stats, loss, error_rate = lax.pmean(
+            gradients, batch_stats, loss, error_rate = mean_over_devices(
                 (gradients, batch_stats, loss, error_rate), axis_name
             )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -151,6 +169,11 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
+
+
+def mean_over_devices(tree, axis_name: str):
+    """Returns each array's mean in its own dtype: a count of updates stays an integer."""
+    return jax.tree.map(lambda mean, x: mean.astype(x.dtype), lax.pmean(tree, axis_name), tree)
 
 
 def all_finite(tree):

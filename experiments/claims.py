@@ -170,8 +170,8 @@ def _with_cropping(runs, epochs):
     "3b",
     "Given longer training, full overtakes mean-only (the closing post's postscript).",
     rule="Supported if the interval of `meanonly_crop` - `full_crop` is above 0, in best "
-    f"validation error over all epochs of runs of at least {LONGER_EPOCHS}; contradicted if it is "
-    "below.",
+    f"validation error over as many epochs as the shortest run has, of runs of at least "
+    f"{LONGER_EPOCHS}; contradicted if it is below.",
     post="4.1% against 3.6% in the end.",
 )
 def _with_longer_training(runs, epochs):

@@ -31,8 +31,6 @@ def main(path: str) -> None:
     by = list(dict.fromkeys(_BY.value))
     runs, epochs, unused = read_runs(path, apart=comparison.apart(by))
     output = Path(_OUTPUT.value or Path(path, f"compare-{'-'.join(by)}.png"))
-    if _TARGET.value is not None:
-        runs["seconds_to"] = runs["folder"].map(comparison.seconds_to(epochs, _TARGET.value))
     unfinished = runs[~runs["finished"].astype(bool)]
     for run in unfinished.itertuples():
         unused[run.folder] = f"no result yet, {run.epochs} of {run.num_epochs} epochs"
@@ -40,6 +38,8 @@ def main(path: str) -> None:
         _say("Left out: " + "; ".join(f"{name} ({why})" for name, why in unused.items()))
     if len(unfinished) == len(runs):
         raise UserError(f"no run below {path} is finished")
+    if _TARGET.value is not None:
+        runs["seconds_to"] = runs["folder"].map(comparison.seconds_to(epochs, _TARGET.value))
     runs, fields, besides = comparison.group(runs.drop(unfinished.index), by)
     if added := fields[len(by) :]:
         _say(f"Runs differ in {', '.join(added)}, too: these make groups of their own")

@@ -37,8 +37,8 @@ def group(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str
             close = ", ".join(difflib.get_close_matches(field, known, cutoff=0.5))
             guess = f"did you mean {close}?" if close else "see configs/default.py"
             raise UserError(f"--by: the configuration has no field {field!r}; {guess}")
-    texts = runs[[field for field in known if field in runs]].map(str)
-    others = [field for field in texts if field not in FREE or field in apart(by)]
+    texts = runs[[field for field in (*known, "cell") if field in runs]].map(str)
+    others = [field for field in texts if field not in {*FREE, "cell"} or field in apart(by)]
     # A network's name says more than its settings.
     others.sort(key=lambda field: field != "section" and not field.endswith(".name"))
     fields = list(by)
@@ -46,7 +46,7 @@ def group(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str
         if texts.groupby(fields)[field].nunique().max() > 1:
             fields.append(field)
     if texts.duplicated([*fields, "seed"]).any():
-        fields.append("name")
+        fields.append("cell")
     texts["group"] = texts[fields].agg(", ".join, axis=1)
     besides = [field for field in others if field not in fields and texts[field].nunique() > 1]
     return runs.assign(**texts[[*fields, "group"]]), fields, besides

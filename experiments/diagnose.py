@@ -26,6 +26,9 @@ def main(path: str) -> None:
         raise UserError(f"{path} is not on this machine: name a folder with --output")
     output = Path(_OUTPUT.value or path).expanduser()
     found = spikes.find_spikes(epochs, run["valid_examples"], run["compared_examples"])
+    if config["eval.statistics"] == "precise" or config["optimizer.average_decay"]:
+        found["cause"] = spikes.UNDECIDED
+        found["reason"] = "the validation error is not one by the running averages"
     title = f"{config['name']}, seed {config['seed']}"
     print(
         f"{title}: {run['epochs']} epochs of {config['num_epochs']}; "

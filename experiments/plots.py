@@ -168,14 +168,15 @@ def draw_best(runs: pd.DataFrame, title: str) -> Figure | None:
         )  # fmt: skip
         axes = figure.add_axes((0.355, 0.5 / total, 0.375, 0.42 * len(cells) / total))
         for row, cell in enumerate(cells):
-            rates = runs.loc[runs["cell"] == cell, "best_valid_error_rate"].clip(lower=0.001)
+            found = runs.loc[runs["cell"] == cell, "best_valid_error_rate"]
+            rates = found.clip(lower=0.001)  # a logarithm knows no 0
             colour = CELL_COLOURS[cell]
             if cell in published.BEST:
                 axes.plot(published.BEST[cell], row, "|", ms=18, mew=2.5, color="#b0b0b0")
             error = None if len(rates) < 2 else rates.sem()
             axes.errorbar(rates.mean(), row - 0.12, xerr=error, fmt="D", ms=5, color=colour)
             axes.plot(rates, [row + 0.22] * len(rates), "o", ms=4.5, mfc="none", color=colour)
-            text = stats.error_rate(list(rates))
+            text = stats.error_rate(list(found))
             across = axes.get_yaxis_transform()
             axes.text(1.03, row, text, color=colour, va="center", size=9, transform=across)
         axes.set_yticks(range(len(cells)), cells, size=9)

@@ -19,7 +19,7 @@ from bn_vgg.errors import UserError
 from bn_vgg.run_dir import KWARGS, ONLY_SPEED, Workdir, flatten
 from configs import default
 from experiments.presets import BEYOND, CELLS, VARIANTS
-from experiments.stats import TAKEN_OFF
+from experiments.stats import NOTHING, TAKEN_OFF
 
 _REQUIRED = {
     "name": str, "variant": str, "seed": int, "num_epochs": int,
@@ -133,7 +133,8 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
         if run["finished"]:
             for name in ("test_error_rate", "wall_seconds", "images_per_second"):
                 run[name] = float(result[name])
-            run |= {"hardware": _hardware(result), "commit": result.get("commit")}
+            run["test_error_rate_precise"] = float(result.get("test_error_rate_precise", "nan"))
+            run |= {"hardware": _hardware(result), "commit": result.get("commit") or NOTHING}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{workdir.path} is damaged: not what a run writes ({error!r})") from error
     return config, run, epochs
@@ -171,11 +172,9 @@ def _read_epochs(workdir: Workdir) -> pd.DataFrame:
 
 def _hardware(result: dict[str, Any]) -> str:
     """Writes what a run was made on: `1 AMD EPYC (2 cores)`, `8 TPU v5 lite (2 hosts)`."""
-    of = result.get("hardware")
-    if not of:
-        return "not recorded"
+    of = result["hardware"]
     more = [f"{of['cpu_cores']} cores"] * (of["platform"] == "cpu")
-    more += [f"{of['num_hosts']} hosts"] * (of.get("num_hosts", 1) > 1)
+    more += [f"{of['num_hosts']} hosts"] * (of["num_hosts"] > 1)
     return f"{of['num_devices']} {of['device']}" + f" ({', '.join(more)})" * bool(more)
 
 

@@ -68,15 +68,15 @@ def points(difference: float, *, sign: bool = True) -> str:
     return NOTHING if math.isnan(difference) else text
 
 
-def beyond_chance(a: float, b: float, examples: int | None, errors: int = FEW_ERRORS) -> bool:
+def beyond_chance(a: float, b: float, examples: int | None) -> bool:
     """Tells whether two error rates on the same images differ by more than chance.
 
     Only images that one gets right and the other wrong make a difference, a share of at most
     a + b and 2 - a - b. How many they are (McNemar's test) is not recorded, so the largest
-    standard error is taken, which is conservative. The difference must exceed `errors` of them,
-    and where the number of images is not known 3 points.
+    standard error is taken, which is conservative. The difference must exceed `FEW_ERRORS` of
+    them, and where the number of images is not known 3 points.
     """
     if not examples:
         return abs(a - b) > 0.03
     variance = max(0.0, min(a + b, 2 - a - b) - (a - b) ** 2) / examples
-    return abs(a - b) > errors * math.sqrt(variance)
+    return abs(a - b) > FEW_ERRORS * math.sqrt(variance)

@@ -1,7 +1,7 @@
 """What a sweep prints: how far each run is, and what each cell has given."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bn_vgg.writers import format_seconds
@@ -16,10 +16,8 @@ _NAME = 12
 
 def run_table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: int = WIDTH) -> str:
     """A line for each run with its best validation error, the errors, and the summary."""
-    pace = _seconds_an_epoch(states)
     rows = [("run", "state", "epochs", "best valid error", "left")]
-    for run, of in zip(runs, states, strict=True):
-        left = None if of.state in (DONE, FAILED) else _seconds_left(run, of, pace)
+    for run, of, left in zip(runs, states, _seconds_left(runs, states), strict=True):
         rows.append((
             run.folder, of.state, f"{of.epochs}/{run.num_epochs}", _mean([of.best_error_rate]),
             "" if left is None else format_seconds(left),
@@ -49,13 +47,7 @@ def summary(runs: Sequence[PlannedRun], states: Sequence[RunState]) -> str:
     found = [of.state for of in states]
     counts = {state: found.count(state) for state in (DONE, RUNNING, FAILED, TO_DO)}
     text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    pace = _seconds_an_epoch(states)
-    left = [
-        seconds
-        for run, of in zip(runs, states, strict=True)
-        if of.state in (RUNNING, TO_DO) and (seconds := _seconds_left(run, of, pace)) is not None
-    ]
-    if left:
+    if left := [seconds for seconds in _seconds_left(runs, states) if seconds is not None]:
         at_once = max(1, counts[RUNNING])
         # The longest run can be divided among nobody.
         seconds = max(sum(left) / at_once, *left)
@@ -93,12 +85,13 @@ def _mean(rates: Sequence[float | None]) -> str:
     return stats.error_rate(known, counted=False) if known else ""
 
 
-def _seconds_left(run: PlannedRun, state: RunState, pace: float | None) -> float | None:
-    own = state.seconds / state.epochs if state.epochs else pace
-    return None if own is None else own * max(0, run.num_epochs - state.epochs)
-
-
-def _seconds_an_epoch(states: Sequence[RunState]) -> float | None:
-    """The median over the runs that have finished one; None where none has."""
+def _seconds_left(runs: Sequence[PlannedRun], states: Sequence[RunState]) -> Iterator[float | None]:
+    """Of each run, by its own pace or the median; None if it has ended, or nothing has a pace."""
     paces = [of.seconds / of.epochs for of in states if of.epochs]
-    return statistics.median(paces) if paces else None
+    median = statistics.median(paces) if paces else None
+    for run, of in zip(runs, states, strict=True):
+        pace = of.seconds / of.epochs if of.epochs else median
+        if pace is None or of.state in (DONE, FAILED):
+            yield None
+        else:
+            yield pace * max(0, run.num_epochs - of.epochs)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from bn_vgg import cli, config_file
+from bn_vgg import cli
 from bn_vgg.errors import UserError
 from experiments import plan, state, status
 from experiments.driver import Driver
@@ -67,11 +67,13 @@ def main() -> int | None:
     )  # fmt: skip
     executor = _make_executor(out)
     if _SHARD.value:
-        index, count = plan.parse_shard(_SHARD.value)
-        return _drive(executor, state.Sweep(out, runs[index::count]), until)
+        index, count = map(int, _SHARD.value.split("/"))
+        runs = runs[index::count]
     if _DRY_RUN.value:
         print("\n".join(executor.command(work) for work in executor.divide(runs)))
         return None
+    if _SHARD.value:
+        return _drive(executor, state.Sweep(out, runs), until)
     with state.driving(out, runs) as sweep:
         return _drive(executor, sweep, until)
 
@@ -79,15 +81,15 @@ def main() -> int | None:
 def _drive(executor: Executor, sweep: state.Sweep, until: float) -> int | None:
     runs, to_do = sweep.runs, sweep.unfinished()
     work = [each for each in executor.divide(runs) if any(run in to_do for run in each.runs)]
-    slots = executor.open(work) if work else []
+    slots = executor.open(work)[: _JOBS.value] if work else []
     driver = Driver(executor, sweep, len(slots), _ATTEMPTS.value)
     try:
         if work:
             names = slots[0] if len(set(slots)) == 1 else ", ".join(slots)
             done = f" ({len(runs) - len(to_do)} of {len(runs)} are done)" * (to_do != runs)
             cli.show(f"{len(to_do)} runs to do{done}, {len(slots)} at once on {names}")
-            if isinstance(executor, Local):
-                _advise(executor.platform, to_do[0])
+            if _VARIANT.value == "full" and getattr(executor, "platform", None) == "cpu":
+                cli.show("128x128 takes a CPU hours a run: --variant=small is the same at 48x48")
             driver.drive(work, until)
     finally:
         if _BUDGET.value and "://" not in sweep.out:
@@ -96,14 +98,9 @@ def _drive(executor: Executor, sweep: state.Sweep, until: float) -> int | None:
     for each, error in driver.failed:
         print(f"failed: {each.name}: {error}", file=sys.stderr)
     cli.show(f"\n{status.cell_table(runs, sweep.states())}\n")
-    cli.show(f"python -m experiments.report --runs={sweep.out}")
+    if "://" not in sweep.out:  # the report reads folders alone
+        cli.show(f"python -m experiments.report --runs={sweep.out}")
     return 1 if driver.failed else None
-
-
-def _advise(platform: str, run: plan.PlannedRun) -> None:
-    config = config_file.load_config(run.config_arguments)
-    if platform == "cpu" and config.get("variant") == "full" and config.data.crop_size >= 128:
-        cli.show("128x128 takes a CPU hours a run: --variant=small is the same at 48x48")
 
 
 def _make_executor(out: str) -> Executor:

@@ -46,12 +46,14 @@ def cells(runs: pd.DataFrame) -> pd.DataFrame:
     finished = runs[runs["finished"].astype(bool)]
     rows = []
     for (cell, count), own in finished.groupby(["cell", "epochs"], sort=False):
+        precise = list(own["test_error_rate_precise"].dropna())
         rows.append({
             "cell": f"`{cell}`",
             "seeds": str(len(own)),
             "epochs": str(count),
             "best validation": error_rate(list(own["best_valid_error_rate"]), counted=False),
             "test": error_rate(list(own["test_error_rate"]), counted=False),
+            "test, precise": error_rate(precise) if precise else NOTHING,
             "time": duration(list(own["wall_seconds"])),
             "the post's": percent(published.BEST.get(cell, math.nan)),
         })  # fmt: skip
@@ -71,8 +73,7 @@ def every_run(runs: pd.DataFrame) -> pd.DataFrame:
     for run in runs.to_dict("records"):
         finished, best = run["finished"], percent(run["best_valid_error_rate"])
         # Ten digits tell commits apart; that files differed from it must not be cut off.
-        commit = str(run["commit"] or "not recorded") if finished else NOTHING
-        dirty = "-dirty" * commit.endswith("-dirty")
+        commit, dirty, _ = (run["commit"] if finished else NOTHING).partition("-dirty")
         done = f"{run['epochs']}" if finished else f"{run['epochs']} of {run['num_epochs']}"
         rows.append({
             "run": f"`{run['folder']}`",
@@ -83,6 +84,6 @@ def every_run(runs: pd.DataFrame) -> pd.DataFrame:
             "test": percent(run["test_error_rate"]) if finished else NOTHING,
             "time": duration([run["wall_seconds"]]) if finished else NOTHING,
             "hardware": run["hardware"] if finished else NOTHING,
-            "commit": commit if commit == "not recorded" else commit[:10] + dirty,
+            "commit": commit[:10] + dirty,
         })  # fmt: skip
     return pd.DataFrame(rows)

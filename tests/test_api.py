@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 import bn_vgg
 from bn_vgg.data.crops import five_crops
@@ -25,6 +26,9 @@ def test_predictions_are_means_of_softmaxes_over_five_crops(trained_run):
         expected = jax.nn.softmax(logits_NC).mean(0)
         np.testing.assert_allclose(probabilities, expected, atol=1e-5)
     assert run.predict([]).shape == (0, 2)
+    sideways = Image.fromarray(images[0])
+    sideways.getexif()[ExifTags.Base.Orientation] = 6
+    np.testing.assert_array_equal(run.crops(sideways), run.crops(np.rot90(images[0], -1)))
 
 
 def test_configurations_by_their_name():

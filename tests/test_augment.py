@@ -1,12 +1,15 @@
 """Augmentation: what each kind does to an image, and that devices and restarts change nothing."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from bn_vgg.augment import OFF, mixup_shares, to_intensities, training_images, training_losses
+from bn_vgg.augment import OFF, mixup_shares, of_labels, training_images, training_losses
+from bn_vgg.steps import is_wrong, to_intensities
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -83,6 +86,9 @@ def test_images_and_labels_are_mixed_by_one_share(batch):
     losses = training_losses(logits, batch, key, OFF | {"mixup": 0.5, "label_smoothing": 0.1})
     expected = optax.softmax_cross_entropy(logits, labels)
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
+    sure = partial(is_wrong, 20 * jax.nn.one_hot(batch["label"], 2))
+    others = share * 0 + (1 - share) * (batch["label"] != batch["partner_label"])
+    np.testing.assert_allclose(of_labels(sure, batch, key, ALL), others, atol=1e-6)
 
 
 def test_what_an_example_draws_is_its_own(batch):

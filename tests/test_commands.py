@@ -38,7 +38,7 @@ def test_what_it_leaves_behind(trained_run, cartoon_folder):
     assert result["commit"] == provenance.commit()
     assert result["hardware"]["platform"] == "cpu"
     assert result["versions"]["jax"]
-    assert result["jax_settings"] == provenance.JAX_SETTINGS
+    assert result["jax_settings"] == provenance.jax_settings(result["config"]["model"])
 
 
 def test_another_programs_command_is_not_recorded(monkeypatch):
@@ -218,6 +218,7 @@ def test_wrong_arguments_of_predict_and_export(fork_command, trained_run, cartoo
     for name, arguments, message in (
         ("predict", [*images, "--images=/nope"], "'/nope' does not exist"),
         ("predict", [*images, "--output=/dev/null/x/o"], "cannot write /dev/null/x/o: Not a dir"),
+        ("predict", [*images, f"--output={tmp_path}"], f"cannot write {tmp_path}: it is a folder"),
         ("predict", [*images, "--format=kaggle"], "cat.0.png is not called by its id"),
         ("predict", [*images, "--workdir=/nope"], "/nope holds no run: there is no config.json in"),
         ("export", [*given, "--output=w.txt"], "w.txt does not end in .npz"),

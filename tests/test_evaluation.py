@@ -61,6 +61,9 @@ def test_precise_statistics_are_the_plain_mean_of_the_batches_own(norm, average)
         np.testing.assert_allclose(
             kept["norm"]["mean"], np.mean([s["mean"] for s in own], 0), rtol=1e-4, atol=1e-5
         )
+        # The same numbers: their distance is told in its standard deviations.
+        normalized = precise.before_norm[layer].mean
+        np.testing.assert_allclose(kept["norm"]["mean"], normalized, rtol=1e-4, atol=1e-5)
         if "var" in kept["norm"]:
             expected = back(np.mean([there(s["var"]) for s in own], axis=0))
             np.testing.assert_allclose(kept["norm"]["var"], expected, rtol=1e-4)

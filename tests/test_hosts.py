@@ -230,6 +230,7 @@ def test_one_that_meets_nobody_says_so_and_ctrl_c_ends_it_at_once():
     ("slurm", "meets"),
     [
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, 4),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, 4),
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2"}, 2),  # a step of a larger allocation
         ({"SLURM_NTASKS": "4"}, 0),  # sbatch's own script
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, 0),
@@ -239,9 +240,11 @@ def test_tasks_of_one_srun_meet_and_no_others(slurm, meets, monkeypatch):
     asked = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: asked.append(given))
     monkeypatch.setattr(multihost, "_on_cloud_tpu", lambda: False)
-    for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
     multihost._initialize(None, None, None)
-    assert asked == ([(None, meets, None)] if meets else [])
+    # A node's only task has all of its GPUs; otherwise JAX gives each task one.
+    devices = [] if "SLURM_STEP_TASKS_PER_NODE" in slurm else None
+    assert asked == ([(None, meets, None, devices)] if meets else [])

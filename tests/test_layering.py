@@ -93,6 +93,10 @@ for name in {names}:
     importlib.import_module(name)
 heavy = {{"tensorflow", "tensorflow_datasets", "tensorboard", "matplotlib"}} & sys.modules.keys()
 assert not heavy, heavy
+from bn_vgg import config_file
+for given in (["champion.py"], ["full.py", "--config.model.name=resnet"],
+              ["full.py", "--config.model.norm_kwargs={{'use_scale': False}}"]):
+    config_file.load_config([f"--config=configs/{{given[0]}}", *given[1:]])
 from jax._src import xla_bridge
 assert not xla_bridge._backends
 """

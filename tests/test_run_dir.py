@@ -12,7 +12,7 @@ from tests.runs import same
 DATA = {"source": "s", "fingerprint": "f"}
 CONSTANT = {"schedule": {"name": "constant"}}
 CONFIG = CONSTANT | {
-    "num_epochs": 2, "seed": 0, "model": {"norm": "mine:Norm", "features": (1, 2)},
+    "num_epochs": 2, "seed": 0, "model": {"norm": "mine:Norm", "features": ((1, 2), (3,))},
 }  # fmt: skip
 
 

@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -43,15 +42,8 @@ _MAX_UNREADABLE = 0.05
 
 def choose_folder(named: str | None = None) -> Path:
     """Returns `named` (`--cache_dir`), else `$BN_VGG_CACHE`, else bn_vgg in the user's cache."""
-    if named or os.environ.get("BN_VGG_CACHE"):
-        return Path(named or os.environ["BN_VGG_CACHE"]).expanduser()
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bn_vgg"
-    except RuntimeError as error:
-        raise UserError(
-            "there is no home folder to keep decoded images in: name one with --cache_dir or "
-            "BN_VGG_CACHE"
-        ) from error
+    users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(named or os.environ.get("BN_VGG_CACHE") or f"{users}/bn_vgg").expanduser()
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,10 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
     Raises:
       UserError: the source cannot be used, or the folder cannot be read or written.
     """
-    settings = f"{spec}\0{min_side}\0{_FORMAT}".encode("utf-8", "backslashreplace")
+    # The same relative path is another one in another folder.
+    is_path = not spec.startswith("hf:") and ("/" in spec or spec.startswith("~"))
+    where = os.path.abspath(os.path.expanduser(spec)) if is_path else spec
+    settings = f"{where}\0{min_side}\0{_FORMAT}".encode("utf-8", "backslashreplace")
     # Holds the name of the cache that this spec led to last time.
     note = folder / "sources" / hashlib.blake2b(settings, digest_size=16).hexdigest()
     known = None
@@ -114,9 +109,7 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
         if known != cache:
             with contextlib.suppress(OSError):  # who may only read does without
                 note.parent.mkdir(exist_ok=True)
-                partial = note.with_name(f"{note.name}.{os.getpid()}.partial")
-                partial.write_text(cache.name)
-                partial.replace(note)
+                note.write_text(cache.name)
     except OSError as error:
         reason = ": ".join(str(x) for x in (error.strerror or error, error.filename) if x)
         raise UserError(
@@ -169,10 +162,10 @@ def _read(folder: Path) -> ImageCache:
 
 
 def _build(source: Source, min_side: int, cache: Path, quiet: bool) -> None:
-    for left in cache.parent.glob(f"building-{cache.name}-*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    building = Path(tempfile.mkdtemp(prefix=f"building-{cache.name}-", dir=cache.parent))
+    building = cache.with_name(f"building-{cache.name}")
+    shutil.rmtree(building, ignore_errors=True)  # by a process that was killed
     try:
+        building.mkdir()
         records, sizes, unreadable = _write_images(source, min_side, building / "images.bin", quiet)
         np.savez(
             building / "index.npz",
@@ -191,7 +184,6 @@ def _build(source: Source, min_side: int, cache: Path, quiet: bool) -> None:
             "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         (building / "about.json").write_text(json.dumps(about, indent=1))
-        building.chmod(0o755)  # `mkdtemp` makes a private folder
         building.rename(cache)
     finally:
         shutil.rmtree(building, ignore_errors=True)

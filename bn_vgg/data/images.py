@@ -29,9 +29,7 @@ def decode(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
-            rgb = _rgb(image)
-            rgb.getexif()[ExifTags.Base.Orientation] = _orientation(image)
-            return ImageOps.exif_transpose(rgb)
+            return upright_rgb(image)
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:  # its text holds only the address of the BytesIO
@@ -39,6 +37,13 @@ def decode(data: bytes) -> Image.Image:
         raise UnreadableImage(reason) from error
     except Exception as error:  # Pillow's decoders raise nearly every built-in one on bad data
         raise UnreadableImage(one_line(error)) from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Converts an image of any mode as `decode` does, which explains how."""
+    rgb = _rgb(image)
+    rgb.getexif()[ExifTags.Base.Orientation] = _orientation(image)
+    return ImageOps.exif_transpose(rgb)
 
 
 def scale_shorter_side(image: Image.Image, side: int) -> Image.Image:

@@ -59,11 +59,6 @@ class Split(NamedTuple):
     sizes: np.ndarray  # height and width in pixels, int64, (N, 2)
     labels: np.ndarray  # int32, (N,)
 
-    @property
-    def on_host(self) -> bool:
-        """Whether the pixels are in the host's memory or its files."""
-        return isinstance(self.pixels, np.ndarray)
-
     def on_device(self, devices: Devices) -> "Split":
         """Copies the images to every device, without what lies between them."""
         lengths = self.sizes.prod(axis=1) * 3
@@ -80,7 +75,7 @@ class Data:
       seed: of the order and the crops.
       description: the numbers of images and where they are kept, for a person.
       steps_per_epoch: training batches of an epoch; a last incomplete one is dropped.
-      train_split, valid_split, test_split: all on the devices or all on the host.
+      train_split, valid_split, test_split: the images, all on the devices or all `on_host`.
     """
 
     def __init__(
@@ -102,20 +97,21 @@ class Data:
             )
         # More than a split's examples would be padding alone.
         most = max(map(len, splits))
-        self._eval_batch_size = devices.round_up(min(self._eval_config["batch_size"], most))
+        share = -(-min(self._eval_config["batch_size"], most) // devices.count)
+        self._eval_batch_size = share * devices.count
         self.steps_per_epoch = len(splits.train) // self._batch_size
         on_host = [
             Split(cache.pixels, cache.starts[chosen], cache.sizes[chosen], cache.labels[chosen])
             for chosen in splits
         ]
         self._unplaced = on_host[0]
-        place = _fits(config["data"]["placement"], on_host)
+        self.on_host = not _fits(config["data"]["placement"], on_host)
         self.train_split, self.valid_split, self.test_split = (
-            split.on_device(devices) if place else split for split in on_host
+            split if self.on_host else split.on_device(devices) for split in on_host
         )
         self.description = (
             f"{len(splits.train)} training, {len(splits.valid)} validation, {len(splits.test)} "
-            f"test images on the {'device' if place else 'host'}"
+            f"test images on the {'host' if self.on_host else 'device'}"
         )
 
     def train(self, epoch: int, *, skip: int = 0) -> Iterator[Chunk]:
@@ -160,17 +156,17 @@ class Data:
         def on_host(index: int) -> Batches:
             some = {k: a[index * length : (index + 1) * length] for k, a in batches.items()}
             start, stride = some.pop("crop_start"), some.pop("row_stride")
-            if split.on_host:
+            if self.on_host:
                 return some | {"crops": cut_crops(split.pixels, start, stride, self._crop_size)}
             at = {"crop_start": start.astype(np.int32), "row_stride": stride.astype(np.int32)}
             return some | at
 
         def to_devices(some: Batches) -> Chunk:
-            pixels = None if split.on_host else split.pixels
+            pixels = None if self.on_host else split.pixels
             return Chunk(self._devices.shard(some), pixels, len(some["label"]))
 
         indices = range(-(-(num_batches - skip) // length))
-        if not split.on_host:
+        if not self.on_host:
             yield from map(to_devices, map(on_host, indices))
             return
         # Grain costs a third of a second to import, and is needed only here.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jax import lax
 
+from bn_vgg.errors import UserError
 from bn_vgg.models.convolution import conv3x3, mean_of_full_conv
 
 # Zeros on each side of a 3x3 convolution's input.
@@ -99,7 +100,11 @@ def layer_activations(collections: Mapping[str, Any], which: str) -> dict[str, j
     `collections` are what `apply` returned, with `mutable=["intermediates"]`.
     """
     reported = flatten_dict(collections.get("intermediates", {}))
-    return {_layer(path): x for path, (x,) in reported.items() if path[-1] == which}
+    reported = {_layer(path): xs for path, xs in reported.items() if path[-1] == which}
+    for layer, xs in reported.items():
+        if len(xs) > 1:
+            raise UserError(f"{layer} reports its {which} {len(xs)} times: report it once")
+    return {layer: x for layer, (x,) in reported.items()}
 
 
 def layer_statistics(batch_stats: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:

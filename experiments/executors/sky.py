@@ -98,13 +98,14 @@ class Sky(Executor):
         """What launches the same job from a shell."""
         return shlex.join([
             "sky", "jobs", "launch", "--yes", f"--name={self.job_name(work)}",
+            f"--workdir={TASK.parents[1]}",
             *(f"--env={key}={value}" for key, value in _variables(work).items()),
             self._task_file,
         ])  # fmt: skip
 
     def open(self, work: Sequence[Work]) -> list[str]:
         """See `Executor`: SkyPilot queues what there is no room for."""
-        return [f"SkyPilot ({self._accelerator})"] * min(len(work), self._jobs or len(work))
+        return [f"SkyPilot ({self._accelerator})"] * len(work)
 
     def job_name(self, work: Work) -> str:
         """The same from start to start, so that a sweep that was killed finds its jobs again."""
@@ -141,7 +142,7 @@ class Sky(Executor):
         if status == "SUCCEEDED":
             return Ended(0)
         said = f"job {process} is {status}: {reason or 'see its log'}"
-        if exit_code := re.search(r"exit code (\d+)", reason):
+        if exit_code := re.search(r"exit codes? \[?(\d+)", reason):
             return Ended(int(exit_code[1]), said)
         if status == "CANCELLED":  # by somebody; an adopted one by the end of an earlier start
             adopted = process in self._adopted
@@ -159,7 +160,12 @@ class Sky(Executor):
             cli.show(f"job {process} was not cancelled: {one_line(error)}; see `sky jobs queue`")
 
     def _queue(self, **which: Any) -> list[Any]:
-        return self._sky.get(self._sky.jobs.queue_v2(refresh=True, **which))[0]
+        # The fields it gives unasked have no failure_reason.
+        request = self._sky.jobs.queue_v2(refresh=True, fields=None, **which)
+        try:
+            return self._sky.get(request)[0]
+        except self._sky.exceptions.ClusterDoesNotExist:  # the controller: no job was ever launched
+            return []
 
     def _make_task(self) -> Any:
         try:
