@@ -229,7 +229,7 @@ def usable_cores() -> list[int]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Makes the folder of `path` and yields one to write to, which replaces it if all went well."""
-    if path.is_dir():
+    if os.path.isdir(path):  # where one may not look it is none
         raise UserError(f"cannot write {path}: it is a folder")
     partial = path.with_name(f"{path.name}.partial")
     try:

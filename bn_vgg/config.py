@@ -11,7 +11,7 @@ from bn_vgg.data.pipeline import PLACEMENTS
 from bn_vgg.errors import UserError, telling
 from bn_vgg.models import DTYPES, PRECISIONS, make_model
 from bn_vgg.models.batch_norm import AVERAGES
-from bn_vgg.models.layers import PADDINGS
+from bn_vgg.models.layers import PADDINGS, streams
 from bn_vgg.models.norms import PASSES
 from bn_vgg.optimizer import SCHEDULES, make_optimizer
 from bn_vgg.run_dir import KWARGS, flatten
@@ -124,8 +124,9 @@ def _try_network(config: dict[str, Any]) -> None:
 
     def apply(images_NHWC):
         # Within: an array outside would take the devices, before hosts have met.
-        rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-        options = {"train": True, "positions_N": jnp.arange(count), "rngs": rngs}
+        positions_N = jnp.arange(count)
+        rngs = {"params": jax.random.key(0), **streams(jax.random.key(0), positions_N)}
+        options = {"train": True, "positions_N": positions_N, "rngs": rngs}
         variables = model.init(rngs, images_NHWC, train=False)
         return model.apply(variables, images_NHWC, mutable=True, **options)
 

@@ -52,7 +52,10 @@ def checked_config(flag: flags.FlagHolder) -> ConfigDict:
     """
     if flag.value is None:
         raise UserError(f"--config is missing; {_configs()}")
-    config = flag.value.to_dict()
+    try:
+        config = flag.value.to_dict()
+    except Exception as error:  # values that are computed of others that were overridden
+        raise UserError(f"--config has values that cannot be read: {one_line(error)}") from error
     check_config(config)
     _check_owners(flatten(config))
     return flag.value

@@ -17,7 +17,7 @@ import numpy as np
 
 from bn_vgg.augment import OFF, to_intensities, training_images
 from bn_vgg.metrics import ComparedMetrics, Moments, measured, merge_moments
-from bn_vgg.models.layers import layer_activations, layer_statistics
+from bn_vgg.models.layers import layer_activations, layer_statistics, streams
 from bn_vgg.steps import TrainState, is_wrong, mean_over_devices
 
 
@@ -40,7 +40,7 @@ def make_precise_step(model: Any, axis_name: str | None = None, augment: Mapping
             training_images(batch, rng, augment),
             train=True,
             positions_N=batch["position"],
-            rngs={"dropout": rng},
+            rngs=streams(rng, batch["position"]),
             mutable=["batch_stats", "intermediates"],
         )
         weights = jnp.ones(len(batch["crops"]), jnp.float32)
@@ -67,9 +67,10 @@ def make_compare_step(model: Any, axis_name: str | None = None):
     def compare_step(state: TrainState, precise_batch_stats, batch):
         images, label_N = to_intensities(batch["crops"][:, 0]), batch["label"]
         precisely = {"params": state.params, "batch_stats": precise_batch_stats}
+        positions_N = jnp.arange(len(label_N))
         by_batch, _ = model.apply(
-            state.variables, images, train=True, positions_N=jnp.arange(len(label_N)),
-            rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"],
+            state.variables, images, train=True, positions_N=positions_N,
+            rngs=streams(jax.random.key(0), positions_N), mutable=["batch_stats"],
         )  # fmt: skip
         return measured(
             ComparedMetrics,

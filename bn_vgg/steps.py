@@ -26,7 +26,7 @@ from bn_vgg.augment import (
 )
 from bn_vgg.errors import UserError
 from bn_vgg.metrics import EvalMetrics, Moments, TrainMetrics, measured
-from bn_vgg.models.layers import layer_activations
+from bn_vgg.models.layers import layer_activations, streams
 from bn_vgg.optimizer import averaged_weights
 
 
@@ -54,15 +54,8 @@ class TrainState(flax.struct.PyTreeNode):
 
     def for_evaluation(self, config: Mapping[str, Any], model: Any) -> "TrainState":
         """Returns the first state with `precise_stats`, if `config`, nested, needs them."""
-        if not (needs_precise_stats(config) and self.batch_stats):
-            return self
-        if not model.norm.averages:
-            raise UserError(
-                "config.eval.statistics=precise and config.optimizer.average_decay need precise "
-                f"statistics, and config.model.norm={model.norm.name} has no field momentum, by "
-                "which they are taken"
-            )
-        return self.replace(precise_stats=self.batch_stats)
+        wanted = needs_precise_stats(config) and model.norm.averages
+        return self.replace(precise_stats=self.batch_stats) if wanted else self
 
 
 def needs_precise_stats(config: Mapping[str, Any]) -> bool:
@@ -83,7 +76,8 @@ def init_state(
     """
     initial = model.init(rng, images_NHWC, train=False)
     opt_state = optimizer.init(initial["params"])
-    if any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(opt_state)):
+    kinds = [getattr(leaf, "dtype", float) for leaf in jax.tree.leaves(opt_state)]
+    if any(jax.dtypes.issubdtype(kind, jax.dtypes.prng_key) for kind in kinds):
         raise UserError("config.optimizer: no checkpoint can keep its state, a random key of JAX's")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -105,7 +99,7 @@ def make_loss(model: Any, augment: Mapping[str, Any] = OFF):
             training_images(batch, rng, augment),
             train=True,
             positions_N=batch["position"],
-            rngs={"dropout": rng},
+            rngs=streams(rng, batch["position"]),
             mutable=["batch_stats"],
         )
         losses_N = training_losses(logits_NC, batch, rng, augment)
@@ -141,7 +135,8 @@ def make_train_step(
         if passes_twice:
             _, updated = model.clone(dropout_rate=0.0).apply(
                 state.variables, training_images(batch, rng, augment), train=True,
-                positions_N=batch["position"], rngs={"dropout": rng}, mutable=["batch_stats"],
+                positions_N=batch["position"], rngs=streams(rng, batch["position"]),
+                mutable=["batch_stats"],
             )  # fmt: skip
             batch_stats = updated.get("batch_stats", {})
         model.norm.check_statistics(state.batch_stats, batch_stats)

@@ -155,3 +155,11 @@ def parse_settings(given: Sequence[str]) -> dict[str, str]:
             raise UserError(f"--set={text}: every run has a {name} of its own")
         settings[name] = value
     return settings
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Reads `0/4`, the first of four shards, as (0, 4); a UserError where it is none."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"--shard={text}: write I/N, from 0/N to N-1/N")
+    return int(match[1]), int(match[2])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from bn_vgg import cli
+from bn_vgg import cli, config_file
 from bn_vgg.errors import UserError
 from experiments import plan, state, status
 from experiments.driver import Driver
@@ -67,7 +67,7 @@ def main() -> int | None:
     )  # fmt: skip
     executor = _make_executor(out)
     if _SHARD.value:
-        index, count = map(int, _SHARD.value.split("/"))
+        index, count = plan.parse_shard(_SHARD.value)
         runs = runs[index::count]
     if _DRY_RUN.value:
         print("\n".join(executor.command(work) for work in executor.divide(runs)))
@@ -88,8 +88,8 @@ def _drive(executor: Executor, sweep: state.Sweep, until: float) -> int | None:
             names = slots[0] if len(set(slots)) == 1 else ", ".join(slots)
             done = f" ({len(runs) - len(to_do)} of {len(runs)} are done)" * (to_do != runs)
             cli.show(f"{len(to_do)} runs to do{done}, {len(slots)} at once on {names}")
-            if _VARIANT.value == "full" and getattr(executor, "platform", None) == "cpu":
-                cli.show("128x128 takes a CPU hours a run: --variant=small is the same at 48x48")
+            if isinstance(executor, Local):
+                _advise(executor.platform, to_do[0])
             driver.drive(work, until)
     finally:
         if _BUDGET.value and "://" not in sweep.out:
@@ -101,6 +101,12 @@ def _drive(executor: Executor, sweep: state.Sweep, until: float) -> int | None:
     if "://" not in sweep.out:  # the report reads folders alone
         cli.show(f"python -m experiments.report --runs={sweep.out}")
     return 1 if driver.failed else None
+
+
+def _advise(platform: str, run: plan.PlannedRun) -> None:
+    config = config_file.load_config(run.config_arguments)
+    if platform == "cpu" and config.get("variant") == "full" and config.data.crop_size >= 128:
+        cli.show("128x128 takes a CPU hours a run: --variant=small is the same at 48x48")
 
 
 def _make_executor(out: str) -> Executor:

@@ -179,14 +179,15 @@ def test_a_system_error_is_not_called_damage(fake, tmp_path, monkeypatch, number
     assert "damaged" not in str(raised.value)
 
 
-def test_a_relative_path_is_another_in_another_folder(fake, refuse, tmp_path, monkeypatch):
+@pytest.mark.parametrize("spec", ["./fake", "fake.zip", "*.zip,b.zip"])
+def test_a_relative_path_is_another_in_another_folder(spec, fake, refuse, tmp_path, monkeypatch):
     fake()
-    build(tmp_path)
-    refuse(NotThereError("no ./fake"))
-    build(tmp_path)
+    build(tmp_path, spec)
+    refuse(NotThereError(f"no {spec}"))
+    build(tmp_path, spec)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NotThereError):
-        build(tmp_path)
+        build(tmp_path, spec)
 
 
 def test_who_may_only_read_a_shared_cache_uses_it(fake, tmp_path, monkeypatch):
@@ -208,6 +209,18 @@ def test_who_may_only_read_a_shared_cache_uses_it(fake, tmp_path, monkeypatch):
 )  # fmt: skip
 def test_what_a_spec_names(spec, kind):
     assert sources.kind(spec) == kind
+
+
+def test_without_a_home_folder_another_one_is_asked_for(monkeypatch):
+    for name in ("BN_VGG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(image_cache.Path, "home", no_home)
+    with pytest.raises(UserError, match=r"no home folder .* --cache_dir or BN_VGG_CACHE"):
+        image_cache.choose_folder()
 
 
 @pytest.mark.parametrize("spec", ["", "data/train.zip", "a b", "data/PetImags"])

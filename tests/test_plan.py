@@ -4,7 +4,7 @@ import pytest
 
 from bn_vgg import config_file
 from bn_vgg.errors import UserError
-from experiments.plan import find_preset, parse_seeds, parse_settings, plan
+from experiments.plan import find_preset, parse_seeds, parse_settings, parse_shard, plan
 from experiments.presets import CELLS, PRESETS
 
 FIVE_WAY = {
@@ -142,14 +142,16 @@ class TestFlags:
         given = {"3": [0, 1, 2], "0,5,7": [0, 5, 7], "4,": [4]}
         assert {text: parse_seeds(text) for text in given} == given
 
-    def test_settings(self):
+    def test_settings_and_shards(self):
         assert parse_settings(["a.b=1=2", "c="]) == {"a.b": "1=2", "c": ""}
+        assert parse_shard("1/3") == (1, 3)
 
     @pytest.mark.parametrize(
         ("parse", "flag", "wrong"),
         [
             (parse_seeds, "seeds", ["0", "1,1", "a", "-1,2", ""]),
             (lambda text: parse_settings([text]), "set", ["num_epochs", "=3", "seed=1", "name=x"]),
+            (parse_shard, "shard", ["3/3", "1", "0/0"]),
         ],
     )
     def test_what_is_none(self, parse, flag, wrong):

@@ -118,7 +118,7 @@ class TestTables:
         courses = [[0.3, 0.1], [0.3, 0.12], [0.3, 0.1, 0.05]]
         runs, _ = made_up({"full": map(lines_of, courses)})
         runs["best_valid_error_rate"] = runs["test_error_rate"] = [0.1, 0.12, 0.05]
-        runs["wall_seconds"] = [60.0, 70.0, 7200.0]
+        runs["wall_seconds"], runs["test_error_rate_precise"] = [60.0, 70.0, 7200.0], None
         assert list(tables.longest(runs)["seed"]) == [2]
         found = tables.cells(runs)[["epochs", "seeds", "best validation", "time"]]
         assert found.to_numpy().tolist() == [

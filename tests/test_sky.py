@@ -8,7 +8,7 @@ import pytest
 
 from bn_vgg.errors import EXIT_BUG, EXIT_USER_ERROR, UserError
 from experiments.executors.sky import CHIPS, TASK, Sky
-from experiments.plan import PlannedRun, find_preset, plan
+from experiments.plan import PlannedRun, find_preset, parse_shard, plan
 
 OUT = "gs://bucket/some sweep"
 RUNS = [
@@ -61,18 +61,15 @@ class StandIn(types.ModuleType):
         assert fields is None  # the usual ones leave failure_reason out
         if "name_match" in which:
             assert which["skip_finished"]
-            return (
-                self.unfinished and [types.SimpleNamespace(job_id=id) for id in self.unfinished],
-                0,
-                {},
-                0,
-            )
+            jobs = [types.SimpleNamespace(job_id=id) for id in self.unfinished or ()]
+            return None if self.unfinished is None else (jobs, len(jobs), {}, 0)
         assert which == {"job_ids": [7]}
         record = types.SimpleNamespace(status=Status(self.status), failure_reason=self.reason)
         return [record], 1, {}, 1
 
     def cancel(self, job_ids):
         self.cancelled += job_ids
+        return job_ids
 
 
 @pytest.fixture
@@ -134,7 +131,8 @@ def test_a_sweep_that_was_killed_finds_its_job_again(sky, capsys):
     ("state", "reason", "exit_status"),
     [
         ("FAILED", "Job exited with exit\n code 2 (user program failure).", EXIT_USER_ERROR),
-        ("FAILED", "Job exited with exit codes [134, 0] (user program failure).", 134),
+        ("FAILED", "Job exited with exit codes [0, 134] (user program failure).", 134),
+        ("FAILED", "Job exited with exit codes [137, 2] (user program failure).", EXIT_USER_ERROR),
         ("FAILED", None, EXIT_BUG),
         ("FAILED_NO_RESOURCE", "no quota", EXIT_USER_ERROR),
         ("CANCELLED", "", EXIT_USER_ERROR),
@@ -175,7 +173,7 @@ def test_each_chip_of_a_host_makes_a_run_of_a_shard(sky, accelerators, per_run, 
     flags = executed[0].arguments
     assert flags[:2] == ("-m", "experiments.sweep")
     assert f"--out={OUT}" in flags
-    index, count = map(int, flags[-2].removeprefix("--shard=").split("/"))
+    index, count = parse_shard(flags[-2].removeprefix("--shard="))
     assert executed[0].runs == tuple(RUNS[index::count])
 
 

@@ -107,7 +107,7 @@ def test_relu_may_come_last(pool, rate):
 
         def loss(params, x):
             y = block.apply({"params": params}, x, jnp.arange(5), train=True,
-                            rngs={"dropout": jax.random.key(2)})  # fmt: skip
+                            rngs={"epoch": jax.random.key(2)})  # fmt: skip
             weights = jax.random.normal(jax.random.key(3), y.shape)
             return (y * weights).sum(), y
 
@@ -234,7 +234,7 @@ class TestMeanOnlyAsABias:
 class TestDropout:
     def apply(self, x, positions, rate=0.5, train=True, seed=0):
         return Dropout(rate).apply(
-            {}, x, jnp.asarray(positions), train, rngs={"dropout": jax.random.key(seed)}
+            {}, x, jnp.asarray(positions), train, rngs={"epoch": jax.random.key(seed)}
         )
 
     @pytest.mark.parametrize("rate", [0.5, 0.3])
@@ -269,7 +269,7 @@ class TestDropout:
         """Eight convolutional and one dense: as many masks as the recipe says."""
         network = model(dropout_rate=0.5, norm="full")
         variables = jax.eval_shape(lambda: init(network, 32))
-        options = {"positions_N": jnp.arange(2), "rngs": {"dropout": jax.random.key(0)}}
+        options = {"positions_N": jnp.arange(2), "rngs": {"epoch": jax.random.key(0)}}
         passed = partial(network.apply, train=True, mutable=["batch_stats"], **options)
         jaxpr = str(jax.make_jaxpr(passed)(variables, jnp.ones((2, 32, 32, 3))))
         # A mask is the only thing in the network that is drawn with these bits.

@@ -42,8 +42,15 @@ _MAX_UNREADABLE = 0.05
 
 def choose_folder(named: str | None = None) -> Path:
     """Returns `named` (`--cache_dir`), else `$BN_VGG_CACHE`, else bn_vgg in the user's cache."""
-    users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(named or os.environ.get("BN_VGG_CACHE") or f"{users}/bn_vgg").expanduser()
+    if named or os.environ.get("BN_VGG_CACHE"):
+        return Path(named or os.environ["BN_VGG_CACHE"]).expanduser()
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bn_vgg"
+    except RuntimeError as error:
+        raise UserError(
+            "there is no home folder to keep decoded images in: name one with --cache_dir or "
+            "BN_VGG_CACHE"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -76,10 +83,7 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
     Raises:
       UserError: the source cannot be used, or the folder cannot be read or written.
     """
-    # The same relative path is another one in another folder.
-    is_path = not spec.startswith("hf:") and ("/" in spec or spec.startswith("~"))
-    where = os.path.abspath(os.path.expanduser(spec)) if is_path else spec
-    settings = f"{where}\0{min_side}\0{_FORMAT}".encode("utf-8", "backslashreplace")
+    settings = f"{_place(spec)}\0{min_side}\0{_FORMAT}".encode("utf-8", "backslashreplace")
     # Holds the name of the cache that this spec led to last time.
     note = folder / "sources" / hashlib.blake2b(settings, digest_size=16).hexdigest()
     known = None
@@ -118,6 +122,14 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
             "set --cache_dir or BN_VGG_CACHE to a folder with room that this user may write"
         ) from error
     return _open(cache)
+
+
+def _place(spec: str) -> str:
+    """Makes paths absolute: the same relative one is another in another folder."""
+    with contextlib.suppress(NotThereError):
+        if sources.kind(spec) in ("tfds", "hf", "cartoons"):
+            return spec
+    return ",".join(os.path.abspath(os.path.expanduser(part.strip())) for part in spec.split(","))
 
 
 def _say(text: str) -> None:

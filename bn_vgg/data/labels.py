@@ -3,6 +3,7 @@
 import hashlib
 import re
 import sys
+from collections import Counter
 
 from tqdm import tqdm
 
@@ -76,7 +77,7 @@ def _classify(files: list[ImageFile], spec: str) -> list[_Labelled]:
     names, folders = _classes(by_name), _classes(by_folder)
     have_names = len(names) > 1
     have_folders = len(folders) > 1 and folders[0] and not all(map(_NO_CLASS.fullmatch, folders))
-    if have_names and have_folders and _disagree(by_name):
+    if have_names and have_folders and _disagree(by_name, by_folder):
         raise UserError(
             f"{spec!r}: by the files' names the classes are {_some(names)} (as in "
             f"{by_name[0][0].name!r}), by their folders {_some(folders)}: rename either, so that "
@@ -96,9 +97,18 @@ def _classify(files: list[ImageFile], spec: str) -> list[_Labelled]:
     )
 
 
-def _disagree(by_name: list[_Labelled]) -> bool:
-    """Whether names and folders make different groups, as cats/cat.1.jpg, dogs/dog.1.jpg do not."""
-    groups = {(_folder(file), name) for file, name, _ in by_name}
+def _disagree(by_name: list[_Labelled], by_folder: list[_Labelled]) -> bool:
+    """Whether names and folders make different groups; cat.1.jpg in cats, dog.1.jpg in dogs do not.
+
+    Folders in which only some files are named like Kaggle's do not count.
+    """
+    sizes = Counter(folder for _, folder, _ in by_folder)
+    named = Counter(_folder(file) for file, _, _ in by_name)
+    groups = {
+        (_folder(file), name)
+        for file, name, _ in by_name
+        if named[_folder(file)] >= _NEARLY_ALL * sizes[_folder(file)]
+    }
     return any(len(set(side)) < len(groups) for side in zip(*groups, strict=True))
 
 

@@ -75,12 +75,21 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x, positions_N, train: bool):
-        """Drops entries of `x` (N, ...) independently, by the rng stream `dropout`."""
+        """Drops entries of `x` (N, ...) independently, by the rng stream `epoch`, see `streams`."""
         if not train or self.rate == 0:
             return x
-        keys_N = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), positions_N)
+        keys_N = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("epoch"), positions_N)
         keep = jax.vmap(lambda key: _draw_kept(key, self.rate, x.shape[1:]))(keys_N)
         return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
+
+
+def streams(rng, positions_N) -> dict[str, jax.Array]:
+    """Returns the random streams of a training pass; `rng` is the epoch's key.
+
+    `Dropout` draws from `epoch` by examples' positions. What else draws, such as `nn.Dropout`,
+    takes `dropout`: another one in each step, and on each device that shares the batch.
+    """
+    return {"epoch": rng, "dropout": jax.random.fold_in(rng, positions_N[0])}
 
 
 def _draw_kept(key, rate: float, shape: tuple[int, ...]):

@@ -13,7 +13,7 @@ module). Flax's own, such as `flax.linen:RMSNorm`, need no change. `__call__` ta
                                       without a pass over x; None where there is no such way.
   statistics  that last from batch to batch are in the collection `batch_stats`. Those called
               `mean` and `var`, (C,), are compared with PreciseBN's at every evaluation.
-  random      numbers come from the stream `dropout`, by `make_rng`.
+  random      numbers come from the stream `dropout`, see `layers.streams`.
   attributes  `replaces_bias`         True: the convolution in front has no bias (default: as the
                                       field `use_bias` of Flax's normalizers says);
               `has_activation`        True: no ReLU follows;

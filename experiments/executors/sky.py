@@ -142,8 +142,9 @@ class Sky(Executor):
         if status == "SUCCEEDED":
             return Ended(0)
         said = f"job {process} is {status}: {reason or 'see its log'}"
-        if exit_code := re.search(r"exit codes? \[?(\d+)", reason):
-            return Ended(int(exit_code[1]), said)
+        if listed := re.search(r"exit codes? \[?([\d, ]+)", reason):  # of each host of a pod
+            codes = [int(code) for code in re.findall(r"\d+", listed[1])]
+            return Ended(EXIT_USER_ERROR if EXIT_USER_ERROR in codes else max(codes), said)
         if status == "CANCELLED":  # by somebody; an adopted one by the end of an earlier start
             adopted = process in self._adopted
             return Ended(EXIT_BUG if adopted else EXIT_USER_ERROR, said, lost=adopted)
