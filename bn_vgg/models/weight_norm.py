@@ -69,7 +69,8 @@ class WeightNormMeanOnly(MeanOnlyBatchNorm):
         scale = self.param("scale", lambda _: 1 / _stdev_over_batch(x))
         t = x.astype(jnp.float32) * scale.reshape((1,) * (x.ndim - 1) + (-1,))
         # `t` in place of `x`: the running mean's distance is told in its standard deviations.
-        self.sow("intermediates", "before_norm", t, reduce_fn=lambda _, own: (own,))
+        reported = t.astype(x.dtype)
+        self.sow("intermediates", "before_norm", reported, reduce_fn=lambda _, own: (own,))
         y = super().__call__(
             t,
             # `init` has no running mean yet, and the layers above initialize from the result.
