@@ -108,11 +108,14 @@ def check_config(config: dict[str, Any]) -> None:
             raise UserError(f"{shown}: JSON cannot hold that: {error}") from error
     make_optimizer(config, steps_per_epoch=1000)
     model = make_model(**config["model"])
-    if needs_precise_stats(config) and model.norm.averages and not flat["eval.precise_examples"]:
-        raise UserError(
-            "config.eval.precise_examples is 0, but config.eval.statistics=precise and "
-            "config.optimizer.average_decay need some"
-        )
+    if needs_precise_stats(config) and "use_running_average" in model.norm.given:
+        need = "config.eval.statistics=precise and config.optimizer.average_decay need"
+        if not flat["eval.precise_examples"]:
+            raise UserError(f"config.eval.precise_examples is 0, but {need} some")
+        if not model.norm.averages:
+            raise UserError(
+                f"config.model.norm={model.norm.name} has no field momentum, which {need}"
+            )
     if flat["model.norm_kwargs"] or flat["model.name"] != "vgg8":
         _try_network(config)
 

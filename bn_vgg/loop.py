@@ -29,7 +29,7 @@ from bn_vgg.metrics import TrainMetrics
 from bn_vgg.optimizer import averaged_weights, make_schedule
 from bn_vgg.programs import Programs
 from bn_vgg.run_dir import Workdir, flatten
-from bn_vgg.steps import TrainState, needs_precise_stats
+from bn_vgg.steps import TrainState
 from bn_vgg.stopping import StopRequest
 from bn_vgg.weights import start_from
 from bn_vgg.writers import TensorBoard, epoch_line, format_seconds
@@ -106,12 +106,6 @@ class Run:
         if config.init.weights and not checkpoint.steps(workdir.checkpoints):
             state = start_from(state, config.init.weights, statistics=config.init.statistics)
             state = state.replace(opt_state=programs.optimizer.init(state.params))
-        norm = programs.model.norm
-        if needs_precise_stats(config) and state.batch_stats and not norm.averages:
-            raise UserError(
-                "config.eval.statistics=precise and config.optimizer.average_decay need statistics "
-                f"that can be taken anew: config.model.norm={norm.name} has no field momentum"
-            )
         state = state.for_evaluation(config.to_dict(), programs.model)
         parameter_overview.log_parameter_overview(state.variables)
         progress, state, damages = checkpoint.restore(workdir.checkpoints, workdir.damaged, state)

@@ -114,6 +114,7 @@ REFUSED = {"batch_size", "model.norm", "model.features", "optimizer.decay", "deb
 KWARGS = [
     ("group", {"num_groups": "x"}), ("batch_renorm", {"r_max": "x"}),
     ("ghost", {"ghost_size": 2.5}), ("full", {5: 5}), ("full", {"parent": None}),
+    ("tests.breaking_norms:Gradient", {}),
 ]  # fmt: skip
 
 
@@ -132,6 +133,7 @@ def test_wrong_values_are_refused_in_one_short_line_that_names_the_field(field):
 def test_wrong_arguments_of_normalizers(norm, kwargs):
     config = with_value("model.norm", norm)
     config["model"]["norm_kwargs"] = kwargs
+    config["eval"]["statistics"] = "precise"  # for which the last has no momentum
     assert "config.model" in why_not(lambda: check_config(config))
 
 

@@ -164,6 +164,3 @@ class TestFigures:
         for i, box in enumerate(boxes):
             assert box.x1 <= figure.bbox.x1
             assert not any(box.overlaps(other) for other in boxes[:i])
-
-    def test_none_without_its_cells(self):
-        assert self.figure({"baseline_crop": [lines_of([0.5])]}) is None
