@@ -146,7 +146,7 @@ def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Gra
         takes = inspect.signature(build).parameters
         if decays := {"weight_decay", "mask"} <= takes.keys():
             own = {"weight_decay": decay, "mask": _are_kernels}
-        # What has a field of its own is refused among the others.
+        # A setting with its own field is refused in `kwargs`.
         parts = [build(rate, **own, **settings["kwargs"])]
     if settings["clip_norm"]:
         parts.insert(0, optax.clip_by_global_norm(settings["clip_norm"]))

@@ -173,8 +173,8 @@ def mean_over_devices(tree, axis_name: str):
 
 def all_finite(tree):
     """Whether all numbers of a tree of arrays are finite."""
-    # A maximum with a NaN is a NaN. It is cheaper to have than a test of each number, and most
-    # of the cost is that of starting a hundred reductions: one for all arrays of a shape.
+    # A maximum with a NaN is a NaN, and cheaper than testing each number. Starting a hundred
+    # reductions would cost most, so arrays of one shape share one.
     of_shape: dict[tuple[int, ...], list] = {}
     for leaf in jax.tree.leaves(tree):
         of_shape.setdefault(leaf.shape, []).append(jnp.abs(leaf).astype(jnp.float32))
@@ -215,8 +215,8 @@ def make_eval_step(model: Any, axis_name: str | None = None, flips: bool = False
 def make_predict_step(model: Any, flips: bool = False):
     """Returns `predict_step(variables, crops_NKHWC) -> probabilities_NC`.
 
-    The mean over an example's crops of the softmax outputs, with running statistics; with `flips`
-    over their mirror images, too.
+    The mean over an example's crops of the softmax outputs, by `variables`; with `flips` over their
+    mirror images, too.
     """
 
     def predict_step(variables, crops_NKHWC):

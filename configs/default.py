@@ -34,7 +34,7 @@ def get_config(
 
     # Initialization, order, crops and dropout. The split does not depend on it.
     config.seed = 0
-    # The post's figures show 50 to 73.
+    # The post's figures show 45 to 73.
     config.num_epochs = 60
     # Examples of one update, over all devices. The batch's statistics are taken over it.
     config.batch_size = 100
@@ -87,10 +87,10 @@ def get_config(
     model.norm_decay = 0.995
     # Added to the variance before its square root.
     model.norm_epsilon = 1e-4
-    # Of what second running statistics are averages: `stdev`, the original's, or `variance`.
+    # What the second running statistic averages: `stdev`, as the post, or `variance`.
     model.stats_average = "stdev"
-    # With dropout, the pass that running statistics come from: `clean`, the original's: a
-    # second one over the batch, without dropout; or `dropout`, the one that the loss uses.
+    # With dropout, which pass gives running statistics: `clean`, as the post, a second one over the
+    # batch, without dropout; `dropout`, the loss's own.
     model.stats_pass = "clean"
     # Statistics of each device's own share of the batch instead of the whole batch's.
     model.per_device_stats = False
@@ -120,7 +120,7 @@ def get_config(
     optimizer.decay = 0.999
     optimizer.epsilon = 1e-5
     # Divide ms by 1 - decay**t at update t. The post does not, so that its first updates are up
-    # to 31.6 times the nominal size; at 128x128 some seeds then learn nothing for epochs.
+    # to 31.6 times the nominal size; at 128x128 some seeds then learn nothing at first.
     optimizer.bias_correction = False
     # Each update subtracts learning_rate * weight_decay * kernel (with `lamb` scaled as its step);
     # biases and scales are left alone.
@@ -182,8 +182,8 @@ def _make_demo(config: ConfigDict) -> None:
     config.data.test_examples = 500
     config.num_epochs = 10
     # 60 batches an epoch, not 200, so time constants shrink with the run: over 200 batches
-    # the running statistics would lag by three epochs, and the published RMSProp spends its
-    # first hundreds of steps recovering from steps up to 31 times the nominal rate.
+    # the running statistics would lag by three epochs, and the published RMSProp spends its first
+    # few hundred steps recovering from ones up to 31.6 times nominal.
     config.batch_size = 50
     config.model.norm_decay = 0.9
     config.optimizer.decay = 0.9

@@ -24,20 +24,20 @@ from experiments.stats import (
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 VALID, TRAIN = "valid/error_rate", "train/error_rate"
-# Of the post's runs all but the broken one are past their steepest fall by then, and far from
-# their best: a claim on best errors that is decided earlier is one on the first epochs.
+# By then all of the post's runs but the broken one have fallen most steeply, but are not near their
+# best: before it, a claim on best errors is one on the first epochs.
 FEWEST_EPOCHS = 15
-# Of the gap that augmentation and dropout close, "almost as far" is at least this much.
+# "Almost as far" closes at least this share of what augmentation and dropout close.
 ALMOST = 0.75
-# As many as the question on the very beginning was first asked of.
+# "The very beginning", as the question was first asked.
 FIRST_EPOCHS = 5
 # The figure shows this many epochs of full with cropping. The postscript is of more.
 SHOWN_EPOCHS = 55
 LONGER_EPOCHS = 60
 # The published breakdown is of 40 points; the baseline overfits by less than 20.
 BREAKDOWN_GAP = 0.20
-# An error this close to guessing between two classes is of a network that has learnt nothing that
-# shows; one this much below has.
+# An error this close to guessing between two classes shows that nothing is learnt; one this much
+# lower, that something is.
 CHANCE, NEAR_CHANCE, BELOW_CHANCE = 0.5, 0.05, 0.10
 # With fewer spikes, one more or less would turn the verdict.
 FEWEST_SPIKES = 3
@@ -264,7 +264,7 @@ def usable(
 ) -> tuple[pd.DataFrame, str]:
     """Returns a section's finished runs of at least `fewest` epochs, and what a verdict lacks.
 
-    `paired`: a seed counts that all cells have.
+    `paired`: only seeds in all cells count.
     """
     found = runs[runs["cell"].isin(cells) & runs["finished"] & (runs["epochs"] >= fewest)]
     counts = {cell: int((found["cell"] == cell).sum()) for cell in cells}

@@ -2,7 +2,7 @@
 
 `--seeds` says how often each is trained, `--variant` at which size, `--set` what else is
 changed in all of them. A sweep of your own is a Python file, named by its path, whose `sweep()`
-yields such entries of flat overrides; README.md has an example.
+yields dicts of flat overrides; README.md has an example.
 
 `config` is a cell of configs/, or a file of your own by its path. Optional: `name` of the run
 (default: the cell's name and what is overridden); `seed`, instead of those of `--seeds`;
@@ -28,8 +28,8 @@ AUGMENTATIONS = {
 CELLS = [norm + augmented for norm in NORMS for augmented in AUGMENTATIONS]
 # What else configs/ has.
 BEYOND = ("champion", "speedrun")
-# The batch-normalized runs of the post's two figures, and the control beside them. What decides
-# most comes first: a sweep that is cut short has it.
+# The batch-normalized runs of the post's two figures, and the control beside them. The most
+# decisive come first, in case a sweep is cut short.
 _FIVE_WAY = (
     "meanonly_crop", "full_crop", "meanonly_crop_dropout", "full_crop_dropout", "meanonly",
     "baseline",

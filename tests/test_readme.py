@@ -155,17 +155,17 @@ def test_the_runs_that_take_off_are_the_recorded_ones():
     recipe, corrected = (taken_off("mean_only", correction) for correction in (False, True))
     none, none_corrected = (taken_off("none", correction) for correction in (False, True))
     assert f"{recipe} of 8 mean-only runs have a training error below 47%" in FLAT
-    assert f"and {corrected} of 8 with `--config.optimizer.bias_correction=True`" in FLAT
-    assert f"without normalization {none} and {none_corrected} of 8" in FLAT
+    assert f"47%, {corrected} with `--config.optimizer.bias_correction=True`" in FLAT
+    assert f"without normalization {none} of 8, and {none_corrected} with it" in FLAT
 
 
 def test_the_champions_error_is_the_recorded_one():
     path = RESULTS / "champion" / "champion-small" / "seed0" / "result.json"
     error = json.loads(path.read_text())["test_error_rate"]
-    assert f"its test error after 15 epochs is {error:.1%} (1 seed)" in FLAT
+    assert f"its best epoch of 15 has {error:.1%} test error (1 seed)" in FLAT
     paths = (RESULTS / "five_way" / "meanonly_crop-small").glob("seed*/result.json")
     errors = [json.loads(path.read_text())["test_error_rate"] for path in paths]
-    assert f"that of `meanonly_crop` {stats.error_rate(errors)}" in FLAT
+    assert f"`meanonly_crop`'s {stats.error_rate(errors)}" in FLAT
 
 
 def test_verdicts_and_errors_are_the_recorded_reports():

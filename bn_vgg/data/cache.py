@@ -76,9 +76,9 @@ class ImageCache:
 def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False) -> ImageCache:
     """Opens the cache for a source, building it where there is none.
 
-    A set of TFDS or of the Hugging Face Hub is not looked at again once its cache is there, nor are
-    files that are gone since: training then needs neither the libraries nor the archive. `min_side`
-    is what each image's shorter side is scaled to, in pixels; `folder` is where caches are kept.
+    Once its cache exists, a TFDS or Hugging Face set is not opened again, and files may be deleted:
+    training then needs neither the libraries nor the archive. `min_side` is what each image's
+    shorter side is scaled to, in pixels; `folder` is where caches are kept.
 
     Raises:
       UserError: the source cannot be used, or the folder cannot be read or written.
@@ -125,7 +125,7 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
 
 
 def _place(spec: str) -> str:
-    """Makes paths absolute: the same relative one is another in another folder."""
+    """Makes paths absolute: a relative path depends on the current folder."""
     with contextlib.suppress(NotThereError):
         if sources.kind(spec) in ("tfds", "hf", "cartoons"):
             return spec
@@ -241,6 +241,6 @@ def _decoded(source: Source, min_side: int) -> Iterator[np.ndarray | str]:
 
     readers = iter(source.readers())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # So few at a time bound what is decoded but not yet written.
+        # This bounds what is decoded but not yet written.
         while some := list(itertools.islice(readers, 256)):
             yield from pool.map(scaled, some)

@@ -180,7 +180,7 @@ class Data:
 
 
 def chunk_length(num_batches: int, num_pixels: int) -> int:
-    """Returns how many of `num_batches` batches, of crops with `num_pixels` each, make a chunk.
+    """Returns how many of `num_batches` batches, of `num_pixels` each, make a chunk.
 
     A divisor of `num_batches` where one is near the limit, because a last chunk of another length
     is compiled for itself.

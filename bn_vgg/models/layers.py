@@ -86,8 +86,8 @@ class Dropout(nn.Module):
 def streams(rng, positions_N) -> dict[str, jax.Array]:
     """Returns the random streams of a training pass; `rng` is the epoch's key.
 
-    `Dropout` draws from `epoch` by examples' positions. What else draws, such as `nn.Dropout`,
-    takes `dropout`: another one in each step, and on each device that shares the batch.
+    `Dropout` draws from `epoch` by examples' positions. Others, such as `nn.Dropout`, draw from
+    `dropout`: its key differs in each step and on each device.
     """
     return {"epoch": rng, "dropout": jax.random.fold_in(rng, positions_N[0])}
 
