@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-_API = ("get_config", "train", "load", "make_model", "make_train_step")
+_API = ("get_config", "train", "load", "make_model", "init_state", "make_train_step")
 
 
 def __getattr__(name: str):

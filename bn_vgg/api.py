@@ -21,7 +21,8 @@ from bn_vgg.errors import UserError, telling
 from bn_vgg.models import make_model as _make_model
 from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import Workdir
-from bn_vgg.steps import TrainState, init_state, make_predict_step
+from bn_vgg.steps import TrainState, make_predict_step
+from bn_vgg.steps import init_state as _init_state
 from bn_vgg.steps import make_train_step as _make_train_step
 
 # Images that a network predicts at once.
@@ -63,6 +64,12 @@ def make_model(config: ConfigDict) -> Any:
     """Builds the network of a configuration, for one device; a UserError if it means nothing."""
     check_config(config.to_dict())
     return _make_model(**config.to_dict()["model"])
+
+
+def init_state(config: ConfigDict, model: Any, key: jax.Array) -> TrainState:
+    """Returns the state that `make_train_step`'s step takes first: weights, optimizer, counts."""
+    side, optimizer = config.data.crop_size, make_optimizer(config.to_dict(), steps_per_epoch=200)
+    return _init_state(model, optimizer, key, jnp.zeros((1, side, side, 3)))
 
 
 def make_train_step(config: ConfigDict, model: Any):
@@ -139,7 +146,7 @@ def load(workdir: str | Path, which: str = "best") -> Trained:
         model = _make_model(**config["model"] | elsewhere)
     side, optimizer = config["data"]["crop_size"], make_optimizer(config, steps_per_epoch=1000)
     like = jax.eval_shape(
-        lambda: init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+        lambda: _init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
     ).for_evaluation(config, model)
     found, damaged = checkpoint.read_all(run.checkpoints, like)
     if not found:

@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bn_vgg.data.pipeline import PLACEMENTS
 from bn_vgg.errors import UserError, telling
 from bn_vgg.models import DTYPES, PRECISIONS, make_model
 from bn_vgg.models.batch_norm import AVERAGES
-from bn_vgg.models.layers import PADDINGS, streams
+from bn_vgg.models.layers import PADDINGS, layer_activations, streams
 from bn_vgg.models.norms import PASSES
 from bn_vgg.optimizer import SCHEDULES, make_optimizer
 from bn_vgg.run_dir import KWARGS, flatten
@@ -78,6 +79,9 @@ _KINDS: list[tuple[_Kind, str]] = [
 _FIELDS = {field: kind for kind, fields in _KINDS for field in fields.split()}
 
 
+_NEED = "config.eval.statistics=precise and config.optimizer.average_decay need"
+
+
 def check_config(config: dict[str, Any]) -> None:
     """Checks a configuration, nested: its fields, their values, and the network that they make."""
     flat = flatten(config, fields=_FIELDS)
@@ -107,38 +111,73 @@ def check_config(config: dict[str, Any]) -> None:
             shown = f"config.{field} is {_shown(value)}"
             raise UserError(f"{shown}: JSON cannot hold that: {error}") from error
     make_optimizer(config, steps_per_epoch=1000)
+    if ":" in flat["optimizer.name"]:
+        _try_optimizer(config)
     model = make_model(**config["model"])
-    if needs_precise_stats(config) and "use_running_average" in model.norm.given:
-        need = "config.eval.statistics=precise and config.optimizer.average_decay need"
-        if not flat["eval.precise_examples"]:
-            raise UserError(f"config.eval.precise_examples is 0, but {need} some")
-        if not model.norm.averages:
-            raise UserError(
-                f"config.model.norm={model.norm.name} has no field momentum, which {need}"
-            )
-    if flat["model.norm_kwargs"] or flat["model.name"] != "vgg8":
-        _try_network(config)
+    if needs_precise_stats(config) and model.norm.averages and not flat["eval.precise_examples"]:
+        raise UserError(f"config.eval.precise_examples is 0, but {_NEED} some")
+    if flat["model.norm_kwargs"] or flat["model.name"] != "vgg8" or ":" in flat["model.norm"]:
+        _try_network(config, model)
 
 
-def _try_network(config: dict[str, Any]) -> None:
-    """Traces a training pass: wrong settings of a normalizer or a network fail nowhere before."""
-    model, side = make_model(**config["model"]), config["data"]["crop_size"]
-    count = config["batch_size"]
+def _try_optimizer(config: dict[str, Any]) -> None:
+    """Traces an update: wrong settings of an optimizer of anybody's own fail nowhere before."""
+    optimizer = optax.with_extra_args_support(make_optimizer(config, steps_per_epoch=1000))
+
+    def update(params):
+        return optimizer.update(params, optimizer.init(params), params, value=params["w"].mean())
+
+    field = f"config.optimizer.name={config['optimizer']['name']}"
+    with telling(f"{field} fails with kwargs={_shown(config['optimizer']['kwargs'])}"):
+        _, state = jax.eval_shape(update, {"w": jax.ShapeDtypeStruct((3, 3), jnp.float32)})
+
+    def is_free(x):
+        return isinstance(x, optax.contrib.ScheduleFreeState)
+
+    if any(map(is_free, jax.tree.leaves(state, is_leaf=is_free))):
+        raise UserError(f"{field} would be evaluated at other weights than those it trains")
+    kinds = [getattr(leaf, "dtype", float) for leaf in jax.tree.leaves(state)]
+    if any(jax.dtypes.issubdtype(kind, jax.dtypes.prng_key) for kind in kinds):
+        raise UserError(f"{field}: no checkpoint can keep its state, a random key of JAX's")
+
+
+def _try_network(config: dict[str, Any], model: Any) -> None:
+    """Traces training passes: wrong settings of a normalizer or a network fail nowhere before."""
+    side, count, classes = config["data"]["crop_size"], config["batch_size"], model.num_classes
 
     def apply(images_NHWC):
         # Within: an array outside would take the devices, before hosts have met.
         positions_N = jnp.arange(count)
         rngs = {"params": jax.random.key(0), **streams(jax.random.key(0), positions_N)}
-        options = {"train": True, "positions_N": positions_N, "rngs": rngs}
         variables = model.init(rngs, images_NHWC, train=False)
-        return model.apply(variables, images_NHWC, mutable=True, **options)
+        kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
+        factories = [model.norm]
+        if model.norm.averages:  # as for precise statistics, by a number that is traced
+            factories.append(model.norm.with_momentum(images_NHWC.mean()))
+        for factory in factories:
+            logits, seen = model.clone(norm=factory).apply(
+                kept, images_NHWC, train=True, positions_N=positions_N, rngs=rngs,
+                mutable=["batch_stats", "intermediates"],
+            )  # fmt: skip
+        return logits, kept.get("batch_stats", {}), layer_activations(seen, "before_norm")
 
-    name, kwargs = config["model"]["name"], config["model"]["kwargs"]
-    with telling(
-        f"config.model.norm={model.norm.name} in config.model.name={name} fails with "
-        f"norm_kwargs={_shown(config['model']['norm_kwargs'])} and kwargs={_shown(kwargs)}"
-    ):
-        jax.eval_shape(apply, jax.ShapeDtypeStruct((count, side, side, 3), jnp.float32))
+    name, norm = (f"config.model.{field}={config['model'][field]}" for field in ("name", "norm"))
+    settings = (f"{field}={_shown(config['model'][field])}" for field in ("norm_kwargs", "kwargs"))
+    with telling(f"{norm} in {name} fails with {' and '.join(settings)}"):
+        logits, statistics, normalized = jax.eval_shape(
+            apply, jax.ShapeDtypeStruct((count, side, side, 3), jnp.float32)
+        )
+    if (logits.shape, logits.dtype) != ((count, classes), jnp.float32):
+        raise UserError(
+            f"{name} returns {logits.dtype}{logits.shape}, not float32{(count, classes)}"
+        )
+    if not normalized and config["model"]["norm"] != "none":
+        raise UserError(f"{name} never calls its `norm`: set config.model.norm=none")
+    if needs_precise_stats(config) and statistics and not model.norm.averages:
+        raise UserError(
+            f"the running statistics of {norm} in {name} have no weight `momentum` of the "
+            f"normalizer's, which {_NEED}"
+        )
 
 
 def _shown(value) -> str:

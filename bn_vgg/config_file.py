@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from bn_vgg.config import check_config
 from bn_vgg.errors import UserError, described, one_line
-from bn_vgg.run_dir import ONLY_SPEED, flatten
+from bn_vgg.run_dir import KWARGS, ONLY_SPEED, flatten
 
 # A folder's name may have 255 bytes, and TensorBoard shows fewer.
 _LONGEST_NAME = 100
@@ -26,6 +26,7 @@ _OWNERS = {
     ),
     "model.name": ("vgg8", ("model.features", "model.hidden_units", "model.padding")),
 }  # fmt: skip
+_IN_KWARGS = tuple(f"{field}." for field in KWARGS)
 # Of the last file that was loaded, its fields before they are overridden.
 _file_fields: dict[str, object] = {}
 
@@ -84,6 +85,8 @@ def default_workdir(config: ConfigDict) -> str:
         for field, value in flatten(config.to_dict()).items()
         if field not in left_out and (field not in _file_fields or value != _file_fields[field])
     }
+    left = flatten(config.to_dict())
+    changed |= {f: "none" for f in _file_fields if f.startswith(_IN_KWARGS) and f not in left}
     return f"runs/{name_run(config.name, changed)}/seed{config.seed}"
 
 

@@ -100,9 +100,9 @@ def distances(batch_stats, precise: Precise, epsilon: float) -> dict[str, np.nda
         if "mean" in now and now["mean"].shape == shape:
             deviation = np.sqrt(moments.variance + epsilon)
             found[f"mean_distance/{layer}"] = (now["mean"] - exact["mean"]) / deviation
-            if "var" in now and now["var"].shape == shape:
-                ratio = (now["var"] + epsilon) / (exact["var"] + epsilon)
-                found[f"std_ratio/{layer}"] = np.sqrt(ratio)
+        if "var" in now and now["var"].shape == shape:
+            ratio = (now["var"] + epsilon) / (exact["var"] + epsilon)
+            found[f"std_ratio/{layer}"] = np.sqrt(ratio)
     return found
 
 

@@ -46,11 +46,11 @@ def muon(learning_rate, weight_decay=0.0, mask=None, **kwargs) -> optax.Gradient
     """Muon (Jordan 2024) on kernels, those of convolutions as (9 I, O); Adam on the rest."""
 
     def dimensions(params):
-        def of(x):
-            rows = tuple(range(x.ndim - 1))
-            return contrib.MuonDimensionNumbers(rows, (x.ndim - 1,)) if rows else None
+        def of(x, is_kernel):
+            rows, columns = tuple(range(x.ndim - 1)), (x.ndim - 1,)
+            return contrib.MuonDimensionNumbers(rows, columns) if is_kernel else None
 
-        return jax.tree.map(of, params)
+        return jax.tree.map(of, params, _are_kernels(params))
 
     return contrib.muon(
         learning_rate, weight_decay=weight_decay, weight_decay_mask=mask,
@@ -159,5 +159,5 @@ def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Gra
 
 
 def _are_kernels(params):
-    """Biases and scales, which have one axis, are not decayed."""
-    return jax.tree.map(lambda x: x.ndim > 1, params)
+    """Biases and scales, numbers for each channel alone, are none."""
+    return jax.tree.map(lambda x: x.ndim > 1 and x.size > x.shape[-1], params)

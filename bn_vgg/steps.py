@@ -24,7 +24,6 @@ from bn_vgg.augment import (
     training_images,
     training_losses,
 )
-from bn_vgg.errors import UserError
 from bn_vgg.metrics import EvalMetrics, Moments, TrainMetrics, measured
 from bn_vgg.models.layers import layer_activations, streams
 from bn_vgg.optimizer import averaged_weights
@@ -75,15 +74,11 @@ def init_state(
     Their content matters only to normalizers that initialize from data.
     """
     initial = model.init(rng, images_NHWC, train=False)
-    opt_state = optimizer.init(initial["params"])
-    kinds = [getattr(leaf, "dtype", float) for leaf in jax.tree.leaves(opt_state)]
-    if any(jax.dtypes.issubdtype(kind, jax.dtypes.prng_key) for kind in kinds):
-        raise UserError("config.optimizer: no checkpoint can keep its state, a random key of JAX's")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=initial["params"],
         batch_stats=initial.get("batch_stats", {}),
-        opt_state=opt_state,
+        opt_state=optimizer.init(initial["params"]),
     )
 
 
@@ -126,6 +121,7 @@ def make_train_step(
     """
     passes_twice = model.norm.stats_pass == "clean" and model.dropout_rate > 0
     loss_of = make_loss(model, augment)
+    optimizer = optax.with_extra_args_support(optimizer)  # some take the loss, as `value`
 
     def train_step(state: TrainState, batch, rng):
         (loss, (logits_NC, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
@@ -146,7 +142,7 @@ def make_train_step(
             gradients, batch_stats, loss, error_rate = mean_over_devices(
                 (gradients, batch_stats, loss, error_rate), axis_name
             )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=loss)
         new_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

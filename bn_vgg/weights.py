@@ -41,9 +41,9 @@ def torch_state_dict(
     converted = {}
     for path, x in arrays.items():
         *modules, name = path.split("/")[1:]
-        if x.ndim == 4:
+        if name == "kernel" and x.ndim == 4:
             x = x.transpose(3, 2, 0, 1)
-        elif x.ndim == 2:
+        elif name == "kernel" and x.ndim == 2:
             if modules == ["hidden"] and model["name"] == "vgg8":
                 by_position = x.reshape(-1, model["features"][-1], x.shape[-1])
                 x = by_position.swapaxes(0, 1).reshape(x.shape)
@@ -60,6 +60,8 @@ def start_from(state: TrainState, path: str, *, statistics: bool) -> TrainState:
     Raises:
       UserError: it cannot be read, or its arrays are not the network's; they are named.
     """
+    if not path.endswith(".npz"):
+        raise UserError(f"config.init.weights: {path} is no .npz file: export it as one")
     collections = ("params", "batch_stats") if statistics else ("params",)
     with (
         telling(f"config.init.weights: cannot read {path}"),

@@ -56,7 +56,8 @@ def get_config(
     data.test_examples = 2500
 
     config.init = ConfigDict()
-    # An .npz file of `python -m bn_vgg.export`: start from its weights instead of the seed's.
+    # An .npz file of `python -m bn_vgg.export`, of the same network and classes: start from its
+    # weights instead of the seed's.
     config.init.weights = ""
     # Start from its running statistics, too.
     config.init.statistics = True

@@ -81,6 +81,9 @@ def measure(
         values = [against] if whole else [x.strip() for x in against.split(",", len(fields) - 1)]
         rest = runs.drop_duplicates("group").set_index("group")[list(fields[len(values) :])]
         references = {name: ", ".join([*values, *rest.loc[name]]) for name in order}
+        named = [name for name in order if f"{name}, ".startswith(f"{', '.join(values)}, ")]
+        if len(named) == 1 and {*rest} <= {*KWARGS}:  # the values' own settings are theirs alone
+            references = dict.fromkeys(order, named[0])
         if order.intersection(list(references.values())).empty:
             raise UserError(f"--against: no group is {against!r}; there are: {'; '.join(order)}")
     valid = of("best_valid_error_rate", 100)

@@ -1,4 +1,4 @@
-"""What a notebook uses: `import bn_vgg` and five functions."""
+"""What a notebook uses: `import bn_vgg` and six functions."""
 
 import jax
 import numpy as np

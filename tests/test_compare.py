@@ -90,6 +90,15 @@ def test_what_differs_besides_is_not_pooled_and_has_its_own_reference(tmp_path):
         comparison.group(runs, ["norm"])
 
 
+def test_a_reference_with_settings_of_its_own_is_found(tmp_path):
+    write(tmp_path, "a", "full", [0.20, 0.22])
+    write(tmp_path, "b", "ghost", [0.30, 0.32], model__norm_kwargs={"ghost_size": 10})
+    write(tmp_path, "c", "ghost", [0.26, 0.28], model__norm_kwargs={"ghost_size": 20})
+    runs, fields, _ = comparison.group(read_runs(tmp_path)[0], ["model.norm"])
+    found = comparison.measure(runs, fields, "full")["difference"].mean().dropna()
+    assert sorted(found) == pytest.approx([6, 10])
+
+
 def test_the_time_to_an_error_is_without_compiling():
     """The first epoch, of a minute, counts as one of ten seconds."""
     courses = {"fast": [0.3, 0.09, 0.2], "slow": [0.3, 0.2, 0.1], "never": [0.3, 0.2, 0.11]}

@@ -85,6 +85,9 @@ def with_value(field, value):
     ("data.crop_size", 19, "is more than config.data.min_side, 18"),
     ("batch_size", True, "an integer"),
     ("seed", 2**63, "an integer from 0 to 4294967295"),
+    ("optimizer.name", "optax:lbfgs", "optimizer.name=optax:lbfgs fails with kwargs={}: TypeError"),
+    ("optimizer.name", "optax:noisy_sgd", "no checkpoint can keep its state, a random key"),
+    ("optimizer.name", "optax.contrib:schedule_free_sgd", "would be evaluated at other weights"),
     ("name", "..", "the name of a folder"),
     ("model.norm_kwargs", {"x": 1}, "mean_only takes no 'x'; it takes: "),
     ("optimizer.kwargs", {"x": 1j}, "config.optimizer.kwargs is {'x': 1j}: JSON cannot hold that"),
@@ -95,8 +98,11 @@ def test_what_it_says_of_a_value(field, value, message):
     assert field.split(".")[-1] in why
 
 
-def test_a_warm_up_may_end_within_the_last_epoch():
-    assert not why_not(lambda: check_config(with_value("schedule.warmup_epochs", 1.5)))
+@pytest.mark.parametrize(
+    ("field", "value"), [("schedule.warmup_epochs", 1.5), ("optimizer.name", "optax:polyak_sgd")]
+)
+def test_a_warm_up_ends_within_an_epoch_and_an_optimizer_takes_the_loss(field, value):
+    assert not why_not(lambda: check_config(with_value(field, value)))
 
 
 # As they stand behind `--config.FIELD=`; a file's own code may set other types, too.

@@ -10,8 +10,6 @@ from bn_vgg.config_file import load_config
 from bn_vgg.errors import UserError
 from bn_vgg.models import make_model
 from bn_vgg.models.layers import layer_channels
-from bn_vgg.optimizer import make_optimizer
-from bn_vgg.steps import init_state
 from configs import default
 from tests.test_steps import train_batch
 
@@ -50,6 +48,13 @@ class NoPrecision(nn.Module):
     dtype: Any
 
 
+class OwnStatistics(Own):
+    @nn.compact
+    def __call__(self, images, *, train, positions_N=None):
+        x = nn.BatchNorm(not train)(images).mean((1, 2))
+        return nn.Dense(1 if self.width == 1 else 2)(x)
+
+
 class Broken(Own):
     def __call__(self, images, *, train, positions_N=None):
         return images @ images
@@ -69,8 +74,7 @@ def load(name, *more):
 
 def start(config):
     model = bn_vgg.make_model(config)
-    optimizer = make_optimizer(config.to_dict(), 200)
-    state = init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    state = bn_vgg.init_state(config, model, jax.random.key(0))
     return state, bn_vgg.make_train_step(config, model)
 
 
@@ -126,6 +130,14 @@ def test_a_users_network_trains_and_predicts(own, tmp_path, cache_folder, cartoo
     assert bn_vgg.load(tmp_path / "run").predict(images).shape == (3, 2)
 
 
+def test_statistics_of_its_own_are_not_taken_precisely(own):
+    averaged = "--config.optimizer.average_decay=0.9"
+    with pytest.raises(
+        UserError, match=r"statistics of .*norm=none in .*OwnStatistics have no wei"
+    ):
+        load("own_networks:OwnStatistics", "--config.model.norm=none", averaged)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -133,6 +145,8 @@ def test_a_users_network_trains_and_predicts(own, tmp_path, cache_folder, cartoo
         (["resnet", "{'depht': 8}"], "config.model.kwargs: resnet takes no 'depht'; it takes: dep"),
         (["resnet", "{'depth': 9}"], "config.model.kwargs: depth is 9; it takes 8, 14, 20"),
         (["resnet", "{'width': 'a'}"], "config.model.name=resnet fails with .*: TypeError"),
+        (["own_networks:OwnStatistics"], "never calls its `norm`: set config.model.norm=none"),
+        (["own_networks:OwnStatistics", "{'width': 1}"], r"returns float32\(8, 1\), not float32"),
         (["own_networks:Missing"], "cannot import own_networks:Missing"),
         (["own_networks:NoPrecision"], "own_networks:NoPrecision has no field precision"),
         (

@@ -118,10 +118,7 @@ def test_schedules_follow_their_formula_after_a_warm_up(name, kwargs, expected):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"optimizer": {"name": "adamm"}},
-            "no 'adamm'; did you mean adam. there are: rmsprop, sgd",
-        ),
+        ({"optimizer": {"name": "adamm"}}, "no 'adamm'; did you mean adam. there are: rmsprop"),
         ({"optimizer": {"name": "optax:nothing"}}, "cannot import optax:nothing: "),
         (
             {"optimizer": {"name": "sgd", "kwargs": {"momentm": 0.9}}},

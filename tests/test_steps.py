@@ -10,9 +10,7 @@ import optax
 import pytest
 from jax import export
 
-from bn_vgg.errors import UserError
 from bn_vgg.models import make_model
-from bn_vgg.models.layers import layer_activations
 from bn_vgg.models.norms import NORMALIZERS
 from bn_vgg.optimizer import make_optimizer, rmsprop
 from bn_vgg.steps import (
@@ -202,15 +200,6 @@ def lower(model, platforms, evaluate=False):
 def test_a_count_of_updates_stays_an_integer_over_devices():
     mean = jax.vmap(lambda x: mean_over_devices(x, "d"), axis_name="d")(np.array([3, 3]))
     assert (mean.dtype, mean.tolist()) == (np.int32, [3, 3])
-
-
-def test_what_cannot_be_kept_or_taken_is_refused():
-    model, _, _ = build("none")
-    noisy = optax.add_noise(0.1, 0.5, jax.random.key(0))
-    with pytest.raises(UserError, match="no checkpoint can keep its state, a random key"):
-        init_state(model, noisy, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
-    with pytest.raises(UserError, match="block0 reports its output 2 times"):
-        layer_activations({"intermediates": {"block0": {"output": (1, 2)}}}, "output")
 
 
 def test_steps_lower_for_cpu_cuda_and_tpu():

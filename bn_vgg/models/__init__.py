@@ -5,13 +5,15 @@ A network is a Flax module. `config.model.name` names one of `MODELS`, or your o
 (N, num_classes), float32; `vgg.py` explains the arguments. Its fields are recognized by name:
 
   norm              a `NormFactory`: `norm.after(conv, x, train=train)` convolves, by `layers.Conv`,
-                    and normalizes; `norm.activate(x, train=train)` normalizes;
+                    and normalizes; `norm.activate(x, train=train)` normalizes. In one module
+                    give each a `name`;
   dropout_rate      for `layers.Dropout`; set to 0 where statistics are taken without dropout;
   num_classes       outputs;
   dtype, precision  of the computation, for `layers.Conv` and `flax.linen.Dense`;
-  features, hidden_units, padding  if it has them, from `config.model`.
+  features, hidden_units, padding  if it has them, from `config.model`;
+  axis_name         if it has it: of `jax.lax.pmean`, for batch statistics of its own.
 
-All others are set from `config.model.kwargs`. What a module reports by
+All others are set from `config.model.kwargs`. What a module reports, once, by
 `self.sow("intermediates", "output", x)` is observed at every evaluation.
 """
 
@@ -31,7 +33,7 @@ from bn_vgg.models.vgg import VGG
 
 MODELS: dict[str, type[nn.Module]] = {"vgg8": VGG, "resnet": ResNet}
 # Fields that other networks may lack.
-_OF_VGG = {"features", "hidden_units", "padding"}
+_OPTIONAL = {"features", "hidden_units", "padding", "axis_name"}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Of products of float32 numbers. Unless `HIGHEST` is asked for, TPUs round the factors to bfloat16
 # and NVIDIA's GPUs to TensorFloat-32, whose significands have 11 bits instead of 24.
@@ -62,19 +64,19 @@ def make_model(
     Raises:
       UserError: as `make_norm_factory`; or there is no such network, or it does not take `kwargs`.
     """
+    axis_name = None if per_device_stats else axis_name
     factory = make_norm_factory(
         norm, norm_kwargs, momentum=norm_decay, epsilon=norm_epsilon, average=stats_average,
-        stats_pass=stats_pass, axis_name=None if per_device_stats else axis_name,
-        dtype=DTYPES[dtype],
+        stats_pass=stats_pass, axis_name=axis_name, dtype=DTYPES[dtype],
     )  # fmt: skip
     build = find_class("config.model.name", name, MODELS, {})
     common |= {
-        "norm": factory, "dtype": DTYPES[dtype],
+        "norm": factory, "dtype": DTYPES[dtype], "axis_name": axis_name,
         "precision": PRECISIONS[precision] if dtype == "float32" else None,
     }  # fmt: skip
     with blaming("config.model.name", name, build):
         takes = list(inspect.signature(build).parameters)
-    if missing := set(common) - set(takes) - _OF_VGG:
+    if missing := set(common) - set(takes) - _OPTIONAL:
         raise UserError(f"config.model.name: {name} has no field {min(missing)}")
     own = [x for x in takes if x not in (*common, "parent", "name")]
     if unknown := sorted(set(kwargs or {}) - set(own), key=str):

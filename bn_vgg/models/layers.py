@@ -141,4 +141,4 @@ def layer_channels(model: nn.Module, side: int) -> dict[str, dict[str, int]]:
 
 def _layer(path: tuple[str, ...]) -> str:
     modules = path[:-1]
-    return ".".join(modules[:-1] if modules[-1:] == ("norm",) else modules)
+    return ".".join(modules[:-1] if modules[-1:] == ("norm",) else modules) or "network"

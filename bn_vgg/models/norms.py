@@ -7,6 +7,7 @@ module). Flax's own, such as `flax.linen:RMSNorm`, need no change. `__call__` ta
 
   fields      (or parameters of the function) `momentum`, `epsilon`, `axis_name`, `dtype` and
               `average` are set from `config.model`, all others from `config.model.norm_kwargs`.
+              While precise statistics are taken, `momentum` is a traced number.
   arguments   of `__call__`:
               `use_running_average`   False in training, True in evaluation;
               `mean_of_x`             a function that computes x's mean for each channel, (C,),
