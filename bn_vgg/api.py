@@ -66,10 +66,19 @@ def make_model(config: ConfigDict) -> Any:
     return _make_model(**config.to_dict()["model"])
 
 
-def init_state(config: ConfigDict, model: Any, key: jax.Array) -> TrainState:
-    """Returns the state that `make_train_step`'s step takes first: weights, optimizer, counts."""
+def init_state(
+    config: ConfigDict, model: Any, key: jax.Array, images_NHWC: Any = None
+) -> TrainState:
+    """Returns the state that `make_train_step`'s step takes first, of weights drawn by `key`.
+
+    A normalizer that initializes from data needs a training batch's intensities, from 0 to 1.
+    """
     side, optimizer = config.data.crop_size, make_optimizer(config.to_dict(), steps_per_epoch=200)
-    return _init_state(model, optimizer, key, jnp.zeros((1, side, side, 3)))
+    if images_NHWC is None:
+        if model.norm.initializes_from_data:
+            raise UserError(f"config.model.norm={model.norm.name} initializes from images_NHWC")
+        images_NHWC = jnp.zeros((1, side, side, 3))
+    return _init_state(model, optimizer, key, images_NHWC)
 
 
 def make_train_step(config: ConfigDict, model: Any):

@@ -1,5 +1,6 @@
 """Refuses configurations that mean nothing, before any work is done."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Collection
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict
 
 from bn_vgg.data.pipeline import PLACEMENTS
 from bn_vgg.errors import UserError, telling
@@ -111,39 +113,27 @@ def check_config(config: dict[str, Any]) -> None:
             shown = f"config.{field} is {_shown(value)}"
             raise UserError(f"{shown}: JSON cannot hold that: {error}") from error
     make_optimizer(config, steps_per_epoch=1000)
-    if ":" in flat["optimizer.name"]:
-        _try_optimizer(config)
     model = make_model(**config["model"])
     if needs_precise_stats(config) and model.norm.averages and not flat["eval.precise_examples"]:
         raise UserError(f"config.eval.precise_examples is 0, but {_NEED} some")
     if flat["model.norm_kwargs"] or flat["model.name"] != "vgg8" or ":" in flat["model.norm"]:
         _try_network(config, model)
-
-
-def _try_optimizer(config: dict[str, Any]) -> None:
-    """Traces an update: wrong settings of an optimizer of anybody's own fail nowhere before."""
-    optimizer = optax.with_extra_args_support(make_optimizer(config, steps_per_epoch=1000))
-
-    def update(params):
-        return optimizer.update(params, optimizer.init(params), params, value=params["w"].mean())
-
-    field = f"config.optimizer.name={config['optimizer']['name']}"
-    with telling(f"{field} fails with kwargs={_shown(config['optimizer']['kwargs'])}"):
-        _, state = jax.eval_shape(update, {"w": jax.ShapeDtypeStruct((3, 3), jnp.float32)})
-
-    def is_free(x):
-        return isinstance(x, optax.contrib.ScheduleFreeState)
-
-    if any(map(is_free, jax.tree.leaves(state, is_leaf=is_free))):
-        raise UserError(f"{field} would be evaluated at other weights than those it trains")
-    kinds = [getattr(leaf, "dtype", float) for leaf in jax.tree.leaves(state)]
-    if any(jax.dtypes.issubdtype(kind, jax.dtypes.prng_key) for kind in kinds):
-        raise UserError(f"{field}: no checkpoint can keep its state, a random key of JAX's")
+    if ":" in flat["optimizer.name"]:
+        _try_optimizer(config, model)
 
 
 def _try_network(config: dict[str, Any], model: Any) -> None:
     """Traces training passes: wrong settings of a normalizer or a network fail nowhere before."""
-    side, count, classes = config["data"]["crop_size"], config["batch_size"], model.num_classes
+    side, count = config["data"]["crop_size"], config["batch_size"]
+    norm, made = model.norm, []
+
+    def build(**settings):
+        made.append(settings)
+        return norm.build(**settings)
+
+    build.__module__ = norm.build.__module__ if ":" in norm.name else __name__
+    factories = [dataclasses.replace(norm, build=build)]
+    wanted = "float32", (count, config["model"]["num_classes"])
 
     def apply(images_NHWC):
         # Within: an array outside would take the devices, before hosts have met.
@@ -151,33 +141,58 @@ def _try_network(config: dict[str, Any], model: Any) -> None:
         rngs = {"params": jax.random.key(0), **streams(jax.random.key(0), positions_N)}
         variables = model.init(rngs, images_NHWC, train=False)
         kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
-        factories = [model.norm]
-        if model.norm.averages:  # as for precise statistics, by a number that is traced
-            factories.append(model.norm.with_momentum(images_NHWC.mean()))
+        if norm.averages and config["eval"]["precise_examples"]:  # by a number that is traced
+            factories.append(norm.with_momentum(images_NHWC.mean()))
         for factory in factories:
             logits, seen = model.clone(norm=factory).apply(
                 kept, images_NHWC, train=True, positions_N=positions_N, rngs=rngs,
                 mutable=["batch_stats", "intermediates"],
             )  # fmt: skip
-        return logits, kept.get("batch_stats", {}), layer_activations(seen, "before_norm")
+            layer_activations(seen, "output")
+        return jnp.asarray(logits), kept.get("batch_stats", {}), seen.get("intermediates", {})
 
-    name, norm = (f"config.model.{field}={config['model'][field]}" for field in ("name", "norm"))
-    settings = (f"{field}={_shown(config['model'][field])}" for field in ("norm_kwargs", "kwargs"))
-    with telling(f"{norm} in {name} fails with {' and '.join(settings)}"):
-        logits, statistics, normalized = jax.eval_shape(
+    name, field = (f"config.model.{x}={config['model'][x]}" for x in ("name", "norm"))
+    settings = (f"{x}={_shown(config['model'][x])}" for x in ("norm_kwargs", "kwargs"))
+    with telling(f"{field} in {name} fails with {' and '.join(settings)}"):
+        logits, statistics, seen = jax.eval_shape(
             apply, jax.ShapeDtypeStruct((count, side, side, 3), jnp.float32)
         )
-    if (logits.shape, logits.dtype) != ((count, classes), jnp.float32):
-        raise UserError(
-            f"{name} returns {logits.dtype}{logits.shape}, not float32{(count, classes)}"
-        )
-    if not normalized and config["model"]["norm"] != "none":
+    if (found := (str(logits.dtype), logits.shape)) != wanted:
+        raise UserError(f"{name} returns {found[0]}{found[1]}, not {wanted[0]}{wanted[1]}")
+    if not made and norm.name != "none":
         raise UserError(f"{name} never calls its `norm`: set config.model.norm=none")
-    if needs_precise_stats(config) and statistics and not model.norm.averages:
+    norms = [path[:-1] for path in flatten_dict(seen) if path[-1] == "before_norm"]
+    paths = flatten_dict(statistics) if norms else ()
+    own = [path for path in paths if not any(path[: len(each)] == each for each in norms)]
+    if needs_precise_stats(config) and statistics and (own or not norm.averages):
         raise UserError(
-            f"the running statistics of {norm} in {name} have no weight `momentum` of the "
+            f"running statistics of {field} in {name} have no weight `momentum` of the "
             f"normalizer's, which {_NEED}"
         )
+
+
+def _try_optimizer(config: dict[str, Any], model: Any) -> None:
+    """Traces an update: wrong settings of an optimizer of anybody's own fail nowhere before."""
+    optimizer = optax.with_extra_args_support(make_optimizer(config, steps_per_epoch=1000))
+    side = config["data"]["crop_size"]
+
+    def update():
+        images_NHWC = jnp.zeros((1, side, side, 3))
+        params = model.init(jax.random.key(0), images_NHWC, train=False)["params"]
+        value = images_NHWC.mean()
+        return optimizer.update(params, optimizer.init(params), params, value=value)[1]
+
+    field = f"config.optimizer.name={config['optimizer']['name']}"
+    with telling(f"{field} fails with kwargs={_shown(config['optimizer']['kwargs'])}"):
+        state = jax.eval_shape(update)
+
+    def is_free(x):
+        return isinstance(x, optax.contrib.ScheduleFreeState)
+
+    if any(map(is_free, jax.tree.leaves(state, is_leaf=is_free))):
+        raise UserError(f"{field} would be evaluated at other weights than those it trains")
+    if any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
+        raise UserError(f"{field}: no checkpoint can keep its state, a random key of JAX's")
 
 
 def _shown(value) -> str:

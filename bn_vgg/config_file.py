@@ -79,14 +79,13 @@ def default_workdir(config: ConfigDict) -> str:
 
     Fields that may differ from start to start, and where the data are, are no part of it.
     """
-    left_out = {"name", "seed", "data.source"} | ONLY_SPEED
+    left_out, fields = {"name", "seed", "data.source"} | ONLY_SPEED, flatten(config.to_dict())
     changed = {
         field: value
-        for field, value in flatten(config.to_dict()).items()
+        for field, value in fields.items()
         if field not in left_out and (field not in _file_fields or value != _file_fields[field])
     }
-    left = flatten(config.to_dict())
-    changed |= {f: "none" for f in _file_fields if f.startswith(_IN_KWARGS) and f not in left}
+    changed |= {f: "none" for f in _file_fields if f.startswith(_IN_KWARGS) and f not in fields}
     return f"runs/{name_run(config.name, changed)}/seed{config.seed}"
 
 

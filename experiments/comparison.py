@@ -15,6 +15,12 @@ from configs import default
 from experiments import plots, stats, status
 from experiments.runs import FREE
 
+# Fields of what another field names.
+_SETTINGS = {
+    "model.norm": "model.norm_kwargs", "model.name": "model.kwargs",
+    "optimizer.name": "optimizer.kwargs", "schedule.name": "schedule.kwargs",
+}  # fmt: skip
+
 
 def apart(by: Sequence[str]) -> list[str]:
     """Returns the fields that keep runs of one cell and seed apart, for `read_runs`."""
@@ -79,12 +85,17 @@ def measure(
     if against is not None:
         whole = against in set(runs[fields[0]])  # a value may itself have commas
         values = [against] if whole else [x.strip() for x in against.split(",", len(fields) - 1)]
-        rest = runs.drop_duplicates("group").set_index("group")[list(fields[len(values) :])]
-        references = {name: ", ".join([*values, *rest.loc[name]]) for name in order}
-        named = [name for name in order if f"{name}, ".startswith(f"{', '.join(values)}, ")]
-        if len(named) == 1 and {*rest} <= {*KWARGS}:  # the values' own settings are theirs alone
-            references = dict.fromkeys(order, named[0])
-        if order.intersection(list(references.values())).empty:
+        groups = runs.drop_duplicates("group").set_index("group")
+        chosen = groups[(groups[list(fields[: len(values)])] == values).all(axis=1)]
+        # A value's own settings are nobody else's.
+        theirs = [_SETTINGS.get(field) for field in fields[: len(values)]]
+        rest = [field for field in fields[len(values) :] if field not in theirs]
+        references = {}
+        for name in order:
+            same = chosen.index[(chosen[rest] == groups.loc[name, rest]).all(axis=1)]
+            if len(same) == 1:
+                references[name] = same[0]
+        if not references:
             raise UserError(f"--against: no group is {against!r}; there are: {'; '.join(order)}")
     valid = of("best_valid_error_rate", 100)
     differences = {

@@ -52,6 +52,8 @@ class OwnStatistics(Own):
     @nn.compact
     def __call__(self, images, *, train, positions_N=None):
         x = nn.BatchNorm(not train)(images).mean((1, 2))
+        for _ in range(1 + (self.width == 2)):
+            self.sow("intermediates", "output", x)
         return nn.Dense(1 if self.width == 1 else 2)(x)
 
 
@@ -74,7 +76,7 @@ def load(name, *more):
 
 def start(config):
     model = bn_vgg.make_model(config)
-    state = bn_vgg.init_state(config, model, jax.random.key(0))
+    state = bn_vgg.init_state(config, model, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     return state, bn_vgg.make_train_step(config, model)
 
 
@@ -147,6 +149,7 @@ def test_statistics_of_its_own_are_not_taken_precisely(own):
         (["resnet", "{'width': 'a'}"], "config.model.name=resnet fails with .*: TypeError"),
         (["own_networks:OwnStatistics"], "never calls its `norm`: set config.model.norm=none"),
         (["own_networks:OwnStatistics", "{'width': 1}"], r"returns float32\(8, 1\), not float32"),
+        (["own_networks:OwnStatistics", "{'width': 2}"], "network reports its output 2 times"),
         (["own_networks:Missing"], "cannot import own_networks:Missing"),
         (["own_networks:NoPrecision"], "own_networks:NoPrecision has no field precision"),
         (

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -108,7 +109,8 @@ def test_the_example_of_a_normalizer_runs_as_printed(tmp_path, cache_folder, mon
     (tmp_path / name).write_text(preset)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    runs = plan.plan(plan.find_preset(name), variant="demo", seeds=[0, 1, 2], settings={})
+    with jax.numpy_rank_promotion("allow"):  # as users have it
+        runs = plan.plan(plan.find_preset(name), variant="demo", seeds=[0, 1, 2], settings={})
     assert len(runs) == 9
     assert f"runs/{Path(name).stem}-demo" in comparison
 
