@@ -76,7 +76,7 @@ def init_state(
     side, optimizer = config.data.crop_size, make_optimizer(config.to_dict(), steps_per_epoch=200)
     if images_NHWC is None:
         if model.norm.initializes_from_data:
-            raise UserError(f"config.model.norm={model.norm.name} initializes from images_NHWC")
+            raise UserError(f"config.model.norm={model.norm.name} needs data: give images_NHWC")
         images_NHWC = jnp.zeros((1, side, side, 3))
     return _init_state(model, optimizer, key, images_NHWC)
 

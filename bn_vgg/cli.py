@@ -229,7 +229,7 @@ def usable_cores() -> list[int]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Makes the folder of `path` and yields one to write to, which replaces it if all went well."""
-    if os.path.isdir(path):  # where one may not look it is none
+    if os.path.isdir(path):  # pathlib's raises where the user may not look
         raise UserError(f"cannot write {path}: it is a folder")
     partial = path.with_name(f"{path.name}.partial")
     try:

@@ -79,9 +79,8 @@ _KINDS: list[tuple[_Kind, str]] = [
     (_one_of(("running", "precise")), "eval.statistics"),
 ]  # fmt: skip
 _FIELDS = {field: kind for kind, fields in _KINDS for field in fields.split()}
-
-
-_NEED = "config.eval.statistics=precise and config.optimizer.average_decay need"
+# What needs statistics that are recomputed.
+_PRECISE = "config.eval.statistics=precise and config.optimizer.average_decay need"
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -115,7 +114,7 @@ def check_config(config: dict[str, Any]) -> None:
     make_optimizer(config, steps_per_epoch=1000)
     model = make_model(**config["model"])
     if needs_precise_stats(config) and model.norm.averages and not flat["eval.precise_examples"]:
-        raise UserError(f"config.eval.precise_examples is 0, but {_NEED} some")
+        raise UserError(f"config.eval.precise_examples is 0, but {_PRECISE} some")
     if flat["model.norm_kwargs"] or flat["model.name"] != "vgg8" or ":" in flat["model.norm"]:
         _try_network(config, model)
     if ":" in flat["optimizer.name"]:
@@ -132,7 +131,6 @@ def _try_network(config: dict[str, Any], model: Any) -> None:
         return norm.build(**settings)
 
     build.__module__ = norm.build.__module__ if ":" in norm.name else __name__
-    factories = [dataclasses.replace(norm, build=build)]
     wanted = "float32", (count, config["model"]["num_classes"])
 
     def apply(images_NHWC):
@@ -141,6 +139,7 @@ def _try_network(config: dict[str, Any], model: Any) -> None:
         rngs = {"params": jax.random.key(0), **streams(jax.random.key(0), positions_N)}
         variables = model.init(rngs, images_NHWC, train=False)
         kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
+        factories = [dataclasses.replace(norm, build=build)]
         if norm.averages and config["eval"]["precise_examples"]:  # by a number that is traced
             factories.append(norm.with_momentum(images_NHWC.mean()))
         for factory in factories:
@@ -166,8 +165,8 @@ def _try_network(config: dict[str, Any], model: Any) -> None:
     own = [path for path in paths if not any(path[: len(each)] == each for each in norms)]
     if needs_precise_stats(config) and statistics and (own or not norm.averages):
         raise UserError(
-            f"running statistics of {field} in {name} have no weight `momentum` of the "
-            f"normalizer's, which {_NEED}"
+            f"{_PRECISE} all running statistics to be of a normalizer with a field momentum; "
+            f"those of {name} with {field} are not"
         )
 
 

@@ -79,7 +79,8 @@ def default_workdir(config: ConfigDict) -> str:
 
     Fields that may differ from start to start, and where the data are, are no part of it.
     """
-    left_out, fields = {"name", "seed", "data.source"} | ONLY_SPEED, flatten(config.to_dict())
+    left_out = {"name", "seed", "data.source"} | ONLY_SPEED
+    fields = flatten(config.to_dict())
     changed = {
         field: value
         for field, value in fields.items()

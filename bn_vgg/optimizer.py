@@ -159,5 +159,5 @@ def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Gra
 
 
 def _are_kernels(params):
-    """Biases and scales, numbers for each channel alone, are none."""
+    """Which parameters are kernels: not biases and scales, which have one number a channel."""
     return jax.tree.map(lambda x: x.ndim > 1 and x.size > x.shape[-1], params)

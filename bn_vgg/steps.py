@@ -16,14 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bn_vgg.augment import (
-    OFF,
-    flip,
-    of_labels,
-    to_intensities,
-    training_images,
-    training_losses,
-)
+from bn_vgg.augment import OFF, flip, of_labels, to_intensities, training_images, training_losses
 from bn_vgg.metrics import EvalMetrics, Moments, TrainMetrics, measured
 from bn_vgg.models.layers import layer_activations, streams
 from bn_vgg.optimizer import averaged_weights

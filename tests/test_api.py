@@ -47,6 +47,15 @@ def test_configurations_by_their_name():
         bn_vgg.load("nowhere", "newest")
 
 
+def test_the_first_state_of_a_step():
+    config = bn_vgg.get_config("full:demo")
+    state = bn_vgg.init_state(config, bn_vgg.make_model(config), jax.random.key(0))
+    assert (state.step, len(state.params)) == (0, 10)
+    config.model.norm = "weight_norm"
+    with pytest.raises(UserError, match="norm=weight_norm needs data: give images_NHWC"):
+        bn_vgg.init_state(config, bn_vgg.make_model(config), jax.random.key(0))
+
+
 def test_a_run_without_a_checkpoint_has_nothing_to_give(trained_run, tmp_path):
     for name in ("config.json", "data.json", "format.json"):
         (tmp_path / name).write_bytes((trained_run / name).read_bytes())

@@ -60,11 +60,7 @@ def cut(path):
     path.write_bytes(content[: len(content) // 2])
 
 
-DAMAGES = {
-    "a byte": flip,
-    "half is missing": cut,
-    "it is not there": lambda path: path.unlink(),
-}
+DAMAGES = {"a byte": flip, "half is missing": cut, "it is not there": lambda path: path.unlink()}
 
 
 def test_every_file_damaged_in_every_way(trained_run, tmp_path):

@@ -222,6 +222,7 @@ def test_wrong_arguments_of_predict_and_export(fork_command, trained_run, cartoo
         ("predict", [*images, "--format=kaggle"], "cat.0.png is not called by its id"),
         ("predict", [*images, "--workdir=/nope"], "/nope holds no run: there is no config.json in"),
         ("export", [*given, "--output=w.txt"], "w.txt does not end in .npz"),
+        ("export", [*given, "--output=/dev/null/w.npz"], "cannot write /dev/null/w.npz"),
         ("export", [*given, "--which=newest"], "--which=newest"),
         ("export", given[1:], "--workdir is missing; see --help"),
     ):

@@ -1,18 +1,23 @@
 """The grid: each cell differs as its name says, every field is read, wrong ones are refused."""
 
+import ast
 import functools
 import importlib
 import math
 import re
 import shutil
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import bn_vgg
 from bn_vgg.config import _FIELDS, check_config
 from bn_vgg.config_file import default_workdir, load_config
 from bn_vgg.errors import UserError
+from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import flatten
+from bn_vgg.steps import init_state
 from configs import default
 from experiments.presets import CELLS
 from tests import tiny_config
@@ -36,6 +41,24 @@ def test_a_cell_holds_only_its_difference(cell):
         assert own == flatten(default.get_config(variant).to_dict()) | expected
 
 
+@pytest.mark.parametrize("norm", NORM_OF)
+def test_a_cell_traces_a_step(norm):
+    config = bn_vgg.get_config(f"{norm}_crop_dropout:demo")
+    model, optimizer = bn_vgg.make_model(config), make_optimizer(config.to_dict(), 200)
+
+    def one_step():
+        state = init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        batch = {
+            "crops": jnp.zeros((4, 1, 32, 32, 3), "uint8"),
+            "label": jnp.zeros(4, "int32"),
+            "position": jnp.arange(4),
+        }
+        return bn_vgg.make_train_step(config, model)(state, batch, jax.random.key(1))
+
+    state, _ = jax.eval_shape(one_step)
+    assert bool(state.batch_stats) == (norm != "baseline")
+
+
 def test_the_default_is_the_published_recipe():
     """Each number is the post's recipe's."""
     config = flatten(default.get_config().to_dict())
@@ -51,8 +74,25 @@ def test_the_default_is_the_published_recipe():
     assert {field: config[field] for field in published} == published
 
 
-def test_every_field_is_checked():
-    assert set(_FIELDS) == set(flatten(default.get_config().to_dict()))
+def test_every_field_is_checked_and_read():
+    """A leaf that no module names is a setting without effect.
+
+    Fields of `model` and `optimizer` are keyword arguments: their functions fail on one that they
+    do not know. `variant` is read in configs/ alone, `resources` by sweeps.
+    """
+    fields = flatten(default.get_config().to_dict())
+    assert set(_FIELDS) == set(fields)
+    names = set()
+    for path in (ROOT / "bn_vgg").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                names.add(node.attr)
+            elif isinstance(node, ast.arg):
+                names.add(node.arg)
+            elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+                names.add(node.slice.value)
+    unread = {field for field in fields if field.split(".")[-1] not in names}
+    assert unread - {"resources.CPU", "resources.GPU", "resources.TPU"} <= {"variant"}
 
 
 def why_not(load):

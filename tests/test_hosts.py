@@ -233,6 +233,7 @@ def test_one_that_meets_nobody_says_so_and_ctrl_c_ends_it_at_once():
         ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, 4),
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2"}, 2),  # a step of a larger allocation
         ({"SLURM_NTASKS": "4"}, 0),  # sbatch's own script
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, 0),
     ],
 )
 def test_tasks_of_one_srun_meet_and_no_others(slurm, meets, monkeypatch):

@@ -200,6 +200,7 @@ def test_damaged_archives_are_read_or_say_why_not(tmp_path, compression):
         ((374, 500), 150, (150, 201)),  # 200.5, halves upwards
         ((80, 119), 128, (128, 190)),  # up: 190.4
         ((1, 20), 1, (1, 20)),
+        ((1001, 1000), 1, (1, 1)),
     ],
 )
 def test_sizes(before, side, after):

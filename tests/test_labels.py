@@ -165,6 +165,12 @@ def test_what_has_no_two_classes_is_refused(tmp_path, paths, message):
         opened(tmp_path, paths)
 
 
+def test_a_stray_at_an_archives_root_is_named(tmp_path):
+    path = write_zip(tmp_path / "x.zip", MICROSOFT | {"1.png": b"x"})
+    with pytest.raises(UserError, match=r"nothing says what '1.png' shows .*folders: cat, dog\)"):
+        labelled_files(str(path))
+
+
 def test_25000_images():
     spec = SHARED / "data" / "dogs_vs_cats_200px.part*of4.zip"
     if len(list(spec.parent.glob(spec.name))) < 4:

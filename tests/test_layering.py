@@ -4,6 +4,8 @@ import ast
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 # A module imports from the lines below its own. Within `models` and `data` the order is free.
@@ -63,6 +65,20 @@ def test_imports_go_one_way():
         if LEVEL[place(name)] >= LEVEL[place(target)]
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize(("package", "users"), [
+    ("absl.flags", {"cli", "config_file", *COMMANDS}),
+    ("ml_collections", {"config_file", "main", "loop", "launch", "api"}),
+    ("experiments", set()),
+])  # fmt: skip
+def test_only_these_import(package, users):
+    found = {
+        name
+        for name, tree in MODULES.items()
+        if any(f"{target}.".startswith(f"{package}.") for target in imported(tree))
+    }
+    assert found <= {f"bn_vgg.{name}" for name in users}
 
 
 def test_every_module_is_imported_without_tensorflow_or_a_backend():

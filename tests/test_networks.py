@@ -134,9 +134,7 @@ def test_a_users_network_trains_and_predicts(own, tmp_path, cache_folder, cartoo
 
 def test_statistics_of_its_own_are_not_taken_precisely(own):
     averaged = "--config.optimizer.average_decay=0.9"
-    with pytest.raises(
-        UserError, match=r"statistics of .*norm=none in .*OwnStatistics have no wei"
-    ):
+    with pytest.raises(UserError, match=r"those of .*OwnStatistics with .*norm=none are not"):
         load("own_networks:OwnStatistics", "--config.model.norm=none", averaged)
 
 

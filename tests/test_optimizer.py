@@ -7,13 +7,7 @@ import optax
 import pytest
 
 from bn_vgg.errors import UserError
-from bn_vgg.optimizer import (
-    OPTIMIZERS,
-    averaged_weights,
-    make_optimizer,
-    make_schedule,
-    rmsprop,
-)
+from bn_vgg.optimizer import OPTIMIZERS, averaged_weights, make_optimizer, make_schedule, rmsprop
 from configs import default
 
 

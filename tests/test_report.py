@@ -150,6 +150,11 @@ class TestFigures:
         labels = [text.get_text().replace("\N{NO-BREAK SPACE}", " ") for text in axes.texts]
         assert "full, 1 of 3 seeds" in labels
 
+    def test_limits_are_those_of_the_data(self):
+        (axes,) = self.figure({"full_crop": [lines_of([0.9, 0.5, 0.4])]}).axes
+        assert axes.get_xlim() == (1, 3)
+        assert axes.get_ylim() == pytest.approx((0, 1.04 * 0.9))
+
     @pytest.mark.parametrize("end", [0.0, 0.3])
     def test_labels_do_not_overlap(self, end):
         names = list(plots.FIGURES["figure2"][1])
@@ -160,3 +165,6 @@ class TestFigures:
         for i, box in enumerate(boxes):
             assert box.x1 <= figure.bbox.x1
             assert not any(box.overlaps(other) for other in boxes[:i])
+
+    def test_none_without_its_cells(self):
+        assert self.figure({"baseline_crop": [lines_of([0.5])]}) is None

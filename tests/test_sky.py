@@ -131,6 +131,7 @@ def test_a_sweep_that_was_killed_finds_its_job_again(sky, capsys):
     ("state", "reason", "exit_status"),
     [
         ("FAILED", "Job exited with exit\n code 2 (user program failure).", EXIT_USER_ERROR),
+        ("FAILED", "Job exited with exit code 134 (user program failure).", 134),
         ("FAILED", "Job exited with exit codes [0, 134] (user program failure).", 134),
         ("FAILED", "Job exited with exit codes [137, 2] (user program failure).", EXIT_USER_ERROR),
         ("FAILED", None, EXIT_BUG),

@@ -213,8 +213,7 @@ def test_steps_lower_for_cpu_cuda_and_tpu():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
-    [({}, "HIGHEST"), ({"precision": "tensorfloat32"}, "HIGH")],
+    ("changes", "told"), [({}, "HIGHEST"), ({"precision": "tensorfloat32"}, "HIGH")]
 )
 def test_accelerators_are_told_the_precision(changes, told):
     """They round float32 factors unless they are: TPUs to bfloat16, GPUs to TF32."""

@@ -212,10 +212,7 @@ def test_what_is_no_normalizer_is_refused_by_name(norm, kwargs, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (
-            "OtherShape",
-            r" its result is float32\(2, 13, 14, 4\), not float32\(2, 14, 14, 4\)",
-        ),
+        ("OtherShape", r" its result is float32\(2, 13, 14, 4\), not float32\(2, 14, 14, 4\)"),
         ("Nothing", r" its result is \(not there\), not float32"),
         ("OtherKernel", r" the result of its kernel\(\) is float32\(3, 3, 3\), not float32"),
         ("Fails", ""),

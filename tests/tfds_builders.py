@@ -84,10 +84,7 @@ class TinyBroken(_Tiny):
     """Holds what is no image."""
 
     FEATURES = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(),
-            "label": tfds.features.ClassLabel(names=["a", "b"]),
-        }
+        {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["a", "b"])}
     )
     SUPERVISED = None
 

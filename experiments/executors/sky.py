@@ -161,7 +161,7 @@ class Sky(Executor):
             cli.show(f"job {process} was not cancelled: {one_line(error)}; see `sky jobs queue`")
 
     def _queue(self, **which: Any) -> list[Any]:
-        # The fields it gives unasked have no failure_reason.
+        # Its default fields leave failure_reason out.
         request = self._sky.jobs.queue_v2(refresh=True, fields=None, **which)
         try:
             return self._sky.get(request)[0]
