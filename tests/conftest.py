@@ -58,21 +58,31 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+def start_python(*arguments, **environment):
+    """Starts Python with these arguments from the checkout."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, env=os.environ | environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def python(*arguments, status=0, timeout=300, **environment):
+    """Runs Python with these arguments from the checkout, and looks at its exit status."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, env=os.environ | environment,
+        capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
 @pytest.fixture(scope="session")
 def run_command(cache_folder):
     """Runs `python -m bn_vgg.NAME …` from the checkout, as a person would."""
+    cache = {"BN_VGG_CACHE": str(cache_folder)}
 
-    def run(name, *arguments, status=0, **environment):
-        done = subprocess.run(
-            [sys.executable, "-m", f"bn_vgg.{name}", *map(str, arguments)],
-            cwd=ROOT,
-            env=os.environ | {"BN_VGG_CACHE": str(cache_folder)} | environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == status, done.stdout + done.stderr
-        return done
+    def run(name, *arguments, **more):
+        return python("-m", f"bn_vgg.{name}", *arguments, **cache | more)
 
     return run
 

@@ -1,9 +1,6 @@
 """What tests of runs share: making one, here or by the command, and comparing two."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 
 import jax
@@ -11,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from bn_vgg import api, launch
-from tests.conftest import ROOT
+from tests.conftest import start_python
 
 # What differs from run to run: of a line, and of a result.
 TIMES = ("train/images_per_second", "seconds")
@@ -35,13 +32,10 @@ def epochs_of(config, count):
 
 def start_run(folder, source, cache_folder, *more, epochs):
     """Starts `python -m bn_vgg.main` for a tiny run in a folder."""
-    return subprocess.Popen(
-        [
-            sys.executable, "-m", "bn_vgg.main", "--config=tests/tiny_config.py",
-            f"--config.data.source={source}", f"--config.num_epochs={epochs}",
-            f"--workdir={folder}", f"--cache_dir={cache_folder}", *map(str, more),
-        ],
-        cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    return start_python(
+        "-m", "bn_vgg.main", "--config=tests/tiny_config.py", f"--config.data.source={source}",
+        f"--config.num_epochs={epochs}", f"--workdir={folder}", f"--cache_dir={cache_folder}",
+        *more,
     )  # fmt: skip
 
 

@@ -1,12 +1,9 @@
 """What tests of sweeps share: a stand-in for a run that starts at once, and the real command."""
 
-import subprocess
-import sys
-
 from experiments.executors import Work
 from experiments.executors.local import Local, Share
 from experiments.plan import PlannedRun
-from tests.conftest import ROOT
+from tests.conftest import start_python
 from tests.runs import lines, run
 
 # Writes what a run writes; goes on where it was; keeps what it has when it is terminated.
@@ -91,10 +88,7 @@ def run_alone(config, epochs, folder, cache_folder):
 
 def start(*arguments):
     """Starts `python -m experiments.sweep …` from the checkout."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.sweep", *map(str, arguments)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return start_python("-m", "experiments.sweep", *arguments)
 
 
 def finish(process, status=0):

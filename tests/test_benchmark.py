@@ -1,22 +1,18 @@
 """That the benchmark runs: its numbers are measured, and tested nowhere."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import python
 
 
 @pytest.mark.usefixtures("quick_compilation")
 def test_it_says_what_it_does_and_writes_a_row(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.benchmark", f"--output={tmp_path}", "--sizes=16",
-         "--norms=none", "--rounds=1", "--run=tests/tiny_config.py", "--set=model.norm=none"],
-        cwd=ROOT, capture_output=True, text=True, timeout=600,
+    done = python(
+        "-m", "experiments.benchmark", f"--output={tmp_path}", "--sizes=16", "--norms=none",
+        "--rounds=1", "--run=tests/tiny_config.py", "--set=model.norm=none", timeout=600,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     assert "compiling none, 16x16, dropout 0 ..." in done.stdout
     about = json.loads((tmp_path / "benchmark.json").read_text())
     (row,) = about["rows"]

@@ -14,7 +14,7 @@ from PIL import Image
 from bn_vgg import provenance
 from bn_vgg.api import load
 from bn_vgg.data.splits import split
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python
 from tests.runs import run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -75,8 +75,7 @@ for reader, writer in (os.pipe(), pty.openpty()):
     cli.show("b")
 print("c")
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert python("-c", code).stderr == ""
 
 
 WRONG = [

@@ -1,8 +1,5 @@
 """Comparisons of runs over seeds: what makes a group, the numbers, and the command."""
 
-import subprocess
-import sys
-
 import pytest
 
 pytest.importorskip("pandas")
@@ -14,7 +11,7 @@ from PIL import Image
 from bn_vgg.errors import UserError
 from experiments import comparison
 from experiments.runs import read_runs
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python
 from tests.made_up_runs import config_of, lines_of, write_run
 
 SGD = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.01}
@@ -140,12 +137,7 @@ def test_the_command(tmp_path):
     write(tmp_path, "a", "full", [0.2, 0.3, 0.4])
     write(tmp_path, "b", "a_module_of_mine:" + 80 * "N", [0.2, 0.25, 0.3])
     write(tmp_path, "c", "group", [0.2], finished=False)
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.compare", tmp_path],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    *lines, figure = done.stdout.splitlines()
+    *lines, figure = python("-m", "experiments.compare", tmp_path).stdout.splitlines()
     assert lines[0] == "Left out: c/seed0 (no result yet, 2 of 2 epochs)"
     assert max(map(len, lines)) <= 100
     assert f"a_module_of_mine:{80 * 'N'}" in lines

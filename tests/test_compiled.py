@@ -3,12 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import python
 
 COMPILERS = os.environ.get("BN_VGG_COMPILERS", "")
 V5E_GIB = 16
@@ -25,12 +23,8 @@ pytestmark = pytest.mark.skipif(
 def described(device, programs, *models):
     if device == "h100":
         assert shutil.which("ptxas"), "ptxas, of CUDA or nvidia-cuda-nvcc, must be on the PATH"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.compiled", COMPILERS, device, ",".join(programs),
-         *map(json.dumps, models)],
-        cwd=ROOT, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    arguments = (COMPILERS, device, ",".join(programs), *map(json.dumps, models))
+    done = python("-m", "tests.compiled", *arguments, timeout=900)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

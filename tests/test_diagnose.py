@@ -1,9 +1,5 @@
 """A run's spikes and what causes them, and the diagnosis as a person gets it."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 pytest.importorskip("pandas")
@@ -13,7 +9,7 @@ import pandas as pd
 
 from experiments import diagnosis
 from experiments.spikes import AVERAGES, UNDECIDED, WEIGHTS, find_spikes
-from tests.conftest import ROOT
+from tests.conftest import python
 from tests.made_up_runs import config_of, layered, lines_of, write_run
 
 
@@ -92,22 +88,13 @@ def test_the_picture_has_a_panel_for_each_thing_measured(num_epochs):
     assert len(plain.axes) == 1
 
 
-def diagnose(*arguments, status=0, **environment):
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.diagnose", *map(str, arguments)],
-        # As in a shell that a notebook has started.
-        cwd=ROOT, env=os.environ | {"MPLBACKEND": "module://no.backend"} | environment,
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
-
-
 def test_the_command_on_a_run_in_progress(tmp_path):
     config = config_of("full_crop", seed=3, num_epochs=60)
     lines = layered(lines_of([0.2, 0.5, 0.2], precise=[0.2, 0.22, 0.2]))
     folder = write_run(tmp_path / "run", config, lines, finished=False)
-    said = diagnose(folder, f"--output={tmp_path}/new/folder").stdout
+    arguments = ("-m", "experiments.diagnose", folder, f"--output={tmp_path}/new/folder")
+    # As in a shell that a notebook has started.
+    said = python(*arguments, MPLBACKEND="module://no.backend").stdout
     assert said.startswith("full_crop-small, seed 3: 3 epochs of 60; ")
     assert "- Spikes of the averages: epoch 2." in said
     row = "2 50.0% 50.0% 50.0% 22.0% 22.0% 0.4 (block7) averages"

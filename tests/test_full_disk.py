@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -12,7 +11,7 @@ from etils import epath
 from bn_vgg import checkpoint, writers
 from bn_vgg.api import load
 from bn_vgg.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import start_python
 from tests.runs import assert_equal_runs, epochs_of, run, start_run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -99,10 +98,7 @@ cli.run(lambda: (sys.argv.extend(given), main())[1])
 
 
 def test_no_room_for_a_checkpoint_is_told_of_in_one_line(disk):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SAVES, str(disk), "24576"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = start_python("-c", SAVES, disk, 24576)
     what = r"cannot write a checkpoint of 40,000 bytes in \S+ \([\d,]+ bytes are free\): .*space"
     assert re.match(f"error: {what}", error_of(process))
     assert checkpoint.steps(disk / "checkpoints") == [1]

@@ -15,7 +15,7 @@ import pytest
 
 from bn_vgg import multihost
 from bn_vgg.errors import EXIT_HOST_LOST, EXIT_USER_ERROR
-from tests.conftest import ROOT
+from tests.conftest import ROOT, start_python
 from tests.runs import lines, num_lines, state
 from tests.test_devices import devices
 
@@ -196,7 +196,7 @@ def test_hosts_that_disagree_refuse_to_start(hosts, noise_folder, tmp_path):
     assert hosts.errors() == [f"{differs}{unseen}; name a --workdir that all hosts see"] * 2
 
 
-def meet(address, index, seconds=300, **environment):
+def meet(address, index, seconds=300):
     code = f"""
 from bn_vgg import multihost
 multihost._MEETING_SECONDS = {seconds}
@@ -204,10 +204,7 @@ print("meeting", flush=True)
 with multihost.joined({address!r}, 2, {index}):
     pass
 """
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return start_python("-c", code)
 
 
 def test_one_that_meets_nobody_says_so_and_ctrl_c_ends_it_at_once():

@@ -4,8 +4,6 @@ import errno
 import os
 import re
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -14,7 +12,7 @@ from bn_vgg.data import cache as image_cache
 from bn_vgg.data.sources import open_source
 from bn_vgg.errors import UserError
 from bn_vgg.run_dir import Workdir
-from tests.conftest import ROOT
+from tests.conftest import start_python
 from tests.runs import KilledError, epochs_of, run, start_run, wait_for_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -62,12 +60,7 @@ def test_who_comes_second_to_a_cache_waits_until_it_is_built(tmp_path, cartoon_f
     others = []
 
     def read_slowly():
-        others.append(
-            subprocess.Popen(
-                [sys.executable, "-c", OPENS, str(cartoon_folder), str(cache)], cwd=ROOT,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-        )  # fmt: skip
+        others.append(start_python("-c", OPENS, cartoon_folder, cache))
         assert others[0].stderr.readline() == (
             f"waiting for process {os.getpid()} on {socket.gethostname()}, since "
             f"{others_since(cache)}, which builds the image cache\n"

@@ -1,10 +1,7 @@
 """The report's command, tables, figures and pages, as a person gets them."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from html import unescape
 
 import pytest
@@ -18,7 +15,7 @@ from PIL import Image
 
 from experiments import page, plots, published, tables
 from experiments.runs import read_runs
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python
 from tests.made_up_runs import config_of, falling, lines_of, write_run
 from tests.made_up_runs import tables as made_up
 
@@ -50,12 +47,8 @@ def runs(tmp_path_factory):
     (root / "broken/config.json").write_text("{")
     (root / "<b>foreign|*one*").mkdir()
     (root / "<b>foreign|*one*/config.json").write_text('{"lr": 0.1}')
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.report", f"--runs={root}"], cwd=ROOT,
-        # As in a shell that a notebook has started.
-        env=os.environ | {"MPLBACKEND": "module://no.backend"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    # As in a shell that a notebook has started.
+    python("-m", "experiments.report", f"--runs={root}", MPLBACKEND="module://no.backend")
     return root
 
 
