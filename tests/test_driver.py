@@ -27,6 +27,12 @@ def drive(out, runs=RUNS, modes=None, executor=None, until=float("inf"), attempt
     return driver, states(out)
 
 
+def plan_sweep(out, runs=RUNS):
+    """Plans a sweep in its folder, and makes none of its runs."""
+    with state.driving(str(out), list(runs)):
+        pass
+
+
 def states(out):
     sweep = state.read_sweep(str(out))
     return [of.state for of in sweep.states(driven=state.is_driven(str(out)))]
@@ -128,8 +134,7 @@ class TestDriver:
 class TestFolder:
     def begin(self, path, *runs):
         """Plans a sweep of all runs and begins some."""
-        with state.driving(str(path), list(RUNS)):
-            pass
+        plan_sweep(path)
         for run in runs:
             (path / run.folder).mkdir(parents=True)
             (path / run.folder / "config.json").write_text("{}")
@@ -138,38 +143,28 @@ class TestFolder:
         self.begin(tmp_path, *RUNS[:2])
         settings = {"num_epochs": "9", "resources.CPU": "4"}
         more = [replace(RUNS[0], num_epochs=9, overrides=settings), planned("a", seed=1)]
-        with state.driving(str(tmp_path), more):
-            pass
+        plan_sweep(tmp_path, more)
         assert state.read_sweep(str(tmp_path)).runs == [RUNS[1], *more]
 
     def test_other_settings_are_refused_once_a_run_has_begun(self, tmp_path):
         other = [replace(run, overrides={"batch_size": "50"}) for run in RUNS]
-        with state.driving(str(tmp_path), list(RUNS)):
-            pass
-        with state.driving(str(tmp_path), other):
-            pass
+        plan_sweep(tmp_path)
+        plan_sweep(tmp_path, other)
         self.begin(tmp_path, RUNS[0])
-        with (
-            pytest.raises(UserError, match=r"holds a/seed0 with .*, but .* batch_size=50 is asked"),
-            state.driving(str(tmp_path), other),
+        with pytest.raises(
+            UserError, match=r"holds a/seed0 with .*, but .* batch_size=50 is asked"
         ):
-            pass
+            plan_sweep(tmp_path, other)
 
     def test_a_folder_of_other_things_is_refused_and_left_alone(self, tmp_path):
         (tmp_path / "thesis.tex").touch()
-        with (
-            pytest.raises(UserError, match=r"holds other files, but no sweep\.json"),
-            state.driving(str(tmp_path), RUNS),
-        ):
-            pass
+        with pytest.raises(UserError, match=r"holds other files, but no sweep\.json"):
+            plan_sweep(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
     def test_a_folder_where_no_run_could_keep_a_checkpoint(self, tmp_path):
-        with (
-            pytest.raises(UserError, match=r"no checkpoint can be kept in .*, because of '\['"),
-            state.driving(str(tmp_path / "a[1]"), RUNS),
-        ):
-            pass
+        with pytest.raises(UserError, match=r"no checkpoint can be kept in .*, because of '\['"):
+            plan_sweep(tmp_path / "a[1]")
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
@@ -185,14 +180,10 @@ class TestFolder:
         with state.driving(str(tmp_path), RUNS) as sweep:
             sweep.note(RUNS[0], RUNNING)
             assert states(tmp_path)[0] == RUNNING
-            with (
-                pytest.raises(UserError, match=f"{tmp_path} is in use by process"),
-                state.driving(str(tmp_path), RUNS),
-            ):
-                pass
+            with pytest.raises(UserError, match=f"{tmp_path} is in use by process"):
+                plan_sweep(tmp_path)
         assert states(tmp_path)[0] == TO_DO
-        with state.driving(str(tmp_path), RUNS):
-            pass
+        plan_sweep(tmp_path)
 
     def test_a_damaged_run_and_a_result_of_fewer_epochs(self, tmp_path):
         self.begin(tmp_path, *RUNS[:2])
