@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -45,14 +46,7 @@ def fake(monkeypatch):
 @pytest.fixture
 def refuse(monkeypatch):
     """From then on no source can be opened."""
-
-    def use(error):
-        def open_source(spec):
-            raise error
-
-        monkeypatch.setattr(sources, "open_source", open_source)
-
-    return use
+    return lambda error: monkeypatch.setattr(sources, "open_source", Mock(side_effect=error))
 
 
 def build(folder, spec="./fake", min_side=8):
@@ -155,13 +149,6 @@ def test_damage_is_noticed(fake, tmp_path, damage):
     assert len(build(tmp_path).keys) == 10
 
 
-def raises(number, path=None):
-    def fail(*args, **kwargs):
-        raise OSError(number, os.strerror(number), path)
-
-    return fail
-
-
 @pytest.mark.parametrize(
     ("number", "message"),
     [
@@ -173,7 +160,8 @@ def test_a_system_error_is_not_called_damage(fake, tmp_path, monkeypatch, number
     fake()
     build(tmp_path)
     (folder,) = tmp_path.glob("images-*")
-    monkeypatch.setattr(np, "memmap", raises(number, str(folder / "images.bin")))
+    error = OSError(number, os.strerror(number), str(folder / "images.bin"))
+    monkeypatch.setattr(np, "memmap", Mock(side_effect=error))
     with pytest.raises(UserError, match=message) as raised:
         build(tmp_path)
     assert "damaged" not in str(raised.value)
@@ -194,7 +182,8 @@ def test_who_may_only_read_a_shared_cache_uses_it(fake, tmp_path, monkeypatch):
     fake()
     build(tmp_path)
     shutil.rmtree(tmp_path / "sources")
-    monkeypatch.setattr(image_cache.Path, "write_text", raises(errno.EACCES))
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(image_cache.Path, "write_text", Mock(side_effect=denied))
     assert len(build(tmp_path).keys) == 10
 
 
@@ -214,11 +203,8 @@ def test_what_a_spec_names(spec, kind):
 def test_without_a_home_folder_another_one_is_asked_for(monkeypatch):
     for name in ("BN_VGG_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-
-    def no_home():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(image_cache.Path, "home", no_home)
+    no_home = RuntimeError("Could not determine home directory.")
+    monkeypatch.setattr(image_cache.Path, "home", Mock(side_effect=no_home))
     with pytest.raises(UserError, match=r"no home folder .* --cache_dir or BN_VGG_CACHE"):
         image_cache.choose_folder()
 

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -156,14 +157,10 @@ def test_an_older_one_that_nothing_needs_is_not_told_of(save, tmp_path):
 def test_what_the_system_cannot_read_now_is_not_damaged(where, error, save, tmp_path, monkeypatch):
     """A network's disk that was away: nothing is set aside, and nothing older is taken."""
     save(0.2, 0.1)
-
-    def fail(*_, **__):
-        raise error
-
     folder = Workdir(str(tmp_path)).checkpoints
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint.ocp.Checkpointer if where == "restore" else type(folder),
-                        where, fail)  # fmt: skip
+                        where, Mock(side_effect=error))  # fmt: skip
         with pytest.raises(
             UserError, match=r"cannot read .*checkpoints/2: .*(Stale|UNAV).*; nothing was changed"
         ):
@@ -198,10 +195,7 @@ def test_predict_and_export_name_a_damaged_best_one(copy):
 
 def test_nothing_is_unpickled(trained_run, copy, monkeypatch):
     state = load(trained_run, "latest").state
-
-    def refuse(*_, **__):
-        raise AssertionError("something was unpickled")
-
+    refuse = Mock(side_effect=AssertionError("something was unpickled"))
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
     found = restore(copy, state)

@@ -1,5 +1,7 @@
 """The convolution against a loop in float64, and its fast gradients against XLA's own."""
 
+from unittest.mock import Mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,11 +121,8 @@ def test_the_compiler_option_is_known_or_left_out(monkeypatch):
     convolution.cpu_compiler_options.cache_clear()
     options = convolution.cpu_compiler_options()
     assert jax.jit(lambda x: x * 2, compiler_options=options)(3) == 6
-
-    def unknown(*_, **__):
-        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option")
-
-    monkeypatch.setattr(jax, "jit", unknown)
+    unknown = jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option")
+    monkeypatch.setattr(jax, "jit", Mock(side_effect=unknown))
     convolution.cpu_compiler_options.cache_clear()
     assert convolution.cpu_compiler_options() is None
     convolution.cpu_compiler_options.cache_clear()

@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
@@ -74,11 +75,8 @@ class TestDriver:
         assert starts(tmp_path, "h") == [0]
 
     def test_ctrl_c_lets_runs_keep_what_they_have(self, tmp_path, monkeypatch):
-        def show(line):
-            raise KeyboardInterrupt
-
         with monkeypatch.context() as patch:
-            patch.setattr(cli, "show", show)
+            patch.setattr(cli, "show", Mock(side_effect=KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 drive(tmp_path, modes=dict.fromkeys("abc", "hang"))
         assert (tmp_path / "a" / "seed0" / "kept").exists()
@@ -119,12 +117,10 @@ class TestDriver:
         assert capsys.readouterr().out.count("a/seed0: preempted; it will be tried again") == 5
 
     def test_a_full_disk_ends_no_run_and_is_said_once(self, tmp_path, monkeypatch, capsys):
-        def write(sweep):
-            raise UserError("No space left on device")
-
         executor = FakeRuns(tmp_path, {})
         sweep = Sweep(str(tmp_path), RUNS, writes=True)
-        monkeypatch.setattr(Sweep, "write", write)
+        full = UserError("No space left on device")
+        monkeypatch.setattr(Sweep, "write", Mock(side_effect=full))
         work = executor.divide(RUNS)
         Driver(executor, sweep, len(executor.open(work))).drive(work)
         assert sweep.unfinished() == []

@@ -5,6 +5,7 @@ import os
 import re
 import socket
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
@@ -81,10 +82,8 @@ def others_since(cache):
 
 
 def test_a_file_system_without_locks_is_called_so(tmp_path, monkeypatch):
-    def refuse(*args):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr("fcntl.flock", refuse)
+    refused = OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=refused))
     with pytest.raises(UserError, match="No locks available"), Workdir(str(tmp_path)).locked():
         pass
 

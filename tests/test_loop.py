@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -24,10 +25,6 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 STEPS = 6
 
 
-def kill():
-    raise KilledError
-
-
 @pytest.fixture(scope="module")
 def done(cartoon_folder, cache_folder, tmp_path_factory):
     """A run of two epochs, PreciseBN over nine images: its folder, configuration and result."""
@@ -44,7 +41,7 @@ def test_checkpoints_within_epochs(tiny_config, cache_folder, tmp_path, before_s
     run(tiny_config, tmp_path / "whole", cache_folder)
     every = tiny_config.copy_and_resolve_references()
     every.checkpoint.every_steps = 3
-    before_step(STEPS + 4, kill)
+    before_step(STEPS + 4, Mock(side_effect=KilledError))
     with pytest.raises(KilledError):
         run(every, tmp_path / "killed", cache_folder)
     # The latest two, and, of a single epoch that has an error, another in the second best's place.

@@ -1,6 +1,7 @@
 """Order, crops and chunks: properties over odd sizes, and that they are what they are for good."""
 
 import itertools
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -175,11 +176,9 @@ class TestChunks:
         np.testing.assert_array_equal(partner, np.roll(label, 1, axis=1))
 
     def test_an_error_in_a_thread_arrives(self, monkeypatch):
-        def broken(*_):
-            raise OSError("the disk is gone")
-
         data = make_data(make_cache([(6, 7)] * 8), "host")
-        monkeypatch.setattr(pipeline, "cut_crops", broken)
+        gone = OSError("the disk is gone")
+        monkeypatch.setattr(pipeline, "cut_crops", Mock(side_effect=gone))
         with pytest.raises(OSError, match="the disk is gone"):
             list(data.train(0))
 

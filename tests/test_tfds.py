@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import requests
@@ -85,10 +87,8 @@ def test_sets_of_either_format_and_several_files_are_read_in_one_order(pets, tmp
 
 
 def test_opens_again_without_preparing(pets, folder, monkeypatch):
-    def generate(self):
-        raise AssertionError("prepared again")
-
-    monkeypatch.setattr(TinyPets, "_generate_examples", generate)
+    prepared = AssertionError("prepared again")
+    monkeypatch.setattr(TinyPets, "_generate_examples", Mock(side_effect=prepared))
     again = tfds_images("tiny_pets", data_dir=folder)
     assert again.records == pets.records
     assert again.fingerprint == pets.fingerprint
@@ -163,8 +163,5 @@ def test_no_network(tmp_path, monkeypatch):
     ],
 )
 def test_whatever_stops_the_preparation(error, expected, tmp_path, monkeypatch):
-    def generate(self):
-        raise error
-
-    monkeypatch.setattr(TinyPets, "_generate_examples", generate)
+    monkeypatch.setattr(TinyPets, "_generate_examples", Mock(side_effect=error))
     assert expected in failure("tiny_pets", tmp_path)

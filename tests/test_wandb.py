@@ -2,6 +2,7 @@
 
 import sys
 import types
+from unittest.mock import Mock
 
 import pytest
 
@@ -26,10 +27,6 @@ def calls(monkeypatch):
     return found
 
 
-def fail(*_, **__):
-    raise RuntimeError("api_key not configured")
-
-
 @pytest.fixture
 def train(tmp_path, cartoon_folder, cache_folder):
     config = get_config()
@@ -44,7 +41,7 @@ def test_a_run_is_one_run_however_often_it_is_started(calls, train, tmp_path, mo
     first, *rest = calls[:4]
     assert rest == ["writer", "train", 0]
     assert calls[4:] == calls[:4]
-    monkeypatch.setattr(launch.loop, "train_and_evaluate", fail)
+    monkeypatch.setattr(launch.loop, "train_and_evaluate", Mock(side_effect=RuntimeError))
     with pytest.raises(RuntimeError):
         train()
     assert calls[-1] == 1
@@ -56,7 +53,8 @@ def test_a_run_is_one_run_however_often_it_is_started(calls, train, tmp_path, mo
 
 
 def test_what_it_lacks_is_told_in_a_line(calls, train, monkeypatch):
-    monkeypatch.setattr(sys.modules["wandb"], "init", fail)
+    no_key = RuntimeError("api_key not configured")
+    monkeypatch.setattr(sys.modules["wandb"], "init", Mock(side_effect=no_key))
     with pytest.raises(UserError, match="--wandb: api_key not configured; or set WANDB_MODE=off"):
         train()
     monkeypatch.setitem(sys.modules, "wandb", None)
