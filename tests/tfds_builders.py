@@ -6,14 +6,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from tests.image_files import encode
+
 # Of different sizes, so that a mix-up shows. Grey values, because the images are of one colour.
 GREYS = {"Cat/0.png": 10, "Cat/1.png": 50, "Dog/0.png": 90, "Dog/1.png": 130, "Dog/2.png": 170}
 
 
-def png(grey, mode="RGB", **size):
-    file = io.BytesIO()
-    Image.new("RGB", (size.get("width", 8), 6), (grey,) * 3).convert(mode).save(file, "PNG")
-    return file.getvalue()
+def png(grey, mode="RGB", width=8):
+    return io.BytesIO(encode(Image.new("RGB", (width, 6), (grey,) * 3).convert(mode)))
 
 
 class _Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -46,14 +46,9 @@ class TinyPets(_Tiny):
 
     def _generate_examples(self):
         for name, grey in GREYS.items():
-            yield (
-                name,
-                {
-                    "image": io.BytesIO(png(grey, "L" if grey == 50 else "RGB", width=grey)),
-                    "image/filename": f"PetImages/{name}",
-                    "label": name[:3].lower(),
-                },
-            )
+            image = png(grey, "L" if grey == 50 else "RGB", width=grey)
+            label = name[:3].lower()
+            yield name, {"image": image, "image/filename": f"PetImages/{name}", "label": label}
 
 
 class TinySplits(_Tiny):
@@ -103,4 +98,4 @@ class TinyUnlabelled(_Tiny):
     FEATURES = TinyBroken.FEATURES
 
     def _generate_examples(self):
-        yield 0, {"image": io.BytesIO(png(0)), "label": -1}
+        yield 0, {"image": png(0), "label": -1}
