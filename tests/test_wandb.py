@@ -8,7 +8,6 @@ import pytest
 
 from bn_vgg import launch
 from bn_vgg.errors import UserError
-from tests.tiny_config import get_config
 
 
 @pytest.fixture
@@ -28,11 +27,9 @@ def calls(monkeypatch):
 
 
 @pytest.fixture
-def train(tmp_path, cartoon_folder, cache_folder):
-    config = get_config()
-    config.data.source = str(cartoon_folder)
+def train(tmp_path, tiny_config, cache_folder):
     path = str(tmp_path / "run")
-    return lambda: launch.train(config, path, cache_folder=cache_folder, wandb=True)
+    return lambda: launch.train(tiny_config, path, cache_folder=cache_folder, wandb=True)
 
 
 def test_a_run_is_one_run_however_often_it_is_started(calls, train, tmp_path, monkeypatch):
