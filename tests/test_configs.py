@@ -183,7 +183,7 @@ def test_wrong_arguments_of_normalizers(norm, kwargs):
     assert "config.model" in why_not(lambda: check_config(config))
 
 
-_BASE = """\
+_BASE = b"""\
 from configs import default
 from ml_collections import ConfigDict, config_dict
 def get_config():
@@ -198,12 +198,10 @@ FILES = {
     "syntax": b"def (",
     "all bytes": bytes(range(256)),
     "empty config": b"from ml_collections import ConfigDict as get_config",
-    "placeholder": (_BASE + "    config.seed = config_dict.placeholder(int)\n").encode(),
-    "a field more": (_BASE + "    config.data.more = 1\n    return config").encode(),
-    "a field less": (_BASE + "    del config.data['source']\n    return config").encode(),
-    "no group": (
-        _BASE + "    del config['model']\n    config.model = 5\n    return config"
-    ).encode(),
+    "placeholder": _BASE + b"    config.seed = config_dict.placeholder(int)\n",
+    "a field more": _BASE + b"    config.data.more = 1\n    return config",
+    "a field less": _BASE + b"    del config.data['source']\n    return config",
+    "no group": _BASE + b"    del config['model']\n    config.model = 5\n    return config",
 }
 
 
