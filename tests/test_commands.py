@@ -94,10 +94,11 @@ WRONG = [
 ]
 
 
-def assert_refused(done):
+def assert_refused(done, message):
     """In one line."""
     assert done.stdout == ""
     assert re.fullmatch(r"error: .*\n", done.stderr), done.stderr
+    assert message in done.stderr
 
 
 def test_wrong_arguments_end_in_one_line(fork_command, trained_run, cartoon_folder, tmp_path):
@@ -106,9 +107,7 @@ def test_wrong_arguments_end_in_one_line(fork_command, trained_run, cartoon_fold
     for arguments, message in WRONG:
         for name, path in places.items():
             arguments = [argument.replace(name, str(path)) for argument in arguments]
-        done = fork_command("main", *arguments, status=2)
-        assert_refused(done)
-        assert message in done.stderr
+        assert_refused(fork_command("main", *arguments, status=2), message)
 
 
 def test_it_trains_from_the_cache_without_archive_or_tensorflow(
@@ -225,9 +224,7 @@ def test_wrong_arguments_of_predict_and_export(fork_command, trained_run, cartoo
         ("export", [*given, "--which=newest"], "--which=newest"),
         ("export", given[1:], "--workdir is missing; see --help"),
     ):
-        done = fork_command(name, *arguments, status=2)
-        assert_refused(done)
-        assert message in done.stderr
+        assert_refused(fork_command(name, *arguments, status=2), message)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -236,8 +233,7 @@ def test_a_backend_that_is_not_there_is_named_before_anything_else(run_command):
         "predict", "--images=/nope", "--output=o.csv", "--workdir=/nope/run", status=2,
         JAX_PLATFORMS="cuda",
     )  # fmt: skip
-    assert_refused(done)
-    assert "on with JAX_PLATFORMS=cuda: there is no such device" in done.stderr
+    assert_refused(done, "on with JAX_PLATFORMS=cuda: there is no such device")
 
 
 def test_a_command_explains_itself(fork_command):
