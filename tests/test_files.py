@@ -125,18 +125,16 @@ def test_what_cannot_be_listed(tmp_path, monkeypatch):
         assert "unzip archives that are inside" in refused(path)
 
 
-@pytest.mark.parametrize("kind", ["folder", "archive"])
-def test_a_missing_permission_is_called_so(tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize(
+    ("write", "module", "opens"), [(write_folder, os, "scandir"), (write_zip, zipfile, "ZipFile")]
+)
+def test_a_missing_permission_is_called_so(tmp_path, monkeypatch, write, module, opens):
     def refuse(path, *args, **kwargs):  # the tests may run as root, whom no mode keeps out
         raise PermissionError(errno.EACCES, "Permission denied", path)
 
-    path = write_folder(tmp_path / "x", {"cat/a.png": b"x"})
+    path = write(tmp_path / "x", KAGGLE)
     with monkeypatch.context() as patch:
-        if kind == "archive":
-            path = write_zip(tmp_path / "x.zip", KAGGLE)
-            patch.setattr(zipfile, "ZipFile", refuse)
-        else:
-            patch.setattr(os, "scandir", refuse)
+        patch.setattr(module, opens, refuse)
         text = refused(path)
     assert f"this user may not read '{path}'" in text
 
