@@ -15,18 +15,11 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 @pytest.fixture
 def sweep(cache_folder, tmp_path):
     """Starts a sweep in tmp_path/out."""
-    started = []
+    started, folders = [], (f"--out={tmp_path / 'out'}", f"--cache_dir={cache_folder}")
 
     def start_one(*arguments):
-        process = start(
-            *arguments,
-            f"--out={tmp_path / 'out'}",
-            "--notensorboard",
-            f"--cache_dir={cache_folder}",
-            "--jobs=1",
-        )
-        started.append(process)
-        return process
+        started.append(start(*arguments, *folders, "--notensorboard", "--jobs=1"))
+        return started[-1]
 
     yield start_one
     for process in started:
