@@ -26,14 +26,10 @@ errors
 """
 LEVEL = {name: i for i, line in enumerate(ORDER.split("\n")) for name in line.split()}
 COMMANDS = ("main", "predict", "export")
-
-
-def modules():
-    for path in sorted((ROOT / "bn_vgg").rglob("*.py")):
-        yield ".".join(path.relative_to(ROOT).with_suffix("").parts), ast.parse(path.read_text())
-
-
-MODULES = dict(modules())
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text())
+    for path in sorted((ROOT / "bn_vgg").rglob("*.py"))
+}
 
 
 def imported(tree):
