@@ -176,16 +176,13 @@ def test_five_crop_evaluation_against_numpy():
 
 def lower(model, platforms, evaluate=False):
     """The step of the published batch of 100 crops of 128x128; needs none of the devices."""
-
-    def of(*shape, dtype):
-        return jax.ShapeDtypeStruct(shape, dtype)
-
+    shape = jax.ShapeDtypeStruct
     optimizer = make_optimizer(default.get_config().to_dict(), 200)
     image = jnp.zeros((1, 128, 128, 3))
     state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0), image))
-    crops = of(100, 5 if evaluate else 1, 128, 128, 3, dtype=np.uint8)
+    crops = shape((100, 5 if evaluate else 1, 128, 128, 3), np.uint8)
     numbers = {"label": np.int32, "position": np.int32, "mask": np.float32}
-    batch = {"crops": crops} | {key: of(100, dtype=dtype) for key, dtype in numbers.items()}
+    batch = {"crops": crops} | {key: shape((100,), dtype) for key, dtype in numbers.items()}
     step = make_train_step(model, optimizer)
     if evaluate:
         lowered = export.export(jax.jit(make_eval_step(model)), platforms=platforms)
@@ -194,7 +191,7 @@ def lower(model, platforms, evaluate=False):
         jax.jit(lambda state, batch, seed: step(state, batch, jax.random.key(seed))),
         platforms=platforms,
     )
-    return lowered(state, batch, of(dtype=np.int32))
+    return lowered(state, batch, shape((), np.int32))
 
 
 def test_a_count_of_updates_stays_an_integer_over_devices():
