@@ -71,6 +71,12 @@ def same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
+def difference(one, other):
+    """The largest of any array of two trees, by the array's largest value."""
+    off = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(a).max(), 1e-6), one, other)
+    return float(max(jax.tree.leaves(off)))
+
+
 def state(folder, which="latest"):
     """The state of a run's checkpoint, NumPy arrays."""
     return api.load(folder, which).state

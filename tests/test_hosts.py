@@ -10,13 +10,12 @@ import sys
 import time
 
 import jax
-import numpy as np
 import pytest
 
 from bn_vgg import multihost
 from bn_vgg.errors import EXIT_HOST_LOST, EXIT_USER_ERROR
 from tests.conftest import ROOT, start_python
-from tests.runs import lines, num_lines, state
+from tests.runs import difference, lines, num_lines, state
 from tests.test_devices import devices
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -44,12 +43,6 @@ ARGUMENTS = (
     "--config.optimizer.epsilon=1", "--config.optimizer.learning_rate=0.001",
     "--config.model.dropout_rate=0.3", "--notensorboard",
 )  # fmt: skip
-
-
-def difference(one, other):
-    """The largest of any array, by the array's largest value."""
-    off = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(a).max(), 1e-6), one, other)
-    return float(max(jax.tree.leaves(off)))
 
 
 def assert_same_run(left, right, num_epochs):
