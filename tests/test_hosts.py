@@ -37,7 +37,6 @@ LOST = 90
 # 72 images less 32 held out, in batches of 8: 5 steps an epoch.
 ARGUMENTS = (
     "--config=tests/tiny_config.py", "--config.data.valid_examples=21",
-    "--config.model.features=(4, 6)",
     "--config.model.norm=full", "--config.augment.mixup=0.2",
     "--config.augment.horizontal_flip=True", "--config.optimizer.average_decay=0.9",
     "--config.optimizer.epsilon=1", "--config.optimizer.learning_rate=0.001",
