@@ -7,6 +7,7 @@ import tensorflow_datasets as tfds
 from urllib3.connection import HTTPSConnection
 from urllib3.exceptions import MaxRetryError, NameResolutionError
 
+from bn_vgg import locking
 from bn_vgg.data import sources
 from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.images import UnreadableImage
@@ -58,7 +59,15 @@ def test_one_split(pets):
 
 def test_published_splits_reach_the_run(folder, tmp_path, monkeypatch):
     """From TFDS through the cache, by the name alone, to what is trained on."""
-    monkeypatch.setattr(sources, "open_source", lambda name: tfds_images(name, data_dir=folder))
+
+    def open_source(name):
+        # TFDS lets several processes prepare a set at once, and all but one fail.
+        (lock,) = tmp_path.glob(".*.lock")
+        with pytest.raises(UserError, match="in use by process"), locking.held(lock):
+            pass
+        return tfds_images(name, data_dir=folder)
+
+    monkeypatch.setattr(sources, "open_source", open_source)
     cache = open_or_build("tiny_splits", min_side=8, folder=tmp_path, quiet=True)
     splits = split(cache.keys, cache.splits, valid_examples=1, test_examples=99)
     assert [len(part) for part in splits] == [2, 1, 3]

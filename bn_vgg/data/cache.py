@@ -32,7 +32,7 @@ from bn_vgg import locking
 from bn_vgg.data import sources
 from bn_vgg.data.images import UnreadableImage, scale_shorter_side
 from bn_vgg.data.sources import Source
-from bn_vgg.errors import NotThereError, UserError, one_line
+from bn_vgg.errors import NotThereError, UserError, cannot_write, one_line
 
 # Part of every cache's name: raise it when the same source and settings give other bytes.
 _FORMAT = 1
@@ -83,7 +83,12 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
     Raises:
       UserError: the source cannot be used, or the folder cannot be read or written.
     """
-    settings = f"{_place(spec)}\0{min_side}\0{_FORMAT}".encode("utf-8", "backslashreplace")
+    kind = ""
+    with contextlib.suppress(NotThereError):
+        kind = sources.kind(spec)
+    # A relative path depends on the current folder.
+    place = spec if kind in ("tfds", "hf", "cartoons") else _absolute(spec)
+    settings = f"{place}\0{min_side}\0{_FORMAT}".encode("utf-8", "backslashreplace")
     # Holds the name of the cache that this spec led to last time.
     note = folder / "sources" / hashlib.blake2b(settings, digest_size=16).hexdigest()
     known = None
@@ -91,9 +96,13 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
         name = note.read_text().strip()  # empty where the machine died while it was written
         known = folder / name if name and (folder / name).is_dir() else None
     try:
-        if known and sources.kind(spec) in ("tfds", "hf"):
+        if known and kind in ("tfds", "hf"):
             return _open(known)
-        source = sources.open_source(spec)
+        with contextlib.ExitStack() as alone:
+            if kind == "tfds":  # of several processes that prepare a set at once all but one fail
+                with cannot_write(f"the image cache in {folder} (--cache_dir names another)"):
+                    alone.enter_context(_alone(folder, note.name))
+            source = sources.open_source(spec)
     except NotThereError as error:
         if not known:
             raise
@@ -103,11 +112,7 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
     cache = folder / f"images-{min_side}px-{hashlib.blake2b(content, digest_size=12).hexdigest()}"
     try:
         if not cache.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            waiting = "waiting for {}, which builds the image cache"
-            with locking.held(
-                folder / f".{cache.name}.lock", wait=lambda owner: _say(waiting.format(owner))
-            ):
+            with _alone(folder, cache.name):
                 if not cache.is_dir():
                     _build(source, min_side, cache, quiet)
         if known != cache:
@@ -124,11 +129,16 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
     return _open(cache)
 
 
-def _place(spec: str) -> str:
-    """Makes paths absolute: a relative path depends on the current folder."""
-    with contextlib.suppress(NotThereError):
-        if sources.kind(spec) in ("tfds", "hf", "cartoons"):
-            return spec
+@contextlib.contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Waits while another process prepares what `name` stands for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = "waiting for {}, which builds the image cache"
+    with locking.held(folder / f".{name}.lock", wait=lambda owner: _say(waiting.format(owner))):
+        yield
+
+
+def _absolute(spec: str) -> str:
     return ",".join(os.path.abspath(os.path.expanduser(part.strip())) for part in spec.split(","))
 
 
