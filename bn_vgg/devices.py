@@ -53,7 +53,11 @@ class Devices:
 
     def fetch(self, replicated):
         """Copies one of the equal replicas to the host, as NumPy arrays."""
-        return jax.device_get(self.first(replicated))
+        if self.axis_name is None:
+            return jax.device_get(replicated)
+        # Cut out on the host: an operation on the device would wait for the chunk queued there.
+        shards = jax.tree.map(lambda x: x.addressable_shards[0].data, replicated)
+        return jax.tree.map(lambda x: x[0], jax.device_get(shards))
 
     def first(self, replicated):
         """Returns the replica on the first local device."""
@@ -89,7 +93,8 @@ class Devices:
             fitting = [str(size) for size in (below, below + self.count) if size > 0]
             raise UserError(
                 f"config.batch_size: {self.count} devices cannot share {batch_size} examples "
-                f"equally; sizes that fit: {', '.join(fitting)}"
+                f"equally; sizes that fit: {', '.join(fitting)}; or let JAX see fewer devices, "
+                f"such as {max(n for n in range(1, self.count) if batch_size % n == 0)}"
             )
         backend = jax.default_backend()
         if precision == "tensorfloat32" and backend != "gpu":

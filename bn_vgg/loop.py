@@ -279,6 +279,7 @@ class Run:
     def _finish(self) -> dict[str, Any]:
         """Evaluates the best epoch on the test images and writes the result."""
         progress, config, norm = self.progress, self.config, self.programs.model.norm
+        multihost.starting()  # the test split may be compiled for
         self.checkpointer.wait()
         folder, like = self.workdir.checkpoints, self.devices.fetch(self.state)
         best = checkpoint.read(folder, progress.best_step, like)[1]

@@ -59,12 +59,18 @@ class Split(NamedTuple):
     sizes: np.ndarray  # height and width in pixels, int64, (N, 2)
     labels: np.ndarray  # int32, (N,)
 
-    def on_device(self, devices: Devices) -> "Split":
-        """Copies the images to every device, without what lies between them."""
-        lengths = self.sizes.prod(axis=1) * 3
-        places = zip(self.starts, self.starts + lengths, strict=True)
-        packed = np.concatenate([self.pixels[start:end] for start, end in places])
-        starts = np.cumsum(lengths) - lengths
+    @property
+    def lengths(self) -> np.ndarray:
+        """Bytes of each image, int64, (N,)."""
+        return self.sizes.prod(axis=1) * 3
+
+    def on_device(self, devices: Devices, num_bytes: int) -> "Split":
+        """Copies the images to every device without what lies between them, padded at the end."""
+        packed = np.zeros(num_bytes, np.uint8)
+        ends = np.cumsum(self.lengths)
+        starts = ends - self.lengths
+        for source, start, end in zip(self.starts, starts, ends, strict=True):
+            packed[start:end] = self.pixels[source : source + end - start]
         return self._replace(starts=starts, pixels=devices.replicate(packed))
 
 
@@ -106,8 +112,11 @@ class Data:
         ]
         self._unplaced = on_host[0]
         self.on_host = not _fits(config["data"]["placement"], on_host)
+        train, *held_out = (int(split.lengths.sum()) for split in on_host)
+        # Both are evaluated by one program, compiled for their common length.
         self.train_split, self.valid_split, self.test_split = (
-            split if self.on_host else split.on_device(devices) for split in on_host
+            split if self.on_host else split.on_device(devices, num_bytes)
+            for split, num_bytes in zip(on_host, (train, max(held_out), max(held_out)), strict=True)
         )
         self.description = (
             f"{len(splits.train)} training, {len(splits.valid)} validation, {len(splits.test)} "
@@ -248,7 +257,7 @@ def _fits(placement: str, splits: list[Split]) -> bool:
     """Decides whether `splits` are placed on the device."""
     if placement == "host":
         return False
-    sizes = [int(split.sizes.prod(axis=1).sum()) * 3 for split in splits]
+    sizes = [int(split.lengths.sum()) for split in splits]
     room = _room()
     fits = sum(sizes) <= room and max(sizes) <= _MAX_BYTES
     if placement == "device" and not fits:
