@@ -51,10 +51,12 @@ def train(
     is_first = jax.process_index() == 0
     say = say if is_first else logging.info
     provenance.pin_jax_settings(config.model)
-    if not (multihost.has_peers() and jax.default_backend() == "cpu"):
-        # On a CPU JAX finds what it has compiled in the first process alone, and Gloo gives up when
-        # the others are half a minute behind it.
+    if not multihost.has_peers() or jax.default_backend() == "tpu":
         cli.keep_compiled(cache_folder)
+    else:
+        # The first process alone writes there, and may be alone in finding it. On a CPU Gloo gives
+        # up when the others are half a minute behind; on GPUs they share the work of compiling.
+        jax.config.update("jax_enable_compilation_cache", False)
     devices = Devices()
     devices.check(config.batch_size, config.model.precision)
     if multihost.has_peers():
