@@ -84,7 +84,8 @@ def init_state(
 def make_train_step(config: ConfigDict, model: Any):
     """Returns the training step of one device, see `steps.make_train_step`.
 
-    A schedule's epoch is of 200 updates, as with the 20,000 training photographs.
+    A schedule's epoch is of 200 updates, as with the 20,000 training photographs. Products within
+    an optimizer have JAX's default precision, in a run that of `config.model.precision`.
     """
     settings = config.to_dict()
     optimizer = make_optimizer(settings, steps_per_epoch=200)

@@ -107,7 +107,8 @@ def get_config(
     # float32.
     model.dtype = "float32"
     # Of float32 products: `highest` is float32 without TF32 or bfloat16 rounding, on every device;
-    # `tensorfloat32`, what PyTorch uses for convolutions, is for NVIDIA GPUs alone.
+    # `tensorfloat32`, what PyTorch uses for convolutions, is for NVIDIA GPUs alone. With a `dtype`
+    # of `bfloat16` JAX's own default is left, also for products in an optimizer or normalizer.
     model.precision = "highest"
 
     config.optimizer = optimizer = ConfigDict()

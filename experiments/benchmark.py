@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from bn_vgg import cli, config_file, provenance
 from bn_vgg.devices import Devices
+from bn_vgg.errors import UserError
 from bn_vgg.programs import Programs
 from bn_vgg.steps import to_intensities
 
@@ -49,7 +50,10 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     arguments = [f"--config={_RUN.value}", *(f"--config.{each}" for each in _SET.value)]
     config = config_file.load_config(arguments)
+    if jax.device_count() > 1:
+        raise UserError("it times one device: let JAX see one, by CUDA_VISIBLE_DEVICES=0, say")
     Devices().check(config.batch_size, config.model.precision)
+    provenance.pin_jax_settings(config.model)
     torch = torch_vgg.torch.__version__ if torch_vgg else None
     about: dict[str, Any] = {
         "command": provenance.command(), "commit": provenance.commit(),

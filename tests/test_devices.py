@@ -48,9 +48,10 @@ def test_shares_of_a_batch():
     with pytest.raises(UserError) as raised:
         four.check(100, "highest")
     assert str(raised.value) == (
-        "config.batch_size: 8 devices cannot share 100 examples equally; sizes that fit: 96, 104"
+        "config.batch_size: 8 devices cannot share 100 examples equally; sizes that fit: 96, 104; "
+        "or let JAX see fewer devices, such as 5"
     )
-    with pytest.raises(UserError, match=r"sizes that fit: 8$"):
+    with pytest.raises(UserError, match=r"sizes that fit: 8; .* such as 5$"):
         four.check(5, "highest")
     with pytest.raises(UserError, match="tensorfloat32 is for NVIDIA GPUs, and this is a CPU"):
         four.check(8, "tensorfloat32")
