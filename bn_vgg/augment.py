@@ -8,13 +8,7 @@ import jax.numpy as jnp
 import optax
 
 # The recipe's, but for its random crops, which data/crops.py draws.
-OFF = {
-    "horizontal_flip": False,
-    "colour_jitter": 0.0,
-    "cutout": 0,
-    "mixup": 0.0,
-    "label_smoothing": 0.0,
-}
+OFF = dict.fromkeys(("horizontal_flip", "colour_jitter", "cutout", "mixup", "label_smoothing"), 0)
 # What the epoch's key is folded with, so that dropout draws other numbers.
 _AUGMENT = 2**31
 _FLIP, _COLOUR, _CUTOUT, _MIXUP, _PARTNER = range(5)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from bn_vgg import errors, stopping
 from bn_vgg.config_file import load_file
-from bn_vgg.errors import Interrupted, UserError, described, one_line
+from bn_vgg.errors import Interrupted, UserError, cannot_write, described, one_line
 
 
 def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> None:
@@ -60,11 +60,11 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
         stop_showing()
         return errors.EXIT_BROKEN_PIPE
     except Exception as error:
-        path = next((handler.baseFilename for handler in _log_handlers()), None)
-        if path is None:
+        if _log_file is None:
             raise
         logging.info("a bug, or too little memory", exc_info=True)
-        return _fail(f"{described(error)}; the traceback is in {path}", errors.EXIT_BUG)
+        where = f"the traceback is in {_log_file.baseFilename}"
+        return _fail(f"{described(error)}; {where}", errors.EXIT_BUG)
 
 
 def _fail(message: str, status: int) -> int:
@@ -136,34 +136,31 @@ def stop_showing() -> None:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-class _LogFile(std_logging.FileHandler):
-    def handleError(self, record: std_logging.LogRecord) -> None:  # noqa: N802 - logging's
-        """Says nothing: a full disk is told of by what needs the room, not by each line."""
-
-
-def _log_handlers() -> list[_LogFile]:
-    return [each for each in std_logging.getLogger().handlers if isinstance(each, _LogFile)]
+# Of the run in progress.
+_log_file: std_logging.FileHandler | None = None
 
 
 def log_to_file(path: epath.Path | None) -> None:
     """Sends what the libraries log to this file alone, and warnings to the terminal."""
+    global _log_file
     quieten()
     logging.set_verbosity(logging.INFO)
     root = std_logging.getLogger()
-    for earlier in _log_handlers():
-        root.removeHandler(earlier)
+    if _log_file is not None:
+        root.removeHandler(_log_file)
         with contextlib.suppress(OSError):  # what is left to write of it may find no room
-            earlier.close()
+            _log_file.close()
+        _log_file = None
     if path is None or "://" in str(path):
         return
-    try:
-        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with cannot_write(str(path)):
+        _log_file = std_logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    # A full disk is told of by what needs the room, not by each line.
+    _log_file.handleError = lambda record: None  # type: ignore[method-assign]
     # Orbax logs dozens of lines a checkpoint: its warnings are enough.
-    handler.addFilter(lambda record: record.levelno > std_logging.INFO or not _is_orbax(record))
-    handler.setFormatter(std_logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
-    root.addHandler(handler)
+    _log_file.addFilter(lambda record: record.levelno > std_logging.INFO or _is_shown(record))
+    _log_file.setFormatter(std_logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
+    root.addHandler(_log_file)
 
 
 def quieten() -> None:
@@ -181,12 +178,8 @@ def quieten() -> None:
     sys.unraisablehook = _log_unraisable
 
 
-def _is_orbax(record: std_logging.LogRecord) -> bool:
-    return record.name == "asyncio" or "orbax" in record.pathname
-
-
 def _is_shown(record: std_logging.LogRecord) -> bool:
-    return not _is_orbax(record)
+    return record.name != "asyncio" and "orbax" not in record.pathname
 
 
 def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
