@@ -43,6 +43,8 @@ def group(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str
             close = ", ".join(difflib.get_close_matches(field, known, cutoff=0.5))
             guess = f"did you mean {close}?" if close else "see configs/default.py"
             raise UserError(f"--by: the configuration has no field {field!r}; {guess}")
+        if field not in runs:
+            raise UserError(f"--by: none of these runs has recorded {field}")
     texts = runs[[field for field in (*known, "cell") if field in runs]].map(str)
     others = [field for field in texts if field not in {*FREE, "cell"} or field in apart(by)]
     # A network's name says more than its settings.
@@ -51,7 +53,8 @@ def group(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str
     for field in others:
         if texts.groupby(fields)[field].nunique().max() > 1:
             fields.append(field)
-    if texts.duplicated([*fields, "seed"]).any():
+    # Cells are told apart by fields that matter in some runs only, such as eval.precise_examples.
+    if texts.groupby(fields)["cell"].nunique().max() > 1:
         fields.append("cell")
     texts["group"] = texts[fields].agg(", ".join, axis=1)
     besides = [field for field in others if field not in fields and texts[field].nunique() > 1]

@@ -120,7 +120,7 @@ _MAPS: dict[str, tuple[str, str, Any, list[float]]] = {
         "PuOr", LogNorm(1 / 4, 4), [0.25, 0.5, 1, 2, 4],
     ),
     "never_active": (
-        "Share of feature maps that are 0 over the whole validation set",
+        "Share of feature maps that are never above 0 over the whole validation set",
         # By the square root: one dead map of fifty is to be seen.
         "Blues", PowerNorm(0.5, 0, 1), [0, 0.1, 0.5, 1],
     ),

@@ -78,8 +78,9 @@ def read_runs(
     unused |= dict.fromkeys(runs.loc[other, "folder"], reason)
     runs = runs[~other]
     best_first = runs.sort_values(["finished", "epochs"], ascending=False, kind="stable")
-    for _, (kept, *others) in best_first.groupby(["section", "cell", "seed", *apart])["folder"]:
-        reason = f"same configuration and seed as {kept}, which is used"
+    keys = ["section", "cell", "seed", *(field for field in apart if field in runs)]
+    for _, (kept, *others) in best_first.groupby(keys, dropna=False)["folder"]:
+        reason = f"for this cell and seed {kept} is used, finished or with more epochs"
         unused |= dict.fromkeys(others, reason)
     runs = runs[~runs["folder"].isin(unused)].reset_index(drop=True)
     epochs = pd.concat(lines).merge(runs[["section", "cell", "seed", "folder"]], on="folder")

@@ -169,12 +169,13 @@ class TestSpikes:
             ([spiky(2, 1)] * 3, UNDECIDED),  # half each
             ([spiky(3, 1)] * 3, SUPPORTED),  # two thirds
             ([spiky(0)] * 3, UNDECIDED),
-            ([spiky(6), spiky(0), spiky(0)], UNDECIDED),  # one run's
+            ([spiky(6), spiky(0), spiky(0)], UNDECIDED),  # one seed's
             ([spiky(2)] * 2, UNDECIDED),
         ],
     )
     def test_5_verdicts(self, courses, verdict):
-        assert decide("5", {"full_crop": courses}).word == verdict
+        cells = dict.fromkeys(("full_crop", "meanonly", "full"), courses)
+        assert decide("5", cells).word == verdict
 
     def test_5_only_batch_normalized_cells_with_enough_seeds_are_looked_at(self):
         cells = {"full_crop": [spiky(2)] * 3, "baseline": [spiky(7, 7)] * 3}

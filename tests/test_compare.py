@@ -133,6 +133,25 @@ def test_whatever_differs_makes_a_group(other, field, tmp_path):
     assert list(runs["group"].value_counts()) == [2, 2]
 
 
+@pytest.mark.parametrize(("statistics", "count"), [("running", 1), ("precise", 2)])
+def test_what_precise_statistics_are_of_matters_where_they_are_reported(
+    statistics, count, tmp_path
+):
+    for seed, examples in enumerate((100, 1000)):
+        changes = {"eval__statistics": statistics, "eval__precise_examples": examples}
+        config = config_of("baseline_crop", "demo", seed=seed, **changes)
+        write_run(tmp_path / f"seed{seed}", config, lines_of([0.2]))
+    runs, _, _ = comparison.group(read_runs(tmp_path)[0], ["model.norm"])
+    assert runs["group"].nunique() == count
+
+
+def test_a_field_that_no_run_has_recorded():
+    by = ["eval.compared_examples"]
+    runs, _, _ = read_runs(ROOT / "experiments/results/demo_runs", comparison.apart(by))
+    with pytest.raises(UserError, match=r"none of these runs has recorded eval\.compared_examples"):
+        comparison.group(runs, by)
+
+
 def test_the_command(tmp_path):
     write(tmp_path, "a", "full", [0.2, 0.3, 0.4])
     write(tmp_path, "b", "a_module_of_mine:" + 80 * "N", [0.2, 0.25, 0.3])

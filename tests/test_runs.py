@@ -108,7 +108,8 @@ class TestReadRuns:
         runs, epochs, unused = read_runs(tmp_path)
         assert list(runs["folder"]) == ["c"]
         assert set(epochs["folder"]) == {"c"}
-        assert unused["a"] == unused["b"] == "same configuration and seed as c, which is used"
+        reason = "for this cell and seed c is used, finished or with more epochs"
+        assert unused["a"] == unused["b"] == reason
 
     def test_sections_are_of_one_size_and_the_same_images(self, tmp_path):
         def write(name, source, fingerprint, variant="small", **changes):

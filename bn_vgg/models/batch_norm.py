@@ -198,7 +198,8 @@ class BatchRenorm(MomentNorm):
 
     The bounds start at 1 and 0, which is `FullBatchNorm`, and rise linearly after a warm-up. The
     defaults are the paper's; the recipe's 60 epochs are some 12,000 updates and end near bounds of
-    1.4 and 1.75. `batch_stats` counts the `updates`.
+    1.4 and 1.75. `batch_stats` counts the `updates`. r and d are in what is compared as the batch's
+    and as precise statistics, too.
 
     Attributes:
       r_max: final bound of r and of 1 / r, at least 1.

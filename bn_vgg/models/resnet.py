@@ -59,7 +59,8 @@ class ResNet(nn.Module):
     Attributes:
       depth: 6 n + 2 layers, for n blocks in each stage.
       width: channels of the first stage; the next ones have twice and four times as many.
-      pre_activation: whether normalizer and ReLU come before each convolution.
+      pre_activation: whether normalizer and ReLU come before each convolution. Otherwise a
+        normalizer with an activation of its own applies it before the shortcut is added, too.
       num_classes, norm, dropout_rate, dtype, precision: as in `VGG`.
     """
 
