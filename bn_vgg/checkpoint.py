@@ -19,7 +19,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from bn_vgg.errors import UserError, cannot_write, first_line
+from bn_vgg.errors import UserError, cannot_read, cannot_write, first_line, of_the_system
 
 # Orbax's names for the two parts of a checkpoint, and for the file in the second one.
 _STATE, _METRICS, _METRICS_FILE = "state", "metrics", "metrics"
@@ -61,9 +61,9 @@ Checkpoint = tuple[Progress, Any]
 
 def steps(folder: epath.Path) -> list[int]:
     """The steps whose checkpoints are in the folder, whole or not, the newest first."""
-    if not folder.exists():
-        return []
-    return sorted((int(x.name) for x in folder.iterdir() if x.name.isdigit()), reverse=True)
+    with cannot_read(folder):
+        found = folder.iterdir() if folder.exists() else ()
+        return sorted((int(x.name) for x in found if x.name.isdigit()), reverse=True)
 
 
 def read(folder: epath.Path, step: int, like: Any) -> Checkpoint:
@@ -89,7 +89,7 @@ def read(folder: epath.Path, step: int, like: Any) -> Checkpoint:
         raise DamagedError(f"{path} is not whole: {first_line(error)}") from error
     except Exception as error:  # a changed byte makes Orbax raise a dozen types
         why = first_line(error)[:300]
-        if isinstance(error, OSError) or why.startswith(_OF_THE_SYSTEM):
+        if of_the_system(error) or why.startswith(_OF_THE_SYSTEM):
             raise UserError(
                 f"cannot read {path}: {why}; nothing was changed: run the same command again when "
                 "it can be read"

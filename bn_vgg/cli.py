@@ -119,13 +119,14 @@ def say(line: str) -> None:
 def show(line: str) -> None:
     """Shows a line to a person, above a progress bar where there is one.
 
-    Where nobody reads on, as behind `| head` or when a terminal is gone, nothing ends.
+    Where nobody reads on, as behind `| head`, or a terminal or the room in `> file` is gone,
+    nothing ends.
     """
     try:
         tqdm.write(line)
         sys.stdout.flush()
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):
+        if error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT):
             raise
         stop_showing()
 

@@ -95,16 +95,37 @@ def needing(extra: str) -> Iterator[None]:
         raise UserError(f"{error}: pip install -e '.[{extra}]'") from error
 
 
+def of_the_system(error: Exception) -> bool:
+    """Whether the system could not read or write: an OSError, or TensorFlow's of gs:// and such."""
+    return isinstance(error, OSError) or type(error).__module__.startswith("tensorflow.")
+
+
+@contextlib.contextmanager
+def cannot_read(what: str | os.PathLike) -> Iterator[None]:
+    """Turns the system's errors into a UserError, but for a FileNotFoundError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) or not of_the_system(error):
+            raise
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(
+            f"cannot read {what}: {why}; run the same command again when it can be read"
+        ) from error
+
+
 @contextlib.contextmanager
 def cannot_write(
-    what: str, kinds: tuple[type[Exception], ...] = (OSError,), folder: str | os.PathLike = ""
+    what: str, kinds: tuple[type[Exception], ...] = (), folder: str | os.PathLike = ""
 ) -> Iterator[None]:
-    """Turns what writing raises, of these `kinds`, into a UserError; with the room in `folder`."""
+    """Turns the system's errors, and those of `kinds`, into a UserError; with `folder`'s room."""
     try:
         yield
     except UserError:
         raise
-    except kinds as error:
+    except Exception as error:
+        if not (of_the_system(error) or isinstance(error, kinds)):
+            raise
         why = error.strerror if isinstance(error, OSError) else None
         with contextlib.suppress(OSError):  # the folder itself may be what is gone
             what += f" ({shutil.disk_usage(folder).free:,} bytes are free)" if folder else ""

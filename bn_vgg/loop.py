@@ -117,6 +117,11 @@ class Run:
             metrics = jax.tree.unflatten(jax.tree.structure(metrics), leaves)
         # A line may have been written for an epoch whose checkpoint was not.
         lines = [line for line in workdir.read_metrics() if line["epoch"] <= progress.epoch]
+        if len(lines) != progress.epoch:
+            raise UserError(
+                f"{workdir.path}/metrics.jsonl has {len(lines)} epochs of the {progress.epoch} of "
+                "its checkpoint: copy all of the run's folder, or name another --workdir"
+            )
         if progress.step:
             self.say(f"resuming after epoch {progress.epoch} (step {progress.step})")
         begins = checkpoint.digest_of(progress, jax.device_get(state))

@@ -13,7 +13,7 @@ from etils import epath
 
 import bn_vgg
 from bn_vgg import locking
-from bn_vgg.errors import UserError, cannot_write, differences
+from bn_vgg.errors import UserError, cannot_read, cannot_write, differences
 
 # Of a run's files. Raise it when this code could not go on with a run of the version before.
 FORMAT = 4
@@ -89,10 +89,12 @@ class Workdir:
             self.check_format()
             if self.exists("config.json"):
                 _refuse_other(self.path, self.read("config.json"), config)
-            if (
-                self.exists("data.json")
-                and self.read("data.json")["fingerprint"] != data["fingerprint"]
-            ):
+            elif (self.path / "checkpoints").exists():
+                raise UserError(
+                    f"{self.path} holds checkpoints, but no config.json: copy all of it"
+                )
+            old = self.read("data.json") if self.exists("data.json") else data
+            if any(old.get(x) != data[x] for x in ("fingerprint", "class_names", "examples")):
                 raise UserError(
                     f"{self.path} holds a run on other data: {data['source']} has changed, or, of "
                     "a folder, the files' times (copy with `cp -p`). Name another --workdir"
@@ -115,8 +117,9 @@ class Workdir:
             )
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
-        return (self.path / name).exists()
+        """Whether the file is there; a UserError where the system does not say."""
+        with cannot_read(self.path):
+            return (self.path / name).exists()
 
     def read(self, name: str) -> Any:
         """Reads a JSON file."""
@@ -131,11 +134,10 @@ class Workdir:
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
         path = self.path / name
         try:
-            return parse(path.read_text())
+            with cannot_read(path):
+                return parse(path.read_text())
         except FileNotFoundError as error:
             raise UserError(f"{self.path} holds no run: there is no {name} in it") from error
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         except ValueError as error:  # no JSON, or no text
             raise UserError(f"{path} is damaged: {error}") from error
 

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -25,6 +25,19 @@ def raise_on_terminate() -> None:
         signal.signal(signal.SIGHUP, interrupt)
 
 
+@contextlib.contextmanager
+def obeyed_already() -> Iterator[None]:
+    """Ignores SIGTERM and SIGHUP meanwhile, in the main thread: what they ask for is under way."""
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGHUP) if main else ()
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in numbers}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 class StopRequest:
     """The `signal` that has asked a run to stop, or None."""
 
@@ -32,7 +45,7 @@ class StopRequest:
         self.signal: signal.Signals | None = None
 
     def during(self, work: Callable[[], Any]) -> Any:
-        """Returns what `work` does; notes the first signal meanwhile, a second one ends at once.
+        """Returns what `work` does; notes the first signal meanwhile, a later Ctrl-C ends at once.
 
         Python runs handlers in the main thread, and XLA may keep a thread for minutes: so `work`
         has a thread of its own. Outside the main thread, where signals cannot be set, none is
@@ -57,7 +70,7 @@ class StopRequest:
         if self.signal is None:
             self.signal = signal.Signals(number)
             _say("stopping after this chunk of steps")
-        else:
+        elif number == signal.SIGINT:  # a lost terminal and a shutdown may send theirs twice
             _say("ended at once; the same command goes on from what is kept")
             os._exit(128 + number)
 

@@ -65,18 +65,16 @@ class TensorBoard:
 
     def __init__(self, folder: epath.Path, run: str):
         """Opens the writer; `run` names the run in TensorBoard's table, and no other."""
-        import tensorflow as tf
         from clu import metric_writers
 
         self._folder, self._run = folder, run
-        self._errors = (tf.errors.OpError, OSError)
-        with cannot_write(f"TensorBoard's files in {folder}", self._errors):
+        with cannot_write(f"TensorBoard's files in {folder}"):
             self._writer = metric_writers.create_default_writer(folder, asynchronous=False)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         what, remote = f"TensorBoard's files in {self._folder}", "://" in str(self._folder)
-        with cannot_write(what, self._errors, "" if remote else self._folder):
+        with cannot_write(what, folder="" if remote else self._folder):
             yield
             self._writer.flush()  # so that TensorBoard shows it at once
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bn_vgg import cli
+from bn_vgg import cli, stopping
 from bn_vgg.errors import EXIT_USER_ERROR, UserError
 from bn_vgg.run_dir import Workdir
 from experiments import status
@@ -54,7 +54,8 @@ class Driver:
                         del self._running[slot]
                         waiting.extend(self._settle(each, ended))
         finally:
-            self._stop()
+            with stopping.obeyed_already():
+                self._stop()
 
     def _start(self, work: Work, slot: int) -> None:
         self._begun[work.name] += 1
@@ -81,6 +82,9 @@ class Driver:
         if ended.status and not again:
             self.failed.append((work, ended.error))
         alike = len({error.replace(each.name, "") for each, error in self.failed}) == 1
+        # Seeds of one name may well fail alike.
+        names = {run.name for each, _ in self.failed for run in each.runs}
+        alike = alike and (len(names) > 1 or names == {run.name for run in self._sweep.runs})
         if ended.status == EXIT_USER_ERROR and alike and len(self.failed) == self._ended > 1:
             raise UserError(
                 f"the first {len(self.failed)} runs ended with the same error, so the others were "
@@ -103,7 +107,7 @@ class Driver:
     def _lines(self, run: PlannedRun) -> list[dict[str, Any]]:
         try:
             return Workdir(run.workdir(self._sweep.out), writes=False).read_metrics()
-        except (OSError, UserError):  # a network's disk may be away for a moment
+        except UserError:  # a network's disk may be away for a moment
             return []
 
     def _say_epochs(self, work: Work) -> None:

@@ -6,7 +6,7 @@ at each ended. How far a run is, is read from its own folder: result.json and me
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,13 +94,19 @@ class Sweep:
     def copy_small_files(self) -> Path:
         """Copies all but what is large to a folder beside `out`, and returns it."""
         target = Path(f"{self.out.rstrip('/')}_results")
-        left_out = shutil.ignore_patterns("checkpoints", "damaged", "events*", "wandb", ".*")
-        return shutil.copytree(self.out, target, ignore=left_out, dirs_exist_ok=True)
+        left_out = ("checkpoints", "damaged", "events*", "wandb", ".*", "*.partial")
+        ignore = shutil.ignore_patterns(*left_out)
+        with cannot_write(str(target)):
+            return shutil.copytree(self.out, target, ignore=ignore, dirs_exist_ok=True)
 
 
 @contextlib.contextmanager
-def driving(out: str, runs: list[PlannedRun]) -> Iterator[Sweep]:
+def driving(
+    out: str, runs: list[PlannedRun], wait: Callable[[str], None] | None = None
+) -> Iterator[Sweep]:
     """Takes a folder for a sweep, or goes on with it. An address such as gs:// has no lock.
+
+    `wait` is as in `locking.held`.
 
     Raises:
       UserError: another process is in charge, or the folder holds other files or runs with other
@@ -109,13 +115,14 @@ def driving(out: str, runs: list[PlannedRun]) -> Iterator[Sweep]:
     folder = Workdir(out).checkpoints.parent  # raises where Orbax cannot write
     with contextlib.ExitStack() as stack:
         with cannot_write(out):
-            if folder.exists() and not (folder / SWEEP).exists() and any(folder.glob("[!.]*")):
+            others = [each for each in folder.glob("[!.]*") if each.name != f"{SWEEP}.partial"]
+            if others and not (folder / SWEEP).exists():
                 raise UserError(
                     f"{out} holds other files, but no {SWEEP} of a sweep: name another --out"
                 )
             folder.mkdir(parents=True, exist_ok=True)
             if "://" not in out:
-                stack.enter_context(locking.held(Path(out) / _LOCK))
+                stack.enter_context(locking.held(Path(out) / _LOCK, wait=wait))
             sweep = Sweep(out, runs, writes=True)
             if (folder / SWEEP).exists():
                 _go_on(sweep, read_sweep(out))
@@ -127,6 +134,8 @@ def _go_on(sweep: Sweep, before: Sweep) -> None:
     """Takes over what is known of a sweep; more seeds and epochs may be asked for."""
     planned = {run.folder: run for run in sweep.runs}
     sweep.attempts = before.attempts
+    for attempt in sweep.attempts.values():
+        attempt["state"] = TO_DO if attempt["state"] == RUNNING else attempt["state"]
     for old in before.runs:
         new = planned.get(old.folder)
         if not (epath.Path(sweep.out) / old.folder / "config.json").exists():

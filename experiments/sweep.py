@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from bn_vgg import cli, config_file
-from bn_vgg.errors import UserError
+from bn_vgg.errors import EXIT_USER_ERROR, UserError
 from experiments import plan, state, status
 from experiments.driver import Driver
 from experiments.executors import Executor
@@ -61,7 +61,7 @@ def main() -> int | None:
         width = min(shutil.get_terminal_size((status.WIDTH, 0)).columns, 160)
         print(status.run_table(sweep.runs, sweep.states(driven=state.is_driven(out)), width))
         return None
-    runs = plan.plan(
+    runs = every = plan.plan(
         plan.find_preset(preset), variant=_VARIANT.value,
         seeds=plan.parse_seeds(_SEEDS.value), settings=plan.parse_settings(_SET.value),
     )  # fmt: skip
@@ -73,6 +73,9 @@ def main() -> int | None:
         print("\n".join(executor.command(work) for work in executor.divide(runs)))
         return None
     if _SHARD.value:
+        if "://" not in out:  # there the driver that has started this one keeps the plan
+            with state.driving(out, every, wait=lambda _: None):
+                pass
         return _drive(executor, state.Sweep(out, runs), until)
     with state.driving(out, runs) as sweep:
         return _drive(executor, sweep, until)
@@ -100,7 +103,8 @@ def _drive(executor: Executor, sweep: state.Sweep, until: float) -> int | None:
     cli.show(f"\n{status.cell_table(runs, sweep.states())}\n")
     if "://" not in sweep.out:  # the report reads folders alone
         cli.show(f"python -m experiments.report --runs={sweep.out}")
-    return 1 if driver.failed else None
+    # Of a shard the driver that has started it need not try again: this one has.
+    return (EXIT_USER_ERROR if _SHARD.value else 1) if driver.failed else None
 
 
 def _advise(platform: str, run: plan.PlannedRun) -> None:

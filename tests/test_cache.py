@@ -192,6 +192,7 @@ def test_who_may_only_read_a_shared_cache_uses_it(fake, tmp_path, monkeypatch):
     [
         ("cartoons", "cartoons"), ("cartoons:25000", "cartoons"), ("cats_vs_dogs", "tfds"),
         ("cifar10:3.*.*", "tfds"), ("imagenet_resized/32x32", "tfds"), ("./cats_vs_dogs", "files"),
+        ("imagenet_resized/32x32:0.*.*", "tfds"),
         ("/a/b", "files"), ("~/x", "files"), ("a/*.zip", "files"), ("a.zip,b.zip", "files"),
         ("hf:mnist", "hf"), ("hf:a/b:c", "hf"), ("hf:./b", "hf_folder"), ("hf:tests", "hf_folder"),
     ],

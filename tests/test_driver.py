@@ -74,6 +74,11 @@ class TestDriver:
             drive(tmp_path, runs, dict.fromkeys("abcdefgh", "user error"))
         assert starts(tmp_path, "h") == [0]
 
+    def test_one_names_error_does_not(self, tmp_path):
+        runs = [planned("a"), planned("a", seed=1), planned("b")]
+        _, found = drive(tmp_path, runs, {"a": "user error"})
+        assert found == [FAILED, FAILED, DONE]
+
     def test_ctrl_c_lets_runs_keep_what_they_have(self, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(cli, "show", Mock(side_effect=KeyboardInterrupt))
@@ -135,6 +140,11 @@ class TestFolder:
             (path / run.folder).mkdir(parents=True)
             (path / run.folder / "config.json").write_text("{}")
 
+    def test_a_first_write_that_was_killed_is_in_nobodys_way(self, tmp_path):
+        (tmp_path / f"{state.SWEEP}.partial").touch()
+        plan_sweep(tmp_path)
+        assert states(tmp_path) == [TO_DO] * 3
+
     def test_more_seeds_and_epochs_may_be_asked_for_and_what_has_begun_stays(self, tmp_path):
         self.begin(tmp_path, *RUNS[:2])
         settings = {"num_epochs": "9", "resources.CPU": "4"}
@@ -179,7 +189,8 @@ class TestFolder:
             with pytest.raises(UserError, match=f"{tmp_path} is in use by process"):
                 plan_sweep(tmp_path)
         assert states(tmp_path)[0] == TO_DO
-        plan_sweep(tmp_path)
+        with state.driving(str(tmp_path), RUNS):  # which goes on without it for a while
+            assert states(tmp_path)[0] == TO_DO
 
     def test_a_damaged_run_and_a_result_of_fewer_epochs(self, tmp_path):
         self.begin(tmp_path, *RUNS[:2])

@@ -87,6 +87,13 @@ def test_equal_keys_get_the_files_name_added(tmp_path):
     assert both.fingerprint == labelled_files(f"{one},{two}").fingerprint
 
 
+def test_an_at_sign_in_a_name_is_no_copys(tmp_path):
+    """The part before a key's `@` decides the split."""
+    paths = [f"{name}/frame@{i}.png" for name in ("cat", "dog") for i in range(9)]
+    source = labelled_files(str(write_folder(tmp_path / "x", dict.fromkeys(paths, b"x"))))
+    assert len({key.partition("@")[0] for key in keys(source)}) == 18
+
+
 def test_names_that_are_no_text_can_be_hashed(tmp_path):
     folder = os.fsencode(write_folder(tmp_path / "x", {"Dog/1.png": picture()}))
     os.mkdir(folder + b"/Cat")

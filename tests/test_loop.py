@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import threading
 from unittest.mock import Mock
 
@@ -211,6 +212,14 @@ def test_other_variables_are_evaluated_and_nothing_else_changes(
     found = trained.predict_crops([five_crops(cache.image(i), 16) for i in splits.valid])
     wrong = np.mean(found.argmax(-1) != cache.labels[splits.valid])
     assert wrong == pytest.approx(result["best_valid_error_rate"])
+
+
+def test_a_copy_without_its_lines_is_refused(done, cache_folder, tmp_path):
+    copy = shutil.copytree(done[0], tmp_path / "copy")
+    for name in ("metrics.jsonl", "result.json"):
+        (copy / name).unlink()
+    with pytest.raises(UserError, match=r"metrics.jsonl has 0 epochs of the 2 of its checkpoint"):
+        run(done[1], copy, cache_folder)
 
 
 def test_nothing_is_compiled_after_the_first_epoch(

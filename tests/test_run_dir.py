@@ -1,5 +1,7 @@
 """The files of a run: whole or absent, and none of another run's."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from bn_vgg.errors import UserError
 from bn_vgg.run_dir import FORMAT, Workdir
 from tests.runs import same
 
-DATA = {"source": "s", "fingerprint": "f"}
+DATA = {"source": "s", "fingerprint": "f", "class_names": ["a"], "examples": {"train": 9}}
 CONSTANT = {"schedule": {"name": "constant"}}
 CONFIG = CONSTANT | {
     "num_epochs": 2, "seed": 0, "model": {"norm": "mine:Norm", "features": ((1, 2), (3,))},
@@ -35,10 +37,27 @@ def test_all_differing_fields_are_named_and_only_the_epochs_may_grow(workdir):
         workdir.claim(config, DATA)
 
 
-def test_other_data_are_refused(workdir):
+@pytest.mark.parametrize("other", [{"fingerprint": "g"}, {"examples": {"train": 8}}])
+def test_other_data_are_refused(workdir, other):
     workdir.claim(CONFIG, DATA)
     with pytest.raises(UserError, match="on other data: s has changed"):
-        workdir.claim(CONFIG, DATA | {"fingerprint": "g"})
+        workdir.claim(CONFIG, DATA | other)
+
+
+def test_checkpoints_alone_are_no_run(workdir):
+    workdir.checkpoints.mkdir()
+    with pytest.raises(UserError, match=r"holds checkpoints, but no config\.json"):
+        workdir.claim(CONFIG, DATA)
+
+
+def test_a_bucket_that_cannot_be_reached_is_said_in_a_line(workdir, monkeypatch):
+    tensorflow = {"__module__": "tensorflow.python.framework.errors_impl"}
+    error = type("OpError", (Exception,), tensorflow)("no network\nsee the log")
+    for name in ("exists", "mkdir"):
+        monkeypatch.setattr(type(workdir.path), name, Mock(side_effect=error))
+    for use, what in ((workdir.read_metrics, "read"), (lambda: workdir.claim({}, DATA), "write")):
+        with pytest.raises(UserError, match=f"^cannot {what} .*: no network; run the same command"):
+            use()
 
 
 @pytest.mark.parametrize(("written", "named"), [

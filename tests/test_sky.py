@@ -153,7 +153,17 @@ def test_what_skypilot_raises_is_said_in_a_line_and_tried_again(sky, monkeypatch
     monkeypatch.setattr(sky, "launch", lambda *_, **__: 1 / 0)
     ended = jobs.poll(jobs.start(jobs.divide(RUNS)[0], 0))
     assert ended.error == "SkyPilot: ZeroDivisionError: division by zero"
-    assert ended.status == EXIT_BUG
+    assert (ended.status, ended.lost) == (EXIT_BUG, False)
+
+
+def test_a_job_that_cannot_be_looked_up_is_not_given_up(sky, monkeypatch):
+    monkeypatch.setattr(Sky, "poll_seconds", 0)
+    jobs = executor()
+    work = jobs.divide(RUNS)[0]
+    job = jobs.start(work, 0)
+    monkeypatch.setattr(sky, "queue_v2", lambda **_: 1 / 0)
+    assert jobs.poll(job).lost
+    assert jobs.poll(jobs.start(work, 0)).lost
 
 
 @pytest.mark.parametrize(

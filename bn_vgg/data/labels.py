@@ -39,7 +39,7 @@ def labelled_files(spec: str) -> Source:
     """
     keyed: dict[str, tuple[str, ImageFile]] = {}
     for file, class_name, rest in _classify(list_images(spec), spec):
-        key = f"{class_name}/{rest}"
+        key = f"{class_name}/{rest.replace('@', '%40')}"  # see `Record`
         while key in keyed:
             key = f"{key}@{file.name}"
         keyed[key] = class_name, file

@@ -51,13 +51,13 @@ def kind(spec: str) -> str:
         return "cartoons"
     if re.match("hf:.", spec):
         return "hf_folder" if is_folder(spec[3:]) else "hf"
-    if re.fullmatch(r"\w+(:[\w.*]+)?", spec):
+    if re.fullmatch(r"\w+(:[\w.*]+)?|\w+/[\w.-]+:[\w.*]+", spec):
         return "tfds"
     if spec.startswith(("/", ".", "~")) or set(spec) & set("*?[,") or os.path.exists(spec):
         return "files"
     # With a builder's configuration, imagenet_resized/32x32; but data/PetImags is a mistyped path.
     is_path = spec.endswith(".zip") or os.path.isdir(spec.partition("/")[0])
-    if re.fullmatch(r"\w+/[\w.-]+(:[\w.*]+)?", spec) and not is_path:
+    if re.fullmatch(r"\w+/[\w.-]+", spec) and not is_path:
         return "tfds"
     raise NotThereError(f"config.data.source: no file or folder {spec!r}; {_CHOICES}")
 

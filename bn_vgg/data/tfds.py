@@ -59,7 +59,8 @@ def tfds_images(name: str, *, data_dir: str | None = None) -> Source:
 
     def file_name(example: dict[str, Any]) -> str:
         paths = [example[key].decode(errors="replace") for key in file_keys]
-        return re.split(r"[/\\]", paths[0])[-1] if paths else ""
+        # Of a key's `@`, see `Record`.
+        return re.split(r"[/\\]", paths[0])[-1].replace("@", "%40") if paths else ""
 
     rows = [
         (split, position, int(example[label_key]), file_name(example))

@@ -88,6 +88,7 @@ class Local(Executor):
         if done.returncode:
             raise UserError(f"JAX finds no devices: {done.stderr.strip().splitlines()[-1]}")
         self.platform, count = done.stdout.split()[-2:]
+        os.environ.pop("SLURM_STEP_NUM_TASKS", None)  # other tasks make other runs, or shards
         cores = cli.usable_cores()
         shares = share_out(self.platform, int(count), cores, self._jobs, self._per_run)
         self._shares = shares[: len(work)]

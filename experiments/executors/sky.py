@@ -54,6 +54,7 @@ class Sky(Executor):
         self._sky, self._task_file, self._sweep_flags = sky, task_file, sweep_flags
         self._jobs, self._per_run = jobs, per_run or 1
         self._adopted: set[int] = set()  # jobs of an earlier start
+        self._launched: set[str] = set()  # names of jobs
         found = [each.accelerators or {} for each in self._make_task().resources]
         kinds = {name: int(count) for each in found for name, count in each.items()}
         if len(kinds) != 1:
@@ -124,7 +125,9 @@ class Sky(Executor):
                 task.update_envs(_variables(work))
                 (job_id,), _ = self._sky.get(self._sky.jobs.launch(task, name=name))
         except Exception as error:  # SkyPilot's, and those of what it calls
-            return Ended(EXIT_BUG, f"SkyPilot: {type(error).__name__}: {one_line(error)}")
+            why = f"SkyPilot: {type(error).__name__}: {one_line(error)}"
+            return Ended(EXIT_BUG, why, lost=name in self._launched)  # it may well go on
+        self._launched.add(name)
         cli.show(f"{work.name}: managed job {job_id}, `sky jobs logs {job_id}`")
         return job_id
 
