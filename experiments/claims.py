@@ -8,19 +8,10 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from experiments import spikes
+from experiments import spikes, stats
 from experiments.presets import CELLS
 from experiments.spikes import PRECISE, RUNNING
-from experiments.stats import (
-    CONFIDENCE,
-    FEW_ERRORS,
-    FEWEST_SEEDS,
-    beyond_chance,
-    error_rate,
-    mean_interval,
-    percent,
-    points,
-)
+from experiments.stats import CONFIDENCE, FEWEST_SEEDS, error_rate, mean_interval, percent, points
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 VALID, TRAIN = "valid/error_rate", "train/error_rate"
@@ -112,11 +103,11 @@ def _without_augmentation(runs, epochs):
     "At the very beginning the batch-normalized network validates worse.",
     rule="Supported if after epoch 1 `meanonly`'s validation error is above `baseline`'s by more "
     "than chance in every seed, contradicted if in none. More than chance is more than "
-    f"{FEW_ERRORS} standard errors, at their largest. Runs that are not finished count. *Lag* is "
-    "how much higher `meanonly`'s error is there by running averages than by precise statistics, "
-    "on the same images: the part that is not in the weights. The difference over epochs 1 to "
-    f"{FIRST_EPOCHS} is told beside it and decides nothing. (The claim had two rules, and this one "
-    "was kept when its first runs had been made.)",
+    f"{stats.FEW_ERRORS} standard errors, at their largest. Runs that are not finished count. "
+    "*Lag* is how much higher `meanonly`'s error is there by running averages than by precise "
+    "statistics, on the same images: the part that is not in the weights. The difference over "
+    f"epochs 1 to {FIRST_EPOCHS} is told beside it and decides nothing. (The claim had two rules, "
+    "and this one was kept when its first runs had been made.)",
     post="48.7% against 48.7% in the figure, and over epochs 1 to 5 44.9% against 38.0%.",
 )
 def _at_the_beginning(runs, epochs):
@@ -125,8 +116,8 @@ def _at_the_beginning(runs, epochs):
     first, later = (_mean_of_first(chosen, epochs, cells, count) for count in (1, FIRST_EPOCHS))
     images = chosen.groupby("seed")["valid_examples"].min()
     above = [
-        row.meanonly > row.baseline and beyond_chance(row.meanonly, row.baseline, images[row.Index])
-        for row in first.itertuples()
+        own > other and stats.beyond_chance(own, other, images[seed])
+        for seed, own, other in first[cells].itertuples()
     ]
     numbers = first[cells].map(percent)
     numbers["difference"] = (first["meanonly"] - first["baseline"]).map(points)
@@ -235,11 +226,8 @@ def _of_spikes(runs, epochs):
     cells = [cell for cell in CELLS if not cell.startswith("baseline")]
     enough = [chosen for chosen, missing in (usable(runs, [cell]) for cell in cells) if not missing]
     if not enough:
-        return Verdict(
-            UNDECIDED,
-            f"Needs a batch-normalized cell with {FEWEST_SEEDS} finished seeds of at least "
-            f"{FEWEST_EPOCHS} epochs.",
-        )
+        seeds = f"{FEWEST_SEEDS} finished seeds of at least {FEWEST_EPOCHS} epochs"
+        return Verdict(UNDECIDED, f"Needs a batch-normalized cell with {seeds}.")
     chosen = pd.concat(enough)
     found = []
     for run in chosen.itertuples():
