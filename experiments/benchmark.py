@@ -92,16 +92,17 @@ def measure_steps(config: ConfigDict, norms: list[str], rounds: int) -> list[dic
     """
     turns: dict[tuple[str, str], Callable[[], float]] = {}
     side, rate = config.data.crop_size, config.model.dropout_rate
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (config.batch_size, side, side, 3), np.uint8)
+    labels = rng.integers(0, 2, config.batch_size, np.int32)
     for norm in norms:
         config.model.norm = norm
         cli.show(f"compiling {norm}, {side}x{side}, dropout {rate:g} ...")
-        images, labels = _random_batch(config)
         turns[norm, "jax"] = _turn_of(_chunk(config, images, labels))
         recipe = (config.model.name, config.optimizer.name) == ("vgg8", "rmsprop")
         if torch_vgg is not None and recipe and norm in torch_vgg.NORMS:
-            steps = torch_vgg.make_steps(
-                config.model.to_dict(), config.optimizer.to_dict(), images, labels, _STEPS
-            )
+            settings = config.model.to_dict(), config.optimizer.to_dict()
+            steps = torch_vgg.make_steps(*settings, images, labels, _STEPS)
             turns[norm, "torch"] = _turn_of(steps)
     cli.show(f"timing {rounds} turns of each ...")
     taken = [{key: turn() for key, turn in turns.items()} for _ in range(rounds)]
@@ -117,14 +118,6 @@ def measure_steps(config: ConfigDict, norms: list[str], rounds: int) -> list[dic
             if {above, below} <= turns.keys():
                 rows[norm][ratio] = statistics.median(each[above] / each[below] for each in taken)
     return list(rows.values())
-
-
-def _random_batch(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """Draws images (N, H, W, 3), uint8, and labels (N,), int32, of a batch of `config`."""
-    side, count = config.data.crop_size, config.batch_size
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
-    return images, rng.integers(0, 2, count, np.int32)
 
 
 def _chunk(config: ConfigDict, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
