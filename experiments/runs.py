@@ -17,7 +17,6 @@ import pandas as pd
 
 from bn_vgg.errors import UserError
 from bn_vgg.run_dir import KWARGS, ONLY_SPEED, Workdir, flatten
-from configs import default
 from experiments.presets import BEYOND, CELLS, VARIANTS
 from experiments.stats import NOTHING, TAKEN_OFF
 
@@ -205,7 +204,7 @@ def _changes(config: dict[str, Any], cell: dict[str, Any]) -> list[str]:
 @cache
 def _recipe() -> dict[str, Any]:
     """Fields that older records lack; their defaults are what those runs were trained with."""
-    recipe = flatten(default.get_config().to_dict(), fields=KWARGS)
+    recipe = _cell_config("default", "full")
     return {field: recipe[field] for field in recipe.keys() - FREE - _REQUIRED.keys()}
 
 

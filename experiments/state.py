@@ -69,10 +69,9 @@ class Sweep:
 
     def unfinished(self) -> list[PlannedRun]:
         """The runs that are not done."""
-        states = zip(self.runs, self.states(), strict=True)
-        return [run for run, found in states if found.state != DONE]
+        return [run for run in self.runs if self._state(run).state != DONE]
 
-    def _state(self, run: PlannedRun, driven: bool) -> RunState:
+    def _state(self, run: PlannedRun, driven: bool = True) -> RunState:
         workdir = Workdir(run.workdir(self.out), writes=False)
         noted = self.attempts.get(run.folder, {"state": TO_DO, "error": None})
         state, test_error_rate = noted["state"], None

@@ -64,8 +64,7 @@ def percent(rate: float) -> str:
 
 def points(difference: float, *, sign: bool = True) -> str:
     """Writes a difference of two rates as `+3.0 points`."""
-    text = f"{100 * difference:{'+' if sign else ''}.1f} points"
-    return NOTHING if math.isnan(difference) else text
+    return NOTHING if math.isnan(difference) else f"{100 * difference:{'+' * sign}.1f} points"
 
 
 def beyond_chance(a: float, b: float, examples: int | None) -> bool:

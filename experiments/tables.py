@@ -29,10 +29,8 @@ def grid(runs: pd.DataFrame) -> pd.DataFrame:
             unfinished = int((runs["cell"] == cell).sum())
             return f"{unfinished} unfinished" if unfinished else NOTHING
         valid, test = own["best_valid_error_rate"], own["test_error_rate"]
-        return (
-            f"**{error_rate(list(valid))}**<br>test {error_rate(list(test))}<br>"
-            f"{own['epochs'].iloc[0]} epochs"
-        )
+        epochs = own["epochs"].iloc[0]
+        return f"**{error_rate(valid)}**<br>test {error_rate(test)}<br>{epochs} epochs"
 
     rows = [
         [f"**{name}**", *(text(norm + augmented) for augmented in AUGMENTATIONS)]
@@ -46,15 +44,15 @@ def cells(runs: pd.DataFrame) -> pd.DataFrame:
     finished = runs[runs["finished"].astype(bool)]
     rows = []
     for (cell, count), own in finished.groupby(["cell", "epochs"], sort=False):
-        precise = list(own["test_error_rate_precise"].dropna())
+        precise = own["test_error_rate_precise"].dropna()
         rows.append({
             "cell": f"`{cell}`",
             "seeds": str(len(own)),
             "epochs": str(count),
-            "best validation": error_rate(list(own["best_valid_error_rate"]), counted=False),
-            "test": error_rate(list(own["test_error_rate"]), counted=False),
-            "test, precise": error_rate(precise) if precise else NOTHING,
-            "time": duration(list(own["wall_seconds"])),
+            "best validation": error_rate(own["best_valid_error_rate"], counted=False),
+            "test": error_rate(own["test_error_rate"], counted=False),
+            "test, precise": error_rate(precise) if len(precise) else NOTHING,
+            "time": duration(own["wall_seconds"]),
             "the post's": percent(published.BEST.get(cell, math.nan)),
         })  # fmt: skip
     return pd.DataFrame(rows)
