@@ -106,8 +106,7 @@ def measure(
         for name, reference in references.items()
         if reference in valid and reference != name
     }
-    in_minutes = runs["wall_seconds"].max() >= 120
-    unit, part = ("minutes", 1 / 60) if in_minutes else ("seconds", 1)
+    unit, part = ("minutes", 1 / 60) if runs["wall_seconds"].max() >= 120 else ("seconds", 1)
     reaching = {f"{unit} to {target:g}%": of("seconds_to", part)} if target is not None else {}
     return {
         "valid error": valid,

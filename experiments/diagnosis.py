@@ -141,9 +141,7 @@ def draw(epochs: pd.DataFrame, found: pd.DataFrame, title: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.4 + sum(heights) + 0.5 * len(maps)), layout="constrained")
         figure.suptitle(title, x=0.015, ha="left", size=13, weight="bold")
-        panels = figure.subplots(
-            len(heights), sharex=True, squeeze=False, height_ratios=heights
-        ).flat
+        panels = np.atleast_1d(figure.subplots(len(heights), sharex=True, height_ratios=heights))
         _draw_errors(panels[0], epochs, found)
         for axes, (name, of) in zip(panels[1:], maps.items(), strict=True):
             _draw_map(axes, epochs, name, of)
@@ -170,9 +168,8 @@ def _draw_errors(axes: Axes, epochs: pd.DataFrame, found: pd.DataFrame) -> None:
     axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
     axes.grid(visible=True, axis="y")
     marks = "; spikes: A of the averages, W of the weights, ? undecided" * (len(found) > 0)
-    axes.set_title(
-        f"Error (* centre crops of the compared images{marks})", pad=18 if len(found) else 6
-    )
+    title = f"Error (* centre crops of the compared images{marks})"
+    axes.set_title(title, pad=18 if len(found) else 6)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="in the last epoch", fontsize=9)
 
 

@@ -80,9 +80,7 @@ def draw_post_figure(name: str, runs: pd.DataFrame, epochs: pd.DataFrame) -> Fig
         axes.set_xlabel("epoch")
         axes.set_ylabel("error rate")
         axes.grid(visible=True, axis="y")
-        ends = [
-            _draw_cell(axes, runs, epochs, cell, names[cell], CELL_COLOURS[cell]) for cell in there
-        ]
+        ends = [_draw_cell(axes, runs, epochs, cell, names[cell]) for cell in there]
         curves = published.curves()
         curves = curves[(curves["split"] == "valid") & (curves["epoch"] <= axes.dataLim.x1)]
         for cell, called in names.items():
@@ -94,13 +92,13 @@ def draw_post_figure(name: str, runs: pd.DataFrame, epochs: pd.DataFrame) -> Fig
 
 
 def _draw_cell(
-    axes: Axes, runs: pd.DataFrame, epochs: pd.DataFrame, cell: str, name: str, colour: str
+    axes: Axes, runs: pd.DataFrame, epochs: pd.DataFrame, cell: str, name: str
 ) -> tuple[float, float, str, str]:
     """Draws a cell's two errors; returns the end of its validation error, for `_finish`.
 
     A mean is of the same seeds throughout: of those that got far, as far as all of them have got.
     """
-    own = runs[runs["cell"] == cell]
+    own, colour = runs[runs["cell"] == cell], CELL_COLOURS[cell]
     far = own[own["epochs"] >= _FAR * own["epochs"].max()]
     common = far["epochs"].min()
     lines = epochs[epochs["folder"].isin(far["folder"]) & (epochs["epoch"] <= common)]
@@ -110,16 +108,14 @@ def _draw_cell(
         "valid/error_rate": {"lw": 1.9, "marker": marker, "ms": 3.2},
     }
     for key, look in looks.items():
-        by_epoch = lines.groupby("epoch")[key].agg(["mean", "min", "max"])
-        axes.plot(by_epoch.index, by_epoch["mean"], color=colour, clip_on=False, **look)
-        axes.fill_between(
-            by_epoch.index, by_epoch["min"], by_epoch["max"], color=colour, alpha=0.13, lw=0
-        )
+        rates = lines.groupby("epoch")[key].agg(["mean", "min", "max"])
+        axes.plot(rates.index, rates["mean"], color=colour, clip_on=False, **look)
+        axes.fill_between(rates.index, "min", "max", data=rates, color=colour, alpha=0.13, lw=0)
     shorter = f" of {len(own)}" if len(far) < len(own) else ""
     # Lines are not broken at a no-break space.
     count = f"{len(far)}{shorter} seed{'s' * (len(own) > 1)}".replace(" ", "\u00a0")
     text = textwrap.fill(f"{name}, {count}", 25)
-    return common, by_epoch["mean"].iloc[-1], text, colour
+    return common, rates["mean"].iloc[-1], text, colour
 
 
 def _finish(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
@@ -176,7 +172,7 @@ def draw_best(runs: pd.DataFrame, title: str) -> Figure | None:
             error = None if len(rates) < 2 else rates.sem()
             axes.errorbar(rates.mean(), row - 0.12, xerr=error, fmt="D", ms=5, color=colour)
             axes.plot(rates, [row + 0.22] * len(rates), "o", ms=4.5, mfc="none", color=colour)
-            text = stats.error_rate(list(found))
+            text = stats.error_rate(found)
             across = axes.get_yaxis_transform()
             axes.text(1.03, row, text, color=colour, va="center", size=9, transform=across)
         axes.set_yticks(range(len(cells)), cells, size=9)
