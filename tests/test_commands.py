@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from bn_vgg import provenance
 from bn_vgg.api import load
 from bn_vgg.data.splits import split
 from tests.conftest import ROOT, python
+from tests.image_files import write_zip
 from tests.runs import run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -116,10 +116,8 @@ def test_it_trains_from_the_cache_without_archive_or_tensorflow(
     """The second time the archive is gone, and importing these packages fails."""
     for package in ("tensorflow", "tensorflow_datasets", "tensorboard"):
         (tmp_path / f"{package}.py").write_text("raise ImportError('not here')")
-    archive = tmp_path / "pets.zip"
-    with zipfile.ZipFile(archive, "w") as file:
-        for path in cartoon_folder.iterdir():
-            file.write(path, path.name)
+    drawings = {path.name: path.read_bytes() for path in cartoon_folder.iterdir()}
+    archive = write_zip(tmp_path / "pets.zip", drawings)
     tiny_config.data.source, tiny_config.num_epochs = str(archive), 1
     result = run(tiny_config, tmp_path / "a", cache_folder)
     archive.unlink()
@@ -181,10 +179,8 @@ def test_predict_gives_an_unreadable_image_a_row_and_a_status(predict, fork_comm
 
 
 def test_kaggles_format_is_sorted_by_id(predict, fork_command, cartoon_folder, tmp_path):
-    archive = tmp_path / "test1.zip"
-    with zipfile.ZipFile(archive, "w") as file:
-        for i in (10, 9, 100):
-            file.write(cartoon_folder / "cat.0.png", f"test1/{i}.png")
+    image = (cartoon_folder / "cat.0.png").read_bytes()
+    archive = write_zip(tmp_path / "test1.zip", {f"test1/{i}.png": image for i in (10, 9, 100)})
     _, rows = predict(fork_command, archive, "--format=kaggle")
     assert rows[0] == ["id", "label"]
     assert [row[0] for row in rows[1:]] == ["9", "10", "100"]

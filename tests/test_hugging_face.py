@@ -10,6 +10,7 @@ from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.hugging_face import hugging_face_images
 from bn_vgg.data.splits import split
 from bn_vgg.errors import NotThereError, UserError
+from tests.image_files import encode, write_folder
 
 datasets = pytest.importorskip("datasets")
 
@@ -65,10 +66,8 @@ def test_published_splits_reach_the_run(tmp_path):
 
 def test_one_split_in_files_of_three_kinds(tmp_path):
     """Saved, Parquet and image files have the same images and so the same fingerprint."""
-    for name, label, grey in (("1", "cat", 10), ("2", "cat", 20), ("1", "dog", 30)):
-        path = tmp_path / "files" / label / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture(grey).save(path)
+    files = {"cat/1.png": 10, "cat/2.png": 20, "dog/1.png": 30}
+    write_folder(tmp_path / "files", {name: encode(picture(grey)) for name, grey in files.items()})
     whole = dataset([10, 20, 30], [0, 0, 1])
     whole.save_to_disk(tmp_path / "saved")
     (tmp_path / "parquet").mkdir()
