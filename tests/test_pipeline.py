@@ -15,6 +15,7 @@ from bn_vgg.data.pipeline import Data, Split, eval_batches, train_batches
 from bn_vgg.data.splits import Splits
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
+from tests.runs import same
 
 seeds, epochs = st.integers(0, 2**63 - 1), st.integers(0, 10**6)
 image_sizes = st.lists(st.tuples(st.integers(5, 9), st.integers(5, 9)), min_size=1, max_size=40)
@@ -139,10 +140,7 @@ class TestChunks:
             lambda data: data.evaluation(data.test_split),
             lambda data: data.compared(),
         ):
-            jax.tree.map(
-                np.testing.assert_array_equal,
-                *(batches_of(of_run(data)) for data in (device, host)),
-            )
+            same(*(batches_of(of_run(data)) for data in (device, host)))
         rest, whole = batches_of(device.train(1, skip=1)), batches_of(host.train(1))
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[1:]), rest, whole)
 

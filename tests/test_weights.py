@@ -12,7 +12,7 @@ from bn_vgg.errors import UserError
 from bn_vgg.weights import named_arrays, start_from, torch_state_dict
 from configs import default
 from tests.conftest import ROOT
-from tests.runs import run, state
+from tests.runs import run, same, state
 from tests.test_steps import SIDE, apply, build, train_batch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -58,11 +58,9 @@ def test_a_run_starts_from_another(trained_run, fork_command, tiny_config, cache
         fork_command("export", f"--workdir={trained_run}", f"--output={tmp_path}/{name}", *more)
     with np.load(tmp_path / "w.npz") as file:
         arrays = dict(file)
-    same = load_file(tmp_path / "w.safetensors")
-    jax.tree.map(np.testing.assert_array_equal, same, arrays)
+    same(load_file(tmp_path / "w.safetensors"), arrays)
     converted = torch_state_dict(arrays, tiny_config.model.to_dict())
-    same = load_file(tmp_path / "torch.safetensors")
-    jax.tree.map(np.testing.assert_array_equal, same, converted)
+    same(load_file(tmp_path / "torch.safetensors"), converted)
     layouts = [json.loads((tmp_path / f"{x}.json").read_text())["layout"] for x in ("w", "torch")]
     assert layouts == [
         "convolutions (height, width, in, out), dense layers (in, out)",
