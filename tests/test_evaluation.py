@@ -14,27 +14,20 @@ from tests.test_steps import SIDE, build, eval_batch, train_batch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-RATE = 0.5
+BATCHES = [train_batch(seed=seed) for seed in range(3)]
 
 
-def batches(count):
-    return [train_batch(seed=seed) for seed in range(count)]
-
-
-def precise_of(norm, count=3, **changes):
+def precise_of(norm, **changes):
     """Precise statistics of a state whose running ones are those of no batch."""
-    model, _, state = build(norm, dropout_rate=RATE, **changes)
+    model, _, state = build(norm, dropout_rate=0.5, **changes)
     state = state.replace(batch_stats=jax.tree.map(lambda x: x + 3.0, state.batch_stats))
-    precise, step = empty_precise(model, state), jax.jit(make_precise_step(model))
-    for batch in batches(count):
-        precise = step(precise, state, batch, jax.random.key(0))
-    return model, state, jax.device_get(precise)
-
-
-def empty_precise(model, state):
     channels = layer_channels(model, SIDE)["before_norm"]
     moments = {layer: Moments.empty(count) for layer, count in channels.items()}
-    return Precise(jnp.zeros((), jnp.float32), state.batch_stats, moments)
+    precise = Precise(jnp.zeros((), jnp.float32), state.batch_stats, moments)
+    step = jax.jit(make_precise_step(model))
+    for batch in BATCHES:
+        precise = step(precise, state, batch, jax.random.key(0))
+    return model, state, jax.device_get(precise)
 
 
 def passed(model, state, batch):
@@ -54,7 +47,7 @@ def passed(model, state, batch):
 def test_precise_statistics_are_the_plain_mean_of_the_batches_own(norm, average):
     """In the domain of the running average; whatever the running statistics are."""
     model, state, precise = precise_of(norm, stats_average=average)
-    each = [passed(model, state, batch)[1]["batch_stats"] for batch in batches(3)]
+    each = [passed(model, state, batch)[1]["batch_stats"] for batch in BATCHES]
     there, back = (np.sqrt, np.square) if average == "stdev" else (np.asarray, np.asarray)
     for layer, kept in precise.batch_stats.items():
         own = [stats[layer]["norm"] for stats in each]
@@ -72,7 +65,7 @@ def test_precise_statistics_are_the_plain_mean_of_the_batches_own(norm, average)
 
 def test_what_is_normalized_is_measured_and_errors_are_compared():
     model, state, precise = precise_of("full")
-    found = [layer_activations(passed(model, state, b)[1], "before_norm") for b in batches(3)]
+    found = [layer_activations(passed(model, state, b)[1], "before_norm") for b in BATCHES]
     assert list(precise.before_norm) == ["block0", "block1"]
     for layer, moments in precise.before_norm.items():
         x = np.concatenate([np.asarray(of_layer[layer], np.float64) for of_layer in found])
