@@ -50,9 +50,8 @@ def draw(shape=SHAPE):
 def state_of(module):
     """Parameters and running statistics to start from, all different; float64."""
     rng = np.random.default_rng(1)
-    variables = jax.eval_shape(
-        lambda: module.init(jax.random.key(0), jnp.zeros(SHAPE), **mode(module))
-    )
+    initialize = partial(module.init, **mode(module))
+    variables = jax.eval_shape(initialize, jax.random.key(0), jnp.zeros(SHAPE))
     drawn = jax.tree.map(lambda leaf: rng.uniform(0.5, 2, leaf.shape), variables)
     params, stats = drawn["params"], drawn.get("batch_stats", {})
     if "tau" in params:  # so that the threshold takes about half of the results

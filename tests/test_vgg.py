@@ -42,11 +42,8 @@ def test_parameter_counts_at_128(norm, expected):
 
 def test_sizes_follow_the_recipe():
     """130, 132 -> 66; 68, 70 -> 35; 37, 39 -> 19; 21, 23 -> 11: 6,050 features."""
-    shapes = jax.eval_shape(
-        lambda: model().init_with_output(
-            jax.random.key(0), jnp.zeros((1, 128, 128, 3)), train=False, mutable=True
-        )
-    )[1]
+    initialize = partial(model().init_with_output, train=False, mutable=True)
+    _, shapes = jax.eval_shape(initialize, jax.random.key(0), jnp.zeros((1, 128, 128, 3)))
     outputs = layer_activations(shapes, "output")
     sides = [outputs[f"block{i}"].shape[1:3] for i in range(8)]
     assert sides == [(s, s) for s in (130, 66, 68, 35, 37, 19, 21, 11)]
@@ -88,10 +85,8 @@ class ByDefinition(Block):
     @nn.compact
     def __call__(self, x_NHWC, positions_N, train: bool):
         use_bias = not self.norm.replaces_bias
-        x = Conv(self.features, self.padding, use_bias, self.dtype, self.precision, name="conv")(
-            x_NHWC
-        )
-        x = Dropout(self.dropout_rate)(nn.relu(x), positions_N, train)
+        conv = Conv(self.features, self.padding, use_bias, self.dtype, self.precision, name="conv")
+        x = Dropout(self.dropout_rate)(nn.relu(conv(x_NHWC)), positions_N, train)
         return nn.max_pool(x, (2, 2), (2, 2)) if self.pool else x
 
 
@@ -102,18 +97,17 @@ def test_relu_may_come_last(pool, rate):
     norm = model(norm="none").norm
     x = jax.random.normal(jax.random.key(0), (5, 7, 8, 3))
 
+    options = {"pool": pool, "dtype": jnp.float32, "precision": None}
+    params = Block(4, norm, "full", rate, **options).init(jax.random.key(1), x, None, train=False)
+
     def outcome(block):
-        block = block(4, norm, "full", rate, pool=pool, dtype=jnp.float32, precision=None)
+        block = block(4, norm, "full", rate, **options)
 
         def loss(params, x):
-            y = block.apply({"params": params}, x, jnp.arange(5), train=True,
-                            rngs={"epoch": jax.random.key(2)})  # fmt: skip
+            y = block.apply(params, x, jnp.arange(5), train=True, rngs={"epoch": jax.random.key(2)})
             weights = jax.random.normal(jax.random.key(3), y.shape)
             return (y * weights).sum(), y
 
-        params = Block(4, norm, "full", rate, pool=pool, dtype=jnp.float32, precision=None).init(
-            jax.random.key(1), x, None, train=False
-        )["params"]
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
 
     jax.tree.map(np.testing.assert_array_equal, outcome(Block), outcome(ByDefinition))
@@ -122,11 +116,8 @@ def test_relu_may_come_last(pool, rate):
 @pytest.mark.parametrize("norm", NORMALIZERS)
 def test_bfloat16_computes_in_it_and_keeps_float32(norm):
     network = model(norm=norm, dtype="bfloat16")
-    logits, shapes = jax.eval_shape(
-        lambda: network.init_with_output(
-            jax.random.key(0), jnp.ones((2, 32, 32, 3)), train=False, mutable=True
-        )
-    )
+    initialize = partial(network.init_with_output, train=False, mutable=True)
+    logits, shapes = jax.eval_shape(initialize, jax.random.key(0), jnp.ones((2, 32, 32, 3)))
     reported = shapes.pop("intermediates")
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((logits, shapes)))
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(reported))
@@ -155,9 +146,8 @@ def test_layers_of_another_network_are_called_by_their_paths():
             return self.norm.normalize(self.norm.make("last"), x.mean((1, 2)), train=True)
 
     network = Network(model(norm="full").norm)
-    _, collections = network.init_with_output(
-        jax.random.key(0), jnp.ones((5, 6, 6, 3)), mutable=True
-    )
+    images = jnp.ones((5, 6, 6, 3))
+    _, collections = network.init_with_output(jax.random.key(0), images, mutable=True)
     layers = {"two.first", "two", "last"}
     assert set(layer_activations(collections, "before_norm")) == layers
     statistics = layer_statistics(collections["batch_stats"])
