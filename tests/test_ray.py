@@ -24,17 +24,15 @@ def cluster():
     pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     from ray.cluster_utils import Cluster
 
-    patched = pytest.MonkeyPatch()
-    patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's processes are otherwise so nice that beside other tests they hardly get on.
-    patched.setenv("RAY_worker_niceness", "0")
-    found = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-    )
-    found.workers = [found.add_node(num_cpus=1) for _ in range(2)]
-    yield found
-    found.shutdown()
-    patched.undo()
+    head = {"num_cpus": 0, "include_dashboard": False}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's processes are otherwise so nice that beside other tests they hardly get on.
+        patched.setenv("RAY_worker_niceness", "0")
+        found = Cluster(initialize_head=True, head_node_args=head)
+        found.workers = [found.add_node(num_cpus=1) for _ in range(2)]
+        yield found
+        found.shutdown()
 
 
 def node_of(run, cluster):

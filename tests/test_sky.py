@@ -19,14 +19,6 @@ RUNS = [
 ]
 
 
-class Status:
-    def __init__(self, value):
-        self.value = value
-
-    def is_terminal(self):
-        return self.value not in ("PENDING", "RUNNING", "RECOVERING")
-
-
 class StandIn(types.ModuleType):
     """SkyPilot: a request's id is what it will return."""
 
@@ -64,7 +56,9 @@ class StandIn(types.ModuleType):
             jobs = [types.SimpleNamespace(job_id=id) for id in self.unfinished or ()]
             return None if self.unfinished is None else (jobs, len(jobs), {}, 0)
         assert which == {"job_ids": [7]}
-        record = types.SimpleNamespace(status=Status(self.status), failure_reason=self.reason)
+        ended = self.status not in ("PENDING", "RUNNING", "RECOVERING")
+        status = types.SimpleNamespace(value=self.status, is_terminal=lambda: ended)
+        record = types.SimpleNamespace(status=status, failure_reason=self.reason)
         return [record], 1, {}, 1
 
     def cancel(self, job_ids):
