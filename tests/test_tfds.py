@@ -45,13 +45,8 @@ def read_all(source):
 def test_one_split(pets):
     assert pets.description == "TFDS tiny_pets/1.0.0"
     assert pets.class_names == ("cat", "dog")
-    assert {record.key: (record.label, record.split) for record in pets.records} == {
-        "cat/0.png": (0, ""),
-        "cat/1.png": (0, ""),
-        "dog/0.png": (1, ""),
-        "dog/1.png": (1, ""),
-        "dog/2.png": (1, ""),
-    }
+    cats = [Record(f"cat/{i}.png", 0, "") for i in range(2)]
+    assert sorted(pets.records) == cats + [Record(f"dog/{i}.png", 1, "") for i in range(3)]
     for record, pixels in zip(pets.records, read_all(pets), strict=True):
         grey = GREYS[record.key.capitalize()]
         np.testing.assert_array_equal(pixels, np.full((6, grey, 3), grey, np.uint8), record.key)
