@@ -157,9 +157,8 @@ class TestFolder:
         plan_sweep(tmp_path)
         plan_sweep(tmp_path, other)
         self.begin(tmp_path, RUNS[0])
-        with pytest.raises(
-            UserError, match=r"holds a/seed0 with .*, but .* batch_size=50 is asked"
-        ):
+        message = r"holds a/seed0 with .*, but .* batch_size=50 is asked"
+        with pytest.raises(UserError, match=message):
             plan_sweep(tmp_path, other)
 
     def test_a_folder_of_other_things_is_refused_and_left_alone(self, tmp_path):

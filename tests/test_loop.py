@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import threading
+from functools import partial
 from unittest.mock import Mock
 
 import jax
@@ -19,6 +20,7 @@ from bn_vgg.errors import UserError
 from bn_vgg.optimizer import averaged_weights
 from bn_vgg.run_dir import Workdir, flatten
 from tests.runs import KilledError, assert_equal_runs, epochs_of, lines, run, same, state
+from tests.tiny_config import get_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -29,8 +31,6 @@ STEPS = 6
 @pytest.fixture(scope="module")
 def done(cartoon_folder, cache_folder, tmp_path_factory):
     """A run of two epochs, PreciseBN over nine images: its folder, configuration and result."""
-    from tests.tiny_config import get_config
-
     config, folder = get_config(), tmp_path_factory.mktemp("done")
     config.data.source, config.eval.precise_examples = str(cartoon_folder), 9
     return folder, config, run(config, folder, cache_folder)
@@ -205,10 +205,8 @@ def test_other_variables_are_evaluated_and_nothing_else_changes(
     assert result["test_error_rate"] == result["test_error_rate_precise"]
     splits = split(cache.keys, cache.splits, valid_examples=13, test_examples=11)
     stats, _ = precise_statistics(trained, params, cache, splits, result["best_epoch"] - 1)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        trained.state.reported["batch_stats"], stats,
-    )  # fmt: skip
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, trained.state.reported["batch_stats"], stats)
     found = trained.predict_crops([five_crops(cache.image(i), 16) for i in splits.valid])
     wrong = np.mean(found.argmax(-1) != cache.labels[splits.valid])
     assert wrong == pytest.approx(result["best_valid_error_rate"])
