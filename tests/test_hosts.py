@@ -153,10 +153,12 @@ def test_two_hosts_equal_one_also_when_some_are_lost(hosts, run_command, noise_f
     hosts.processes[0].send_signal(signal.SIGSTOP)
     statuses, seconds = hosts.end(1)
     hosts.processes[0].send_signal(signal.SIGCONT)
-    more_statuses, more_seconds = hosts.end(0)
-    assert statuses + more_statuses == [EXIT_HOST_LOST] * 2, hosts.said(0) + hosts.said(1)
-    gone, hung = hosts.errors()
-    assert gone.startswith("another host is gone (")
+    (status,), more_seconds = hosts.end(0)
+    assert statuses == [EXIT_HOST_LOST], hosts.said(1)
+    # Where it hung in a barrier of Orbax's, JAX misses the other first, and aborts.
+    assert status in (EXIT_HOST_LOST, -signal.SIGABRT), hosts.said(0)
+    *gone, hung = hosts.errors()
+    assert status != EXIT_HOST_LOST or gone[0].startswith("another host is gone (")
     assert hung.startswith(f"nothing has happened for {TIMEOUT} seconds")
     assert max(seconds, more_seconds) < LOST
 
