@@ -157,9 +157,9 @@ def test_two_hosts_equal_one_also_when_some_are_lost(hosts, run_command, noise_f
     assert statuses == [EXIT_HOST_LOST], hosts.said(1)
     # Where it hung in a barrier of Orbax's, JAX misses the other first, and aborts.
     assert status in (EXIT_HOST_LOST, -signal.SIGABRT), hosts.said(0)
-    *gone, hung = hosts.errors()
-    assert status != EXIT_HOST_LOST or gone[0].startswith("another host is gone (")
-    assert hung.startswith(f"nothing has happened for {TIMEOUT} seconds")
+    if status == EXIT_HOST_LOST:
+        assert hosts.errors()[0].startswith("another host is gone (")
+    assert f"error: nothing has happened for {TIMEOUT} seconds" in hosts.said(1)
     assert max(seconds, more_seconds) < LOST
 
     assert num_lines(two) < NUM_EPOCHS
