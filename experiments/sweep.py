@@ -43,7 +43,7 @@ _WANDB = flags.DEFINE_bool("wandb", False, "As bn_vgg.main's.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As bn_vgg.main's.")
 _RAY_ADDRESS = flags.DEFINE_string("ray_address", "auto", "Address of the Ray cluster's head.")
 _SKY_TASK = flags.DEFINE_string("sky_task", str(TASK), "A SkyPilot task file.")
-_SHARD = flags.DEFINE_string("shard", None, "I/N: every Nth run, from the Ith; OUT has the plan.")
+_SHARD = flags.DEFINE_string("shard", None, "I/N: every Nth run, from the Ith.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands and end.")
 _STATUS = flags.DEFINE_bool("status", False, "Print how far the sweep in --out is and end.")
 
