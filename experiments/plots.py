@@ -162,7 +162,7 @@ def draw_best(runs: pd.DataFrame, title: str) -> Figure | None:
             0.015, 1 - 0.36 / total, "Diamond: mean ± standard error; rings: seeds; grey: the "
             "post's, at 128x128. Log scale.", va="top", size=8.5, color="#555555",
         )  # fmt: skip
-        axes = figure.add_axes((0.355, 0.5 / total, 0.375, 0.42 * len(cells) / total))
+        axes = figure.add_axes((0.35, 0.5 / total, 0.345, 0.42 * len(cells) / total))
         for row, cell in enumerate(cells):
             found = runs.loc[runs["cell"] == cell, "best_valid_error_rate"]
             rates = found.clip(lower=0.001)  # a logarithm knows no 0
