@@ -11,11 +11,9 @@ def get_config(variant="full"):
     config = default.get_config(variant, "champion", norm="full", crop=True)
     config.augment.horizontal_flip = True
     config.augment.label_smoothing = 0.1
-    config.optimizer.name = "sgd"
-    config.optimizer.kwargs = {"momentum": 0.9, "nesterov": True}
-    config.optimizer.learning_rate = 0.05
-    # With a momentum of 0.9 as strong as an L2 penalty of 5e-4.
-    config.optimizer.weight_decay = 5e-3
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 0.02
+    config.optimizer.weight_decay = 0.05
     config.schedule.name = "one_cycle"
     config.eval.flips = True
     # Running statistics lag while the rate is high, and the best epoch is chosen by these.

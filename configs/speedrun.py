@@ -1,4 +1,4 @@
-"""The champion's network in three epochs of Muon, for the least training time to an accuracy.
+"""The champion in three epochs, without label smoothing: the least training time to an accuracy.
 
 At the published size the question is the post's 95.9%, at 48x48 90%; the evaluation is the post's,
 without mirror images. The time to that validation error, without compiling:
@@ -13,9 +13,5 @@ def get_config(variant="full"):
     config.name = config.name.replace("champion", "speedrun")
     config.num_epochs = 3
     config.augment.label_smoothing = 0.0
-    config.optimizer.name = "muon"
-    config.optimizer.kwargs = {}
-    config.optimizer.learning_rate = 0.02
-    config.optimizer.weight_decay = 0.05
     config.eval.flips = False
     return config

@@ -162,7 +162,7 @@ def test_the_runs_that_take_off_are_the_recorded_ones():
 
 
 def test_the_champions_error_is_the_recorded_one():
-    path = RESULTS / "champion" / "champion-small" / "seed0" / "result.json"
+    path = RESULTS / "champion" / "champion_muon-small" / "seed0" / "result.json"
     error = json.loads(path.read_text())["test_error_rate"]
     assert f"its best epoch of 15 has {error:.1%} test error (1 seed)" in FLAT
     paths = (RESULTS / "five_way" / "meanonly_crop-small").glob("seed*/result.json")
