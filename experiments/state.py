@@ -83,7 +83,7 @@ class Sweep:
                 result = workdir.read("result.json")
                 if result["config"]["num_epochs"] >= run.num_epochs:
                     state, test_error_rate = DONE, result.get("test_error_rate")
-        except (OSError, KeyError, TypeError, UserError) as error:
+        except (KeyError, TypeError, UserError) as error:
             return RunState(FAILED, error=f"its folder is damaged: {error}")
         return RunState(
             state, last.get("epoch", 0), last.get("valid/best_error_rate"), test_error_rate,

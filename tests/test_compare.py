@@ -60,6 +60,10 @@ def test_recorded_runs_pair_where_they_share_seeds():
     assert found[1].startswith("meanonly_crop-small 3 10.2 ± 0.2 – ")  # noqa: RUF001
     assert any(row.startswith("full_crop-small 3 15.6 ± 5.1 +5.4 ± 4.9 15.7 ") for row in found)
     assert any(row.startswith("meanonly-small 3 13.0 ") for row in found)
+    # Of one seed there is a difference, but no interval.
+    runs, _, _ = read_runs(ROOT / "experiments/results/champion")
+    found = rows(comparison.table(comparison.measure(*comparison.group(runs, ["name"])[:2])))
+    assert any(row.startswith("champion-small 1 6.2 +1.5 7.1 ") for row in found)
 
 
 def test_what_differs_besides_is_not_pooled_and_has_its_own_reference(tmp_path):

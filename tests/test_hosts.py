@@ -160,6 +160,7 @@ def test_two_hosts_equal_one_also_when_some_are_lost(hosts, run_command, noise_f
     if status == EXIT_HOST_LOST:
         assert hosts.errors()[0].startswith("another host is gone (")
     assert f"error: nothing has happened for {TIMEOUT} seconds" in hosts.said(1)
+    assert "Traceback" not in hosts.said(0) + hosts.said(1)
     assert max(seconds, more_seconds) < LOST
 
     assert num_lines(two) < NUM_EPOCHS
