@@ -1,4 +1,4 @@
-"""An 8-layer VGG with pluggable normalization: see `bn_vgg.api` for what a notebook uses."""
+"""An 8-layer VGG with pluggable normalization; `bn_vgg.api` is the Python API."""
 
 __version__ = "0.1.0"
 
@@ -6,7 +6,7 @@ _API = ("get_config", "train", "load", "make_model", "init_state", "make_train_s
 
 
 def __getattr__(name: str):
-    # JAX takes seconds to import: only when one of these is used.
+    # Imported on first use, because JAX takes seconds to import.
     if name in _API:
         from bn_vgg import api
 

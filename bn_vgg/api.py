@@ -1,4 +1,4 @@
-"""What a notebook imports: `import bn_vgg`, then as the README shows."""
+"""The Python API, imported as `import bn_vgg`; the README has an example."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from bn_vgg.config import check_config
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.data.crops import five_crops
 from bn_vgg.data.images import scale_shorter_side, upright_rgb
-from bn_vgg.errors import UserError, telling
+from bn_vgg.errors import UserError, wrap_errors
 from bn_vgg.models import make_model as _make_model
 from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import Workdir
@@ -25,19 +25,19 @@ from bn_vgg.steps import TrainState, make_predict_step
 from bn_vgg.steps import init_state as _init_state
 from bn_vgg.steps import make_train_step as _make_train_step
 
-# Images that a network predicts at once.
+# Images that `predict` processes at once.
 BATCH = 100
 
 
 def get_config(name: str) -> ConfigDict:
-    """Returns the configuration of a cell, `meanonly_crop:demo`, or of a file, `x.py:small`.
+    """Returns the configuration of a cell (`meanonly_crop:demo`) or a file (`my_config.py:small`).
 
     Raises:
       UserError: there is no such file or variant.
     """
     cell, colon, variant = name.partition(":")
     if not cell.endswith(".py"):
-        # The folder beside this package: the current one may have a `configs` of its own.
+        # Not `configs` in the current folder, which may be another project's.
         cell = f"{Path(__file__).resolve().parents[1] / 'configs' / cell}.py"
     return config_file.load_config([f"--config={cell}{colon}{variant}"])
 
@@ -49,9 +49,9 @@ def train(
     cache_dir: str | Path | None = None,
     tensorboard: bool = False,
 ) -> dict[str, Any]:
-    """Makes a run, goes on with it, or finds it finished. Returns the content of `result.json`.
+    """Trains a run to its end, or finds it finished. Returns the content of `result.json`.
 
-    Decoded images are kept in `cache_dir`, see `choose_folder`. Raises what `launch.train` does.
+    `cache_dir` is for decoded images, see `choose_folder`. Raises the errors of `launch.train`.
     """
     check_config(config.to_dict())
     folder = choose_folder(str(cache_dir) if cache_dir else None)
@@ -61,7 +61,7 @@ def train(
 
 
 def make_model(config: ConfigDict) -> Any:
-    """Builds the network of a configuration, for one device; a UserError if it means nothing."""
+    """Builds the network of a configuration for one device; a UserError if that is invalid."""
     check_config(config.to_dict())
     return _make_model(**config.to_dict()["model"])
 
@@ -69,9 +69,10 @@ def make_model(config: ConfigDict) -> Any:
 def init_state(
     config: ConfigDict, model: Any, key: jax.Array, images_NHWC: Any = None
 ) -> TrainState:
-    """Returns the state that `make_train_step`'s step takes first, of weights drawn by `key`.
+    """Returns the initial state for `make_train_step`, with weights drawn from `key`.
 
-    A normalizer that initializes from data needs a training batch's intensities, from 0 to 1.
+    Normalizers that initialize from data need `images_NHWC`, a training batch's intensities from 0
+    to 1.
     """
     side, optimizer = config.data.crop_size, make_optimizer(config.to_dict(), steps_per_epoch=200)
     if images_NHWC is None:
@@ -82,10 +83,10 @@ def init_state(
 
 
 def make_train_step(config: ConfigDict, model: Any):
-    """Returns the training step of one device, see `steps.make_train_step`.
+    """Returns the training step for one device, see `steps.make_train_step`.
 
-    A schedule's epoch is of 200 updates, as with the 20,000 training photographs. Products within
-    an optimizer have JAX's default precision, in a run that of `config.model.precision`.
+    Schedules assume 200 updates in an epoch, as with the 20,000 training photographs. Products
+    within an optimizer have JAX's default precision; in a run they have `config.model.precision`.
     """
     settings = config.to_dict()
     optimizer = make_optimizer(settings, steps_per_epoch=200)
@@ -94,7 +95,7 @@ def make_train_step(config: ConfigDict, model: Any):
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A network with the state of a checkpoint, NumPy arrays, and its run's configuration."""
+    """A network with a checkpoint's state, NumPy arrays, and its run's configuration."""
 
     model: Any
     state: TrainState
@@ -105,7 +106,7 @@ class Trained:
     def predict(self, images: Sequence[Any]) -> np.ndarray:
         """Returns class probabilities by five-crop evaluation, (N, classes), float32.
 
-        `images` are N of any sizes: PIL images, or arrays (H, W, 3) of uint8.
+        `images` are N PIL images or arrays (H, W, 3) of uint8, of any sizes.
         """
         return self.predict_crops([self.crops(image) for image in images])
 
@@ -123,7 +124,7 @@ class Trained:
         found = [np.zeros((0, len(self.class_names)), np.float32)]
         for first in range(0, len(crops), BATCH):
             some = np.stack(crops[first : first + BATCH])
-            # Always the same shape, so that it is compiled once.
+            # Padded to one shape, so that it is compiled once.
             padded = np.resize(some, (BATCH, *some.shape[1:]))
             found.append(np.asarray(self._predict(padded))[: len(some)])
         return np.concatenate(found)
@@ -139,20 +140,21 @@ class Trained:
 def load(workdir: str | Path, which: str = "best") -> Trained:
     """Reads the `best` or the `latest` checkpoint of a run.
 
-    A damaged latest one is passed over with a warning, as by a run that goes on.
+    If the latest one is damaged, it logs a warning and takes the newest intact one.
 
     Raises:
-      UserError: there is no run, no checkpoint yet, or it cannot be read; the best one is damaged.
+      UserError: there is no run or no checkpoint yet, or it cannot be read, or the best one is
+        damaged.
     """
     if which not in ("best", "latest"):
         raise UserError(f"which is {which!r}; it takes best or latest")
-    cli.quieten()
+    cli.quiet_libraries()
     run = Workdir(str(workdir), writes=False)
     run.check_format()
     config, class_names = run.read("config.json"), run.read("data.json")["class_names"]
-    # TensorFloat-32 is a GPU's alone; what was trained with it can be used anywhere.
+    # Only GPUs have TensorFloat-32, but a network that was trained with it runs anywhere.
     elsewhere = {} if jax.default_backend() == "gpu" else {"precision": "highest"}
-    with telling(f"{workdir}/config.json does not fit this version of the code"):
+    with wrap_errors(f"{workdir}/config.json does not fit this version of the code"):
         model = _make_model(**config["model"] | elsewhere)
     side, optimizer = config["data"]["crop_size"], make_optimizer(config, steps_per_epoch=1000)
     like = jax.eval_shape(
@@ -162,7 +164,7 @@ def load(workdir: str | Path, which: str = "best") -> Trained:
     if not found:
         missing = UserError(f"{workdir} has no checkpoint yet: the first comes after an epoch")
         raise next(iter(damaged.values()), missing)
-    # Precise statistics are taken at the end of an epoch.
+    # Precise statistics exist only at the end of an epoch.
     usable = [s for s in found if not like.precise_stats or found[s][0].within_epoch is None]
     if not usable:
         raise UserError(
@@ -180,7 +182,7 @@ def load(workdir: str | Path, which: str = "best") -> Trained:
             f"{workdir} has no best checkpoint yet: it is chosen after an epoch "
             f"(python -m bn_vgg.export --which=latest takes step {newest})"
         )
-    lines = run.read_metrics() if damaged else []  # the best one may be among the newer ones
+    lines = run.read_metrics() if damaged else []  # the best one may be damaged
     better = min(lines, key=lambda line: line["valid/error_rate"])["step"] if lines else best
     if better in damaged:
         raise damaged[better]

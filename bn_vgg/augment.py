@@ -1,4 +1,4 @@
-"""What training changes of images and labels, inside the step: `config.augment`."""
+"""Augmentation of training images and labels inside the step: `config.augment`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,21 +7,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# The recipe's, but for its random crops, which data/crops.py draws.
+# The recipe's settings. Its random crops are drawn by data/crops.py.
 OFF = dict.fromkeys(("horizontal_flip", "colour_jitter", "cutout", "mixup", "label_smoothing"), 0)
-# What the epoch's key is folded with, so that dropout draws other numbers.
+# Folded into the epoch's key, so that augmentation and dropout draw different numbers.
 _AUGMENT = 2**31
 _FLIP, _COLOUR, _CUTOUT, _MIXUP, _PARTNER = range(5)
 
 
 def training_images(batch: Mapping[str, Any], rng: jax.Array, settings: Mapping[str, Any]):
-    """Returns a training batch's images as intensities from 0 to 1, (N, H, W, C), float32.
+    """Returns a training batch's augmented images, intensities from 0 to 1, (N, H, W, C), float32.
 
-    `batch` is as `make_train_step` takes it, `rng` the epoch's key, `settings` `config.augment`.
+    `batch` and `rng` are those of the training step, see `make_train_step`; `settings` is
+    `config.augment`.
     """
     images = to_intensities(batch["crops"][:, 0])
     if settings == OFF:
-        return images  # without the keys, which take a while to trace
+        return images  # saves tracing the keys
     keys = _keys(batch, rng)
     images = _augment(images, keys, settings)
     if settings["mixup"]:
@@ -32,9 +33,9 @@ def training_images(batch: Mapping[str, Any], rng: jax.Array, settings: Mapping[
 
 
 def training_losses(logits_NC, batch: Mapping[str, Any], rng, settings: Mapping[str, Any]):
-    """Returns each example's cross-entropy, (N,), with smoothed or mixed labels if so configured.
+    """Returns each example's cross-entropy, (N,), with label smoothing and mixup if configured.
 
-    Label smoothing is Szegedy et al. 2016's, "Rethinking the Inception Architecture", section 7.
+    Label smoothing: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
     """
 
     def losses(label_N):
@@ -44,11 +45,11 @@ def training_losses(logits_NC, batch: Mapping[str, Any], rng, settings: Mapping[
         smooth = optax.smooth_labels(one_hot, settings["label_smoothing"])
         return optax.softmax_cross_entropy(logits_NC, smooth)
 
-    return of_labels(losses, batch, rng, settings)
+    return mix_over_labels(losses, batch, rng, settings)
 
 
-def of_labels(measure: Callable, batch: Mapping[str, Any], rng, settings: Mapping[str, Any]):
-    """Returns `measure(label_N)`, (N,); with mixup the mean over both labels, by their shares."""
+def mix_over_labels(measure: Callable, batch: Mapping[str, Any], rng, settings: Mapping[str, Any]):
+    """Returns `measure(label_N)`, (N,); with mixup its mean over both labels, weighted by share."""
     if not settings["mixup"]:
         return measure(batch["label"])
     share = mixup_shares(batch, rng, settings)
@@ -56,10 +57,10 @@ def of_labels(measure: Callable, batch: Mapping[str, Any], rng, settings: Mappin
 
 
 def mixup_shares(batch: Mapping[str, Any], rng, settings: Mapping[str, Any]):
-    """Draws each example's share of its mixture, (N,): Beta(mixup, mixup).
+    """Draws the weight of each example against its partner, (N,), from Beta(mixup, mixup).
 
-    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization". The partner is the example
-    before it in the batch.
+    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization". The partner is the previous
+    example of the batch.
     """
     alpha = settings["mixup"]
     keys = _fold(_keys(batch, rng), _MIXUP)
@@ -67,7 +68,7 @@ def mixup_shares(batch: Mapping[str, Any], rng, settings: Mapping[str, Any]):
 
 
 def to_intensities(images_uint8):
-    """Scales 0..255 to 0..1. No mean is subtracted."""
+    """Scales 0..255 to 0..1, without subtracting a mean; float32."""
     return images_uint8.astype(jnp.float32) / 255
 
 
@@ -92,12 +93,12 @@ def _augment(images, keys_N, settings: Mapping[str, Any]):
 
 
 def _jitter(image_HWC, key, strength: float):
-    """Scales brightness, contrast and saturation, by factors from 1 - strength to 1 + strength."""
+    """Scales brightness, contrast and saturation by factors from 1 - strength to 1 + strength."""
     brightness, contrast, saturation = jax.random.uniform(
         key, (3,), minval=1 - strength, maxval=1 + strength
     )
     image = image_HWC * brightness
-    # No matrix product, which accelerators would round.
+    # Not a matrix product, which accelerators would compute with less precision.
     grey = (image * jnp.array([0.299, 0.587, 0.114]).reshape(1, 1, 3)).sum(-1)
     mean = grey.mean()
     image = (image - mean) * contrast + mean
@@ -106,7 +107,7 @@ def _jitter(image_HWC, key, strength: float):
 
 
 def _cut_out(image_HWC, key, side: int):
-    """Greys a square of `side` pixels, less what is outside (DeVries and Taylor 2017)."""
+    """Greys out a square, which may extend over the border (DeVries and Taylor 2017)."""
     height, width, _ = image_HWC.shape
     down, across = jax.random.uniform(key, (2,)) * jnp.array([height, width])
     inside_H = jnp.abs(jnp.arange(height) + 0.5 - down) < side / 2

@@ -1,7 +1,7 @@
 """Checkpoints by Orbax: the latest two, and the best two by validation error.
 
-Each has a digest of its content, so that one that was torn or changed on disk is noticed when it is
-read, and set aside. Nothing that is read is unpickled or executed.
+Each holds a digest of its content. A checkpoint that is incomplete or was changed on disk is
+detected when it is read, and moved to another folder. Nothing is unpickled or executed.
 """
 
 import contextlib
@@ -19,30 +19,30 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from bn_vgg.errors import UserError, cannot_read, cannot_write, first_line, of_the_system
+from bn_vgg.errors import UserError, first_line, is_io_error, wrap_read_errors, wrap_write_errors
 
-# Orbax's names for the two parts of a checkpoint, and for the file in the second one.
+# Orbax's names of the two parts of a checkpoint, and of the file in the second part.
 _STATE, _METRICS, _METRICS_FILE = "state", "metrics", "metrics"
-# How TensorStore's errors begin where the system or a network's disk is at fault, not the content.
+# TensorStore's errors begin with these if the system or the network failed, not the content.
 _OF_THE_SYSTEM = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a resumed run needs to know besides its state."""
+    """How far a run has come: what it needs to resume besides its state."""
 
     epoch: int = 0  # epochs done
     step: int = 0  # updates done
-    valid_error_rate: float = math.inf  # after that epoch; infinite within an epoch
+    valid_error_rate: float = math.inf  # after this epoch; infinite within an epoch
     best_epoch: int = 0  # the first with the lowest validation error so far, from 1
-    best_step: int = 0  # the updates done by then; names its checkpoint
+    best_step: int = 0  # updates done at its end, the name of its checkpoint
     best_error_rate: float = math.inf
-    seconds: float = 0.0  # wall time spent on the run so far, over all its processes
-    # The leaves of `TrainMetrics` of the epoch in progress; None between epochs.
+    seconds: float = 0.0  # wall time of the run so far, over all its starts
+    # The leaves of `TrainMetrics` within an epoch; None between epochs.
     within_epoch: list[float] | None = None
 
     def after_epoch(self, *, step: int, valid_error_rate: float, seconds: float) -> "Progress":
-        """Returns the progress one epoch on; of equal errors the earlier is the best."""
+        """Returns the progress after one more epoch; of equal errors the earliest is the best."""
         is_best = valid_error_rate < self.best_error_rate
         best = (self.epoch + 1, step, valid_error_rate)
         return Progress(
@@ -53,15 +53,15 @@ class Progress:
 
 
 class DamagedError(UserError):
-    """A checkpoint that is not what was written, or not all of it."""
+    """A checkpoint is incomplete, or differs from what was written."""
 
 
 Checkpoint = tuple[Progress, Any]
 
 
-def steps(folder: epath.Path) -> list[int]:
-    """The steps whose checkpoints are in the folder, whole or not, the newest first."""
-    with cannot_read(folder):
+def list_steps(folder: epath.Path) -> list[int]:
+    """Returns the steps of all checkpoints in the folder, the newest first; some may be damaged."""
+    with wrap_read_errors(folder):
         found = folder.iterdir() if folder.exists() else ()
         return sorted((int(x.name) for x in found if x.name.isdigit()), reverse=True)
 
@@ -69,11 +69,11 @@ def steps(folder: epath.Path) -> list[int]:
 def read(folder: epath.Path, step: int, like: Any) -> Checkpoint:
     """Reads the checkpoint at `step`: its progress, and its state as NumPy arrays.
 
-    `like` is a tree of the state's structure, shapes and dtypes.
+    `like` is a tree with the state's structure, shapes and dtypes.
 
     Raises:
-      DamagedError: it is not whole, its content has changed, or it does not fit `like`.
-      UserError: the system does not let it be read.
+      DamagedError: it is incomplete, its content has changed, or it does not fit `like`.
+      UserError: an I/O error.
     """
     path = folder / str(step)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
@@ -87,15 +87,15 @@ def read(folder: epath.Path, step: int, like: Any) -> Checkpoint:
         jax.tree.map(_check_shape, state, abstract)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DamagedError(f"{path} is not whole: {first_line(error)}") from error
-    except Exception as error:  # a changed byte makes Orbax raise a dozen types
+    except Exception as error:  # a damaged file makes Orbax raise many types
         why = first_line(error)[:300]
-        if of_the_system(error) or why.startswith(_OF_THE_SYSTEM):
+        if is_io_error(error) or why.startswith(_OF_THE_SYSTEM):
             raise UserError(
                 f"cannot read {path}: {why}; nothing was changed: run the same command again when "
                 "it can be read"
             ) from error
         raise DamagedError(f"{path} cannot be read: {why}") from error
-    if progress.step != step or digest != digest_of(progress, state):
+    if progress.step != step or digest != compute_digest(progress, state):
         raise DamagedError(f"{path} is damaged: it does not hold what was written")
     return progress, state
 
@@ -107,8 +107,8 @@ def _check_shape(found: np.ndarray, wanted: jax.ShapeDtypeStruct) -> None:
         )
 
 
-def digest_of(progress: Progress, state: Any) -> str:
-    """Returns a digest of all that a run goes on from, independent of how it is stored."""
+def compute_digest(progress: Progress, state: Any) -> str:
+    """Returns a digest of the progress and the state, independent of how they are stored."""
     found = hashlib.blake2b(json.dumps(dataclasses.asdict(progress)).encode(), digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         array = np.ascontiguousarray(leaf)
@@ -118,10 +118,10 @@ def digest_of(progress: Progress, state: Any) -> str:
 
 
 def read_all(folder: epath.Path, like: Any) -> tuple[dict[int, Checkpoint], dict[int, UserError]]:
-    """Reads all checkpoints, the newest first: the intact ones, and what is wrong with others."""
+    """Reads all checkpoints: the intact ones, and the errors of the damaged ones, by step."""
     found: dict[int, Checkpoint] = {}
     wrong: dict[int, UserError] = {}
-    for step in steps(folder):
+    for step in list_steps(folder):
         try:
             found[step] = read(folder, step, like)
         except DamagedError as error:
@@ -130,14 +130,17 @@ def read_all(folder: epath.Path, like: Any) -> tuple[dict[int, Checkpoint], dict
 
 
 def restore(folder: epath.Path, aside: epath.Path, like: Any) -> tuple[Progress, Any, list[str]]:
-    """Reads the newest checkpoint that is intact, and whose best one is intact too.
+    """Reads the newest intact checkpoint whose best checkpoint is intact, too.
 
-    Damaged checkpoints, and those after the returned one, are moved to the folder `aside`. Returns
-    progress, state, and what was wrong with newer checkpoints; `like` itself where there is none.
+    Damaged checkpoints, and those newer than the returned one, are moved to the folder `aside`.
+
+    Returns:
+      The progress, the state, and the errors of newer checkpoints. Without any checkpoint the
+      state is `like` itself.
 
     Raises:
-      UserError: there are checkpoints, but none is intact, or not the best one, or the system does
-        not let one be read; nothing was moved.
+      UserError: no checkpoint is intact, or the best one is not, or an I/O error; nothing was
+        moved.
     """
     found, wrong = read_all(folder, like)
     if not found and not wrong:
@@ -155,7 +158,7 @@ def restore(folder: epath.Path, aside: epath.Path, like: Any) -> tuple[Progress,
             f"{why}; it was the run's best, without which there is no result. The newest that is "
             f"intact is {max(found)}: python -m bn_vgg.export --which=latest; {again}"
         )
-    if jax.process_count() > 1:  # nobody may still be reading what is moved
+    if jax.process_count() > 1:  # another process may still be reading
         multihost_utils.sync_global_devices("checkpoints are read")
     if jax.process_index() == 0:
         for other in [*wrong, *(s for s in found if s > step)]:
@@ -167,25 +170,25 @@ def restore(folder: epath.Path, aside: epath.Path, like: Any) -> tuple[Progress,
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """The loop asks that, see `multihost.preempted`: JAX expects each number just once."""
+        """Returns False: the loop asks JAX itself, see `multihost.preempted`."""
         return False
 
 
 class Checkpointer:
-    """Writes a run's checkpoints into one folder while training goes on, each named by its step.
+    """Writes a run's checkpoints to one folder, each named by its step, while training goes on.
 
-    Every host takes part in saving. It is to be opened after `restore`: Orbax reads all checkpoints
-    that are there.
+    All hosts take part in saving. Open it after `restore`, because Orbax reads all checkpoints in
+    the folder.
     """
 
     def __init__(self, folder: epath.Path):
-        def best_last(metrics):  # the earlier of two equals is the better
+        def best_last(metrics):  # of equal errors the earliest step is the best
             return -metrics["valid_error_rate"], -metrics["step"]
 
         self._folder, self._num_bytes = folder, 0
-        # Two of each, so that a run can go on if the latest is damaged.
+        # Two of each, so that a run can resume if the latest is damaged.
         keep = AnyPreservationPolicy([LatestN(2), BestN(get_metric_fn=best_last, n=2)])
-        # Without `best_fn` Orbax neither writes metrics nor reads them.
+        # Without `best_fn` Orbax ignores metrics.
         options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=best_last)
         with self._writing():
             self._manager = _Manager(folder, options=options)
@@ -194,12 +197,12 @@ class Checkpointer:
         """Begins to write `state`, NumPy arrays, and returns.
 
         Raises:
-          UserError: this write, or the one before it, failed.
+          UserError: this write or the previous one failed.
         """
-        metadata = dataclasses.asdict(progress) | {"digest": digest_of(progress, state)}
+        metadata = dataclasses.asdict(progress) | {"digest": compute_digest(progress, state)}
         self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         with self._writing():
-            if progress.step in self._manager.all_steps():  # of an epoch not yet evaluated
+            if progress.step in self._manager.all_steps():  # saved before its epoch was evaluated
                 self._manager.delete(progress.step)
             self._manager.save(
                 progress.step,
@@ -208,25 +211,25 @@ class Checkpointer:
             )
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk, or raises a UserError as `save` does."""
+        """Waits until everything is on disk; raises a UserError as `save` does."""
         with self._writing():
             self._manager.wait_until_finished()
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
-        # What a full disk raises depends on who notices it.
+        # On a full disk Orbax and TensorStore raise errors of various types.
         size = f" of {self._num_bytes:,} bytes" if self._num_bytes else ""
         folder = "" if "://" in str(self._folder) else self._folder
-        return cannot_write(f"a checkpoint{size} in {self._folder}", (Exception,), folder)
+        return wrap_write_errors(f"a checkpoint{size} in {self._folder}", (Exception,), folder)
 
     def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        """Waits for what is being written; a UserError if that fails and nothing else had."""
+        """Waits for the last write. Its UserError is only logged if there was an error before."""
         try:
             with self._writing():
                 self._manager.close()
         except UserError:
             if error is None:
                 raise
-            logging.info("after an error, this one as well", exc_info=True)
+            logging.info("closing the checkpoints failed, too", exc_info=True)

@@ -1,4 +1,4 @@
-"""What the commands share: flags, errors in one line, logs and paths."""
+"""Shared by all commands: flags, one-line errors, logs and paths."""
 
 import contextlib
 import errno
@@ -19,30 +19,30 @@ from tqdm import tqdm
 
 from bn_vgg import errors, stopping
 from bn_vgg.config_file import load_file
-from bn_vgg.errors import Interrupted, UserError, cannot_write, described, one_line
+from bn_vgg.errors import Interrupted, UserError, describe_error, one_line, wrap_write_errors
 
 
 def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> None:
-    """Parses the flags, runs `main` and exits; see the statuses in errors.py.
+    """Parses the flags, runs `main` and exits with a status of errors.py.
 
-    A UserError becomes `error: …` on standard error. So does a wrong flag. `main` is called with
-    the arguments that `positional` names, as text; all of them must be given.
+    A UserError or a wrong flag prints one line, `error: …`, to standard error. `main` is called
+    with the positional arguments, as strings; `positional` names them, and all are required.
     """
-    # Before TensorFlow is imported, which would chat on standard error; JAX has set the first to 1.
+    # Set before TensorFlow is imported, to silence its logs. JAX has set the first variable to 1.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # Before matplotlib is: a shell that a notebook started names a backend that is not there.
+    # A shell that was started from a notebook names a matplotlib backend that is not installed.
     os.environ["MPLBACKEND"] = "agg"
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what is no text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may contain invalid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     app.run(
-        lambda argv: _guarded(partial(main, *argv[1:])),
+        lambda argv: _run_main(partial(main, *argv[1:])),
         flags_parser=partial(_parse_flags, positional=positional),
     )
 
 
-def _guarded(main: Callable[[], int | None]) -> int | None:
+def _run_main(main: Callable[[], int | None]) -> int | None:
     log_to_file(None)
     stopping.raise_on_terminate()
     try:
@@ -56,19 +56,19 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
         return _fail(str(error), error.status)
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to go on", errors.EXIT_INTERRUPTED)
-    except BrokenPipeError:  # `| head` has read enough
-        stop_showing()
+    except BrokenPipeError:  # such as `| head`
+        discard_stdout()
         return errors.EXIT_BROKEN_PIPE
     except Exception as error:
         if _log_file is None:
             raise
-        logging.info("a bug, or too little memory", exc_info=True)
+        logging.info("a bug, or out of memory", exc_info=True)
         where = f"the traceback is in {_log_file.baseFilename}"
-        return _fail(f"{described(error)}; {where}", errors.EXIT_BUG)
+        return _fail(f"{describe_error(error)}; {where}", errors.EXIT_BUG)
 
 
 def _fail(message: str, status: int) -> int:
-    with contextlib.suppress(OSError):  # the terminal may be what was lost
+    with contextlib.suppress(OSError):  # the terminal may be gone
         print(f"error: {message}", file=sys.stderr, flush=True)
     return status
 
@@ -76,7 +76,7 @@ def _fail(message: str, status: int) -> int:
 def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
     fields: Mapping[str, object] = {}
     try:
-        argv = [_as_shells_do(argument) for argument in argv]
+        argv = [_normalize_flag(argument) for argument in argv]
         fields = load_file(argv)
         rest = flags.FLAGS(argv)
         given = rest[1:]
@@ -85,10 +85,10 @@ def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
         if len(given) < len(positional):
             raise UserError(f"{positional[len(given)]} is missing; see --help")
         return rest
-    except BrokenPipeError:  # of --help
-        stop_showing()
+    except BrokenPipeError:  # `--help | head`
+        discard_stdout()
         sys.exit(errors.EXIT_BROKEN_PIPE)
-    except SystemExit:  # absl's status after --help is 1
+    except SystemExit:  # absl exits with 1 after --help
         sys.exit(0)
     except flags.UnrecognizedFlagError as error:
         meant = [field for field in fields if field.split(".")[-1] == error.flagname]
@@ -96,14 +96,14 @@ def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
         sys.exit(
             _fail(f"no flag --{error.flagname}{guess or '; see --help'}", errors.EXIT_USER_ERROR)
         )
-    except Exception as error:  # besides flags.Error, what ml_collections and the file raise
+    except Exception as error:  # flags.Error, or any error of ml_collections or the file
         unset = re.search(r"Flag (--\w+) must have a value other than None", str(error))
         told = f"{unset[1]} is missing; see --help" if unset else one_line(error)
         sys.exit(_fail(told, errors.EXIT_USER_ERROR))
 
 
-def _as_shells_do(argument: str) -> str:
-    """Takes `--dry-run` as `--dry_run`, and `--out=~/x` as a shell takes `--out ~/x`."""
+def _normalize_flag(argument: str) -> str:
+    """Rewrites `--dry-run` as `--dry_run`, and expands `~` as shells do only after a space."""
     name, equals, value = argument.partition("=")
     flag = name.removeprefix("--").replace("-", "_")
     name = f"--{flag}" if name.startswith("--") and flag in flags.FLAGS else name
@@ -111,16 +111,15 @@ def _as_shells_do(argument: str) -> str:
 
 
 def say(line: str) -> None:
-    """Shows a line to a person and keeps it in the log."""
+    """Prints a line and logs it."""
     logging.info("%s", line)
     show(line)
 
 
 def show(line: str) -> None:
-    """Shows a line to a person, above a progress bar where there is one.
+    """Prints a line, above the progress bar if there is one.
 
-    Where nobody reads on, as behind `| head`, or a terminal or the room in `> file` is gone,
-    nothing ends.
+    A closed pipe (`| head`), a lost terminal or a full disk (`> file`) does not stop the command.
     """
     try:
         tqdm.write(line)
@@ -128,49 +127,49 @@ def show(line: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT):
             raise
-        stop_showing()
+        discard_stdout()
 
 
-def stop_showing() -> None:
-    """Sends standard output to nowhere, which Python would otherwise fail to flush at its end."""
+def discard_stdout() -> None:
+    """Redirects standard output to /dev/null, so that Python's last flush does not fail."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-# Of the run in progress.
+# The current run's log.txt.
 _log_file: std_logging.FileHandler | None = None
 
 
 def log_to_file(path: epath.Path | None) -> None:
-    """Sends what the libraries log to this file alone, and warnings to the terminal."""
+    """Logs to this file, or to none, and prints only warnings to the terminal."""
     global _log_file
-    quieten()
+    quiet_libraries()
     logging.set_verbosity(logging.INFO)
     root = std_logging.getLogger()
     if _log_file is not None:
         root.removeHandler(_log_file)
-        with contextlib.suppress(OSError):  # what is left to write of it may find no room
+        with contextlib.suppress(OSError):  # the last flush may find the disk full
             _log_file.close()
         _log_file = None
     if path is None or "://" in str(path):
         return
-    with cannot_write(str(path)):
+    with wrap_write_errors(str(path)):
         _log_file = std_logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    # A full disk is told of by what needs the room, not by each line.
+    # The log alone must not end a run when the disk is full: a checkpoint will.
     _log_file.handleError = lambda record: None  # type: ignore[method-assign]
-    # Orbax logs dozens of lines a checkpoint: its warnings are enough.
+    # Orbax logs dozens of lines for each checkpoint; its warnings are enough.
     _log_file.addFilter(lambda record: record.levelno > std_logging.INFO or _is_shown(record))
     _log_file.setFormatter(std_logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
     root.addHandler(_log_file)
 
 
-def quieten() -> None:
-    """Shows only warnings, and of Orbax nothing: what it raises becomes a UserError.
+def quiet_libraries() -> None:
+    """Prints only warnings, and none of Orbax, whose errors become UserErrors.
 
-    Where one of its tasks fails, asyncio and TensorStore tell of each of the others by a page. JAX
-    warns of the fork by which a sweep starts each run.
+    When one of Orbax's tasks fails, asyncio and TensorStore print a traceback for each other task.
+    JAX warns of `os.fork`, by which a sweep starts its runs.
     """
-    logging.use_absl_handler()  # in a notebook Python's own would show all
+    logging.use_absl_handler()  # a notebook's root handler would print everything
     handler = logging.get_absl_handler()
     handler.setLevel(std_logging.WARNING)
     handler.addFilter(_is_shown)
@@ -184,46 +183,43 @@ def _is_shown(record: std_logging.LogRecord) -> bool:
 
 
 def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-    # What is raised where nobody can catch it, as in a callback of TensorStore's.
+    # Raised where it cannot be caught, such as in a callback of TensorStore.
     error = unraisable.exc_value
     logging.info("%s: %r", unraisable.err_msg or "ignored", error, exc_info=error)
 
 
 def check_backend() -> None:
-    """Raises a UserError where JAX cannot use the devices that it is told to use."""
+    """Raises a UserError if JAX cannot initialize its backend."""
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
-        why = str(error) or "there is no such device"  # for CUDA without a GPU JAX only asserts
+        why = str(error) or "there is no such device"  # CUDA without a GPU: JAX only asserts
         named = os.environ.get("JAX_PLATFORMS")
         where = f" with JAX_PLATFORMS={named}" if named else ""
         raise UserError(f"JAX finds nothing to compute on{where}: {why}") from error
 
 
-def keep_compiled(folder: Path) -> None:
-    """Keeps what XLA compiles in `folder`/xla, so that a second start is quick.
-
-    JAX_COMPILATION_CACHE_DIR, where it is set, has the last word.
-    """
+def enable_compilation_cache(folder: Path) -> None:
+    """Caches compiled programs in `folder`/xla; JAX_COMPILATION_CACHE_DIR overrides the folder."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        # XLA divides a CPU's sums among the cores that a process may use, but does not tell
-        # programs for different numbers of them apart.
-        kept = folder / "xla" / f"{len(usable_cores())}_cores"
-        jax.config.update("jax_compilation_cache_dir", str(kept))
+        # On a CPU the compiled sums depend on the number of usable cores, but the cache's key does
+        # not.
+        path = folder / "xla" / f"{len(usable_cores())}_cores"
+        jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def usable_cores() -> list[int]:
-    """The processor's cores that this process may use, by their numbers."""
+    """Returns the numbers of the CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Makes the folder of `path` and yields one to write to, which replaces it if all went well."""
-    if os.path.isdir(path):  # pathlib's raises where the user may not look
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write to, which is renamed to `path` if no error occurs."""
+    if os.path.isdir(path):  # Path.is_dir raises a PermissionError
         raise UserError(f"cannot write {path}: it is a folder")
     partial = path.with_name(f"{path.name}.partial")
     try:

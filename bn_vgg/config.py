@@ -1,4 +1,4 @@
-"""Refuses configurations that mean nothing, before any work is done."""
+"""Checks a configuration before any work is done."""
 
 import dataclasses
 import json
@@ -11,21 +11,21 @@ import optax
 from flax.traverse_util import flatten_dict
 
 from bn_vgg.data.pipeline import PLACEMENTS
-from bn_vgg.errors import UserError, telling
+from bn_vgg.errors import UserError, wrap_errors
 from bn_vgg.models import DTYPES, PRECISIONS, make_model
 from bn_vgg.models.batch_norm import AVERAGES
-from bn_vgg.models.layers import PADDINGS, layer_activations, streams
+from bn_vgg.models.layers import PADDINGS, layer_activations, rng_streams
 from bn_vgg.models.norms import PASSES
 from bn_vgg.optimizer import SCHEDULES, make_optimizer
 from bn_vgg.run_dir import KWARGS, flatten
 from bn_vgg.steps import needs_precise_stats
 
-# Whether a value fits, and what does, in words.
+# A predicate of valid values, and its description.
 _Kind = tuple[Callable[[Any], bool], str]
 
 
 def _integer(low: int, high: int) -> _Kind:
-    # True and False are integers of Python's, and NumPy's numbers do not go into JSON.
+    # `isinstance` would accept booleans; NumPy numbers cannot be written as JSON.
     return lambda x: type(x) is int and low <= x <= high, f"an integer from {low} to {high}"
 
 
@@ -47,10 +47,10 @@ _SIZES: _Kind = (
     "positive integers, 100 at most",
 )
 _FRACTION, _AMOUNT, _MANY = _number(0, 1), _number(0, 10**6), _integer(1, 10**6)
-# Float32 holds no others, and the network computes in it.
+# The range of float32.
 _POSITIVE = _number(float(jnp.finfo("float32").tiny), float(jnp.finfo("float32").max))
 
-# What every field there is takes: the fields of each kind.
+# All fields, by the kind of their values.
 _KINDS: list[tuple[_Kind, str]] = [
     (_TEXT, "name variant data.source init.weights model.name model.norm optimizer.name"),
     (_DICT, " ".join(KWARGS)),
@@ -79,12 +79,12 @@ _KINDS: list[tuple[_Kind, str]] = [
     (_one_of(("running", "precise")), "eval.statistics"),
 ]  # fmt: skip
 _FIELDS = {field: kind for kind, fields in _KINDS for field in fields.split()}
-# What needs statistics that are recomputed.
+# The settings that need recomputed statistics.
 _PRECISE = "config.eval.statistics=precise and config.optimizer.average_decay need"
 
 
 def check_config(config: dict[str, Any]) -> None:
-    """Checks a configuration, nested: its fields, their values, and the network that they make."""
+    """Checks a nested configuration: its fields, their values, and the network they describe."""
     flat = flatten(config, fields=_FIELDS)
     for field, (fits, wanted) in _FIELDS.items():
         if field not in flat:
@@ -107,13 +107,14 @@ def check_config(config: dict[str, Any]) -> None:
         )
     for field, value in flat.items():
         try:
-            json.dumps(value, allow_nan=False)  # as the run's folder keeps it
+            json.dumps(value, allow_nan=False)  # for config.json
         except (TypeError, ValueError, RecursionError) as error:
             shown = f"config.{field} is {_shown(value)}"
             raise UserError(f"{shown}: JSON cannot hold that: {error}") from error
     make_optimizer(config, steps_per_epoch=1000)
     model = make_model(**config["model"])
-    if needs_precise_stats(config) and model.norm.averages and not flat["eval.precise_examples"]:
+    precise = needs_precise_stats(config) and model.norm.has_averages
+    if precise and not flat["eval.precise_examples"]:
         raise UserError(f"config.eval.precise_examples is 0, but {_PRECISE} some")
     if flat["model.norm_kwargs"] or flat["model.name"] != "vgg8" or ":" in flat["model.norm"]:
         _try_network(config, model)
@@ -122,7 +123,7 @@ def check_config(config: dict[str, Any]) -> None:
 
 
 def _try_network(config: dict[str, Any], model: Any) -> None:
-    """Traces training passes: wrong settings of a normalizer or a network fail nowhere before."""
+    """Traces training passes, to find errors of user-defined normalizers and networks early."""
     side, count = config["data"]["crop_size"], config["batch_size"]
     norm, made = model.norm, []
 
@@ -134,13 +135,13 @@ def _try_network(config: dict[str, Any], model: Any) -> None:
     wanted = "float32", (count, config["model"]["num_classes"])
 
     def apply(images_NHWC):
-        # Within: an array outside would take the devices, before hosts have met.
+        # Made here: outside, an array would initialize the backend before hosts are connected.
         positions_N = jnp.arange(count)
-        rngs = {"params": jax.random.key(0), **streams(jax.random.key(0), positions_N)}
+        rngs = {"params": jax.random.key(0), **rng_streams(jax.random.key(0), positions_N)}
         variables = model.init(rngs, images_NHWC, train=False)
         kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
         factories = [dataclasses.replace(norm, build=build)]
-        if norm.averages and config["eval"]["precise_examples"]:  # by a number that is traced
+        if norm.has_averages and config["eval"]["precise_examples"]:  # a traced momentum
             factories.append(norm.with_momentum(images_NHWC.mean()))
         for factory in factories:
             logits, seen = model.clone(norm=factory).apply(
@@ -152,7 +153,7 @@ def _try_network(config: dict[str, Any], model: Any) -> None:
 
     name, field = (f"config.model.{x}={config['model'][x]}" for x in ("name", "norm"))
     settings = (f"{x}={_shown(config['model'][x])}" for x in ("norm_kwargs", "kwargs"))
-    with telling(f"{field} in {name} fails with {' and '.join(settings)}"):
+    with wrap_errors(f"{field} in {name} fails with {' and '.join(settings)}"):
         logits, statistics, seen = jax.eval_shape(
             apply, jax.ShapeDtypeStruct((count, side, side, 3), jnp.float32)
         )
@@ -163,7 +164,7 @@ def _try_network(config: dict[str, Any], model: Any) -> None:
     norms = [path[:-1] for path in flatten_dict(seen) if path[-1] == "before_norm"]
     paths = flatten_dict(statistics) if norms else ()
     own = [path for path in paths if not any(path[: len(each)] == each for each in norms)]
-    if needs_precise_stats(config) and statistics and (own or not norm.averages):
+    if needs_precise_stats(config) and statistics and (own or not norm.has_averages):
         raise UserError(
             f"{_PRECISE} all running statistics to be of a normalizer with a field momentum; "
             f"those of {name} with {field} are not"
@@ -171,7 +172,7 @@ def _try_network(config: dict[str, Any], model: Any) -> None:
 
 
 def _try_optimizer(config: dict[str, Any], model: Any) -> None:
-    """Traces an update: wrong settings of an optimizer of anybody's own fail nowhere before."""
+    """Traces an update, to find errors of user-defined optimizers early."""
     optimizer = optax.with_extra_args_support(make_optimizer(config, steps_per_epoch=1000))
     side = config["data"]["crop_size"]
 
@@ -182,7 +183,7 @@ def _try_optimizer(config: dict[str, Any], model: Any) -> None:
         return optimizer.update(params, optimizer.init(params), params, value=value)[1]
 
     field = f"config.optimizer.name={config['optimizer']['name']}"
-    with telling(f"{field} fails with kwargs={_shown(config['optimizer']['kwargs'])}"):
+    with wrap_errors(f"{field} fails with kwargs={_shown(config['optimizer']['kwargs'])}"):
         state = jax.eval_shape(update)
 
     def is_free(x):
@@ -197,6 +198,6 @@ def _try_optimizer(config: dict[str, Any], model: Any) -> None:
 def _shown(value) -> str:
     try:
         text = repr(value)
-    except Exception as error:  # integers of more than 4,300 digits, objects of anybody's own
+    except Exception as error:  # a huge integer, or a user-defined object
         text = f"<{type(value).__name__}: {error}>"
     return text if len(text) <= 200 else f"{text[:200]}…"

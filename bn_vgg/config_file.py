@@ -1,4 +1,4 @@
-"""Configuration files: loaded by their path, with the command line's overrides, and checked."""
+"""Loads configuration files by path, with overrides of the command line, and checks them."""
 
 import difflib
 import hashlib
@@ -14,12 +14,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from bn_vgg.config import check_config
-from bn_vgg.errors import UserError, described, one_line
+from bn_vgg.errors import UserError, describe_error, one_line
 from bn_vgg.run_dir import KWARGS, ONLY_SPEED, flatten
 
-# A folder's name may have 255 bytes, and TensorBoard shows fewer.
+# File systems allow 255 bytes; TensorBoard shows fewer.
 _LONGEST_NAME = 100
-# Fields that one optimizer, or one network, has for itself.
+# Fields that only one optimizer, or one network, reads.
 _OWNERS = {
     "optimizer.name": (
         "rmsprop", ("optimizer.decay", "optimizer.epsilon", "optimizer.bias_correction"),
@@ -27,7 +27,7 @@ _OWNERS = {
     "model.name": ("vgg8", ("model.features", "model.hidden_units", "model.padding")),
 }  # fmt: skip
 _IN_KWARGS = tuple(f"{field}." for field in KWARGS)
-# Of the last file that was loaded, its fields before they are overridden.
+# The fields of the file that was loaded last, before overrides.
 _file_fields: dict[str, object] = {}
 
 
@@ -40,7 +40,7 @@ def load_config(arguments: Sequence[str]) -> ConfigDict:
     )
     try:
         alone(["", *arguments])
-    except Exception as error:  # besides flags.Error, what ml_collections and the file raise
+    except Exception as error:  # flags.Error, or any error of ml_collections or the file
         raise UserError(one_line(error)) from error
     return checked_config(flag)
 
@@ -49,13 +49,13 @@ def checked_config(flag: flags.FlagHolder) -> ConfigDict:
     """Returns the value of a `--config` flag.
 
     Raises:
-      UserError: it is missing, names no file, or one of its values means nothing.
+      UserError: the flag is missing, or one of the configuration's values is invalid.
     """
     if flag.value is None:
         raise UserError(f"--config is missing; {_configs()}")
     try:
         config = flag.value.to_dict()
-    except Exception as error:  # values that are computed of others that were overridden
+    except Exception as error:  # a field computed from an overridden one
         raise UserError(f"--config has values that cannot be read: {one_line(error)}") from error
     check_config(config)
     _check_owners(flatten(config))
@@ -63,7 +63,7 @@ def checked_config(flag: flags.FlagHolder) -> ConfigDict:
 
 
 def _check_owners(config: Mapping[str, object]) -> None:
-    """Raises a UserError where an override is one that the optimizer or network would not see."""
+    """Raises a UserError if an overridden field is not read by the chosen optimizer or network."""
     for chooser, (owner, fields) in _OWNERS.items():
         for field in fields if config[chooser] != owner else ():
             if config[field] != _file_fields.get(field, config[field]):
@@ -75,9 +75,9 @@ def _check_owners(config: Mapping[str, object]) -> None:
 
 
 def default_workdir(config: ConfigDict) -> str:
-    """Returns `runs/NAME/seedSEED`, where NAME says what the command line has overridden.
+    """Returns `runs/NAME/seedSEED`, where NAME lists the overrides of the command line.
 
-    Fields that may differ from start to start, and where the data are, are no part of it.
+    It leaves out `data.source` and the fields that a restart may change.
     """
     left_out = {"name", "seed", "data.source"} | ONLY_SPEED
     fields = flatten(config.to_dict())
@@ -91,9 +91,9 @@ def default_workdir(config: ConfigDict) -> str:
 
 
 def name_run(name: str, overrides: Mapping[str, object]) -> str:
-    """Names a run by its configuration and what is overridden: `full-norm_decay=0.9`.
+    """Names a run by its configuration and its overrides: `full-norm_decay=0.9`.
 
-    `num_epochs` is left out, because a run may be continued; long names end in a digest.
+    `num_epochs` is left out, because a restart may raise it. Long names end in a digest.
     """
     parts = [
         f"{field.rpartition('.')[2]}={value}"
@@ -110,16 +110,16 @@ def name_run(name: str, overrides: Mapping[str, object]) -> str:
 def load_file(argv: list[str]) -> Mapping[str, object]:
     """Loads the configuration that `argv` names, and returns its fields before overrides.
 
-    It is loaded once more by its flag, but ml_collections' own errors are pages.
+    The flag loads it again; this is for one-line errors, where ml_collections' own fill pages.
 
     Raises:
-      UserError: the file is missing or fails, or an override names no field of it.
+      UserError: the file is missing or raises an error, or an override names no field of it.
     """
     argument = _config_argument(argv)
     if argument is None:
         return {}
     path, colon, variant = argument.partition(":")
-    if not os.path.isfile(path):  # Path's own raises where the name is too long
+    if not os.path.isfile(path):  # Path.is_file raises an error if the name is too long
         close = difflib.get_close_matches(path, _found_configs(), n=1, cutoff=0.85)
         guess = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"--config: no file {path}; {guess}{_configs()}")
@@ -135,9 +135,9 @@ def load_file(argv: list[str]) -> Mapping[str, object]:
         fields = flatten(loaded.to_dict())
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # whatever the file's own code raises
-        raise UserError(f"--config={argument}: {described(error)}") from error
-    # ml_collections executes all files in this module: the next would see the names of the last.
+    except (Exception, SystemExit) as error:  # any error of the file's own code
+        raise UserError(f"--config={argument}: {describe_error(error)}") from error
+    # ml_collections executes every file in this module, which keeps the names of the previous one.
     sys.modules.pop("config_config", None)
     _file_fields.clear()
     _file_fields.update(fields)
@@ -158,9 +158,9 @@ def _check_override(name: str) -> None:
 
 
 def _find_siblings(folder: Path) -> None:
-    """Lets a configuration file import those beside it, `from configs import default`.
+    """Lets a configuration file import the files beside it, `from configs import default`.
 
-    Also where the current folder has a `configs/` of its own, or another one was imported before.
+    It takes precedence over a `configs/` in the current folder, or one that is already imported.
     """
     if not (folder / "__init__.py").exists():
         return
@@ -184,7 +184,7 @@ def _configs() -> str:
 
 
 def _config_argument(argv: list[str]) -> str | None:
-    # Of several the last counts, as of any flag.
+    # The last of several --config flags counts.
     for argument, following in reversed([*itertools.pairwise([*argv, ""])]):
         if argument in ("-config", "--config"):
             return following

@@ -1,4 +1,4 @@
-"""The devices that share each batch: plain `jit` on one, `pmap` on several."""
+"""Data parallelism: plain `jit` on one device, `pmap` on several."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +14,12 @@ AXIS = "batch"
 
 
 class Devices:
-    """All devices of all hosts.
+    """All devices of all hosts; they share each batch equally.
 
     Attributes:
-      count: devices over all hosts.
-      local: devices of this host.
-      axis_name: what per-device code passes to collectives; None with one device.
+      count: number of devices over all hosts.
+      local: number of devices of this host.
+      axis_name: the mapped axis for collectives in per-device code; None with one device.
     """
 
     def __init__(self):
@@ -29,10 +29,9 @@ class Devices:
         self._sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def compile(self, function: Callable) -> Callable:
-        """Compiles per-device code; with several devices they are each argument's first axis.
+        """Compiles per-device code; with several devices each argument's first axis is over these.
 
-        Nothing is donated: the state that a chunk of steps began with stays, for when a step turns
-        out not to be finite.
+        No argument is donated, so that a chunk can be repeated if one of its steps is not finite.
         """
         if self.axis_name is None:
             options = cpu_compiler_options() if jax.default_backend() == "cpu" else None
@@ -46,16 +45,16 @@ class Devices:
         return jax.tree.map(self._replicate, tree)
 
     def _replicate(self, array):
-        # One by one: a stack of all copies may be too large for the host.
+        # One by one, because a stack of all copies may be too large for the host's memory.
         copies = [jax.device_put(array[None], device) for device in jax.local_devices()]
         shape = (self.local, *array.shape)
         return jax.make_array_from_single_device_arrays(shape, self._sharding, copies)
 
     def fetch(self, replicated):
-        """Copies one of the equal replicas to the host, as NumPy arrays."""
+        """Copies one replica to the host, as NumPy arrays."""
         if self.axis_name is None:
             return jax.device_get(replicated)
-        # Cut out on the host: an operation on the device would wait for the chunk queued there.
+        # Indexed on the host: an operation on the device would wait for the queued chunk.
         shards = jax.tree.map(lambda x: x.addressable_shards[0].data, replicated)
         return jax.tree.map(lambda x: x[0], jax.device_get(shards))
 
@@ -78,12 +77,12 @@ class Devices:
         return {key: split(array) for key, array in batches.items()}
 
     def host_rows(self, batch_size: int) -> slice:
-        """The rows of each global batch that this host feeds."""
+        """Returns the rows of each global batch that belong to this host."""
         rows = batch_size // self.count * self.local
         return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
     def check(self, batch_size: int, precision: str) -> None:
-        """Checks that the devices can compute what the configuration asks for.
+        """Checks that the devices suit a configuration.
 
         Raises:
           UserError: they cannot share a batch equally, or have no TensorFloat-32.

@@ -1,10 +1,9 @@
-"""PreciseBN, three kinds of statistics compared, and what is observed of layers.
+"""PreciseBN, the comparison of three kinds of statistics, and summaries of layers.
 
-*Precise* statistics are what the running averages would be had the weights stood still: plain
-means over some batches of training images, without dropout, at the present weights (Wu and Johnson
-2021, "Rethinking 'Batch' in BatchNorm", section 3.2, but without the variance between batches). Any
-normalizer with running averages of weight `momentum` has them: batch k is averaged in with momentum
-1 - 1/k.
+*Precise* statistics are the plain means of the batch statistics over several training batches, with
+the current weights and without dropout (Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm",
+section 3.2, but without the variance between batches). They work for any normalizer with a field
+`momentum`: batch k is averaged with momentum 1 - 1/k.
 """
 
 from collections.abc import Container, Mapping
@@ -16,21 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from bn_vgg.augment import OFF, to_intensities, training_images
-from bn_vgg.metrics import ComparedMetrics, Moments, measured, merge_moments
-from bn_vgg.models.layers import layer_activations, layer_statistics, streams
+from bn_vgg.metrics import ComparedMetrics, Moments, gather_metrics, merge_moments
+from bn_vgg.models.layers import layer_activations, layer_statistics, rng_streams
 from bn_vgg.steps import TrainState, is_wrong, mean_over_devices
 
 
 class Precise(flax.struct.PyTreeNode):
     """Precise statistics, accumulated over batches."""
 
-    batches: jax.Array  # how many so far, float32
-    batch_stats: Any  # means over these, in the shape of `TrainState.batch_stats`
-    before_norm: dict[str, Moments]  # of what is normalized, by layer
+    batches: jax.Array  # number of batches so far, float32
+    batch_stats: Any  # their mean, structured as `TrainState.batch_stats`
+    before_norm: dict[str, Moments]  # moments of the normalizers' inputs, by layer
 
 
 def make_precise_step(model: Any, axis_name: str | None = None, augment: Mapping[str, Any] = OFF):
-    """Returns `precise_step(precise, state, batch, rng) -> Precise`; arguments as in training."""
+    """Returns `precise_step(precise, state, batch, rng) -> Precise`; see `make_train_step`."""
 
     def precise_step(precise: Precise, state: TrainState, batch, rng):
         batches = precise.batches + 1
@@ -40,12 +39,12 @@ def make_precise_step(model: Any, axis_name: str | None = None, augment: Mapping
             training_images(batch, rng, augment),
             train=True,
             positions_N=batch["position"],
-            rngs=streams(rng, batch["position"]),
+            rngs=rng_streams(rng, batch["position"]),
             mutable=["batch_stats", "intermediates"],
         )
         weights = jnp.ones(len(batch["crops"]), jnp.float32)
         moments = {
-            layer: Moments.of(x, weights, axis_name)
+            layer: Moments.from_batch(x, weights, axis_name)
             for layer, x in layer_activations(updated, "before_norm").items()
         }
         batch_stats = updated["batch_stats"]
@@ -59,8 +58,8 @@ def make_precise_step(model: Any, axis_name: str | None = None, augment: Mapping
 def make_compare_step(model: Any, axis_name: str | None = None):
     """Returns `compare_step(state, precise_batch_stats, batch) -> ComparedMetrics`.
 
-    `batch` holds `crops` (K = 1), `label` and `mask`. Padding does not count as an error, but takes
-    part in the batch's statistics: it repeats other examples.
+    `batch` is as in `make_eval_step`, with K = 1. Padding, which repeats other examples, does not
+    count as an error, but is part of the batch's statistics.
     """
     model = model.clone(dropout_rate=0.0)
 
@@ -70,9 +69,9 @@ def make_compare_step(model: Any, axis_name: str | None = None):
         positions_N = jnp.arange(len(label_N))
         by_batch, _ = model.apply(
             state.variables, images, train=True, positions_N=positions_N,
-            rngs=streams(jax.random.key(0), positions_N), mutable=["batch_stats"],
+            rngs=rng_streams(jax.random.key(0), positions_N), mutable=["batch_stats"],
         )  # fmt: skip
-        return measured(
+        return gather_metrics(
             ComparedMetrics,
             axis_name,
             error_rate_running=is_wrong(model.apply(state.variables, images, train=False), label_N),
@@ -85,17 +84,17 @@ def make_compare_step(model: Any, axis_name: str | None = None):
 
 
 def distances(batch_stats, precise: Precise, epsilon: float) -> dict[str, np.ndarray]:
-    """Compares running with precise statistics, NumPy arrays, channel by channel.
+    """Compares running with precise statistics, NumPy arrays, for each channel.
 
-    Returns, (C,) each, `mean_distance/LAYER`: running minus precise mean in standard deviations of
-    what is normalized; and, where there are variances, `std_ratio/LAYER`: running by precise
-    standard deviation. `epsilon` is added to variances.
+    Returns arrays (C,): `mean_distance/LAYER` is the running minus the precise mean, in standard
+    deviations of the normalizer's input; `std_ratio/LAYER`, for normalizers with a variance, the
+    running divided by the precise standard deviation. `epsilon` is added to variances.
     """
     found = {}
     running, averaged = layer_statistics(batch_stats), layer_statistics(precise.batch_stats)
     for layer, moments in precise.before_norm.items():
         now, exact = running.get(layer, {}), averaged.get(layer, {})
-        # A user's normalizer may call something else `mean`.
+        # A user-defined normalizer may use the name `mean` for something else.
         shape = np.shape(moments.variance)
         if "mean" in now and now["mean"].shape == shape:
             deviation = np.sqrt(moments.variance + epsilon)
@@ -109,10 +108,10 @@ def distances(batch_stats, precise: Precise, epsilon: float) -> dict[str, np.nda
 def activity(
     moments: dict[str, Moments], *, without_relu: Container[str] = ()
 ) -> dict[str, np.ndarray]:
-    """Describes each layer's output by its moments, NumPy arrays, channel by channel.
+    """Summarizes each layer's output from its moments, NumPy arrays, for each channel.
 
-    Returns, (C,) each, `activation_mean/LAYER`, `activation_deviation/LAYER` and, but for layers
-    `without_relu`, `never_active/LAYER`: 1 where no position of any image was above 0.
+    Returns arrays (C,): `activation_mean/LAYER`, `activation_deviation/LAYER` and, except for
+    layers `without_relu`, `never_active/LAYER`, 1 for channels that are never above 0.
     """
     found = {}
     for layer, of_layer in moments.items():
@@ -124,7 +123,7 @@ def activity(
 
 
 def summarize(channels: dict[str, np.ndarray]) -> dict[str, float]:
-    """Reduces channels to one number: root mean square of distances, otherwise the mean."""
+    """Averages over channels: the root mean square of distances, the mean of all others."""
     return {
         name: float(np.sqrt(np.mean(x**2)) if name.startswith("mean_distance/") else np.mean(x))
         for name, x in channels.items()

@@ -1,4 +1,4 @@
-"""Writes a run's weights as plain arrays.
+"""Exports a run's weights as named arrays.
 
 python -m bn_vgg.export --workdir=DIR --output=weights.npz   # or weights.safetensors
 python -m bn_vgg.export --workdir=DIR --output=weights.safetensors --layout=torch
@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 from bn_vgg import api, cli
-from bn_vgg.errors import UserError, needing
+from bn_vgg.errors import UserError, wrap_import_errors
 from bn_vgg.weights import named_arrays, torch_state_dict
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
@@ -46,14 +46,14 @@ def main() -> None:
         "layout": layout,
         "statistics": "y = (x - mean) / sqrt(var + config.model.norm_epsilon); var is biased",
     }
-    with cli.replacing(output) as partial, partial.open("wb") as file:
+    with cli.atomic_write(output) as partial, partial.open("wb") as file:
         if output.suffix == ".npz":
             np.savez(file, **arrays)  # type: ignore[arg-type]
         else:
-            with needing("safetensors"):
+            with wrap_import_errors("safetensors"):
                 from safetensors.numpy import save
             file.write(save(arrays))
-    with cli.replacing(output.with_suffix(".json")) as partial:
+    with cli.atomic_write(output.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(about, indent=2) + "\n")
     print(f"{output}: {len(arrays)} arrays of step {run.step}; {output.with_suffix('.json')}")
 

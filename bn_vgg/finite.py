@@ -1,4 +1,4 @@
-"""Finds the first number that is not finite: takes the steps of a chunk once more, one by one."""
+"""Finds the first number that is not finite, by repeating a chunk step by step."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bn_vgg.data.crops import crops_of
+from bn_vgg.data.crops import gather_crops
 from bn_vgg.data.pipeline import Chunk
 from bn_vgg.errors import UserError, first_line
 from bn_vgg.metrics import TrainMetrics
@@ -31,10 +31,11 @@ def explain(
     index: int,
     find_operation: bool,
 ) -> str:
-    """Says what is not finite in step `index` of `chunk`, which began with `state_and_metrics`.
+    """Describes the first number that is not finite in step `index` of `chunk`.
 
-    These and `rng`, the epoch's key, are on the devices. With `find_operation` it names, too, the
-    operation that makes a NaN (`jax.debug_nans`); none that makes an infinity.
+    `state_and_metrics` are those before the chunk; they and `rng`, the epoch's key, are on the
+    devices. With `find_operation` the text also names the operation that makes a NaN, as
+    `jax.debug_nans` reports it; operations that make an infinity are not reported.
     """
     devices = programs.devices
     inspect = devices.compile(make_inspect(programs))
@@ -55,30 +56,33 @@ def explain(
 def _operation(programs: Programs, state, rng, one: Chunk) -> str:
     devices, inspect, batches = programs.devices, make_inspect(programs), one.batches
     if devices.axis_name is not None:
-        # Of a mapped program JAX does not say which operation: all shares on one device.
+        # `jax.debug_nans` names no operation within a pmap: map over one device instead.
         inspect = jax.vmap(inspect, (None, None, 0, None), axis_name=devices.axis_name)
         state, rng, pixels = map(devices.first, (state, rng, one.pixels))
         one, batches = one._replace(pixels=pixels), jax.device_get(batches)
     with jax.debug_nans(True):
         try:
             jax.block_until_ready(jax.jit(inspect)(state, rng, batches, one.pixels))
-        except (FloatingPointError, UserError) as error:  # the latter from a user's normalizer
+        except (
+            FloatingPointError,
+            UserError,
+        ) as error:  # the latter of a user's normalizer
             return f": {first_line(error)}"
     return "; no operation makes a NaN"
 
 
 def make_inspect(programs: Programs):
-    """Returns `inspect(state, rng, batches, pixels)`: loss, gradients and statistics of a step."""
+    """Returns `inspect(state, rng, batches, pixels)` -> loss, gradients and statistics."""
     loss_of = make_loss(programs.model, programs.augment)
     axis_name = programs.devices.axis_name
 
     def inspect(state: TrainState, rng, batches, pixels):
         batch = {key: array[0] for key, array in batches.items()}
-        batch |= {"crops": crops_of(batch, pixels, programs.crop_size)}
+        batch |= {"crops": gather_crops(batch, pixels, programs.crop_size)}
         (loss, (_, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, state.batch_stats, batch, rng
         )
-        # The statistics are for `debug_nans`: what nothing returns is not computed.
+        # The statistics are returned for `debug_nans`: XLA drops what is not.
         seen = {"loss": loss, "gradients": gradients, "batch_stats": batch_stats}
         return seen if axis_name is None else lax.pmean(seen, axis_name)
 
@@ -97,7 +101,7 @@ def _first(seen: dict[str, Any], after: TrainState) -> str:
 
 
 def _not_finite(tree) -> str:
-    """Returns the path of the first array that is not finite, or an empty text."""
+    """Returns the path of the first array that is not finite, or an empty string."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not jnp.isfinite(leaf).all():
             return jax.tree_util.keystr(path, simple=True, separator="/")

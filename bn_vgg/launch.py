@@ -1,10 +1,10 @@
-"""From a configuration to a run: its data, its folder, what hosts have to agree on.
+"""Starts a run from its configuration: data, folder, and checks that all hosts agree.
 
-A run goes on from the first of these that is there:
+A run resumes from the first of these that exists:
 
-  1. `result.json` of the number of epochs that is asked for: it is finished;
-  2. the newest checkpoint that is intact: training goes on with the step after it;
-  3. nothing: training begins from the seed.
+  1. `result.json` with the requested number of epochs: the run is finished;
+  2. the newest intact checkpoint: training continues with the next step;
+  3. otherwise training begins from the seed.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.pipeline import Data
 from bn_vgg.data.splits import class_counts, split
 from bn_vgg.devices import Devices
-from bn_vgg.errors import Interrupted, UserError, needing, one_line
+from bn_vgg.errors import Interrupted, UserError, one_line, wrap_import_errors
 from bn_vgg.run_dir import Workdir, flatten
 from bn_vgg.writers import TensorBoard
 
@@ -37,42 +37,47 @@ def train(
     tensorboard: bool = True,
     wandb: bool = False,
 ) -> dict[str, Any]:
-    """Makes a run, goes on with it, or finds it finished. Returns the content of `result.json`.
+    """Trains a run to its end, or finds it finished. Returns the content of `result.json`.
 
-    `config` is checked, `path` the working directory. Decoded images and compiled programs are kept
-    in `cache_folder`. The first host alone shows lines to a person with `say`. `wandb` sends what
-    TensorBoard is given to Weights & Biases, too.
+    Args:
+      config: a configuration that `check_config` accepts.
+      path: the working directory.
+      cache_folder: for decoded images and compiled programs.
+      say: prints a line; only the first host calls it.
+      tensorboard: whether to write TensorBoard files.
+      wandb: whether to also send to Weights & Biases what TensorBoard gets.
 
     Raises:
-      UserError: the data, the working directory or the devices do not suit; hosts disagree; a
-        checkpoint cannot be read or written; a number was not finite.
-      Interrupted: it was asked to stop, and has kept its state.
+      UserError: the data, the working directory or the devices do not fit the configuration; hosts
+        disagree; a checkpoint cannot be read or written; a number is not finite.
+      Interrupted: a signal stopped the run, which has saved its state.
     """
     is_first = jax.process_index() == 0
     say = say if is_first else logging.info
     provenance.pin_jax_settings(config.model)
-    if not multihost.has_peers() or jax.default_backend() == "tpu":
-        cli.keep_compiled(cache_folder)
+    if not multihost.is_multiprocess() or jax.default_backend() == "tpu":
+        cli.enable_compilation_cache(cache_folder)
     else:
-        # The first process alone writes there, and may be alone in finding it. On a CPU Gloo gives
-        # up when the others are half a minute behind; on GPUs they share the work of compiling.
+        # Only the first process writes to the cache, so that only it may find a program there. On
+        # a CPU Gloo times out when the others are half a minute behind; on GPUs the processes
+        # share the work of compiling.
         jax.config.update("jax_enable_compilation_cache", False)
     devices = Devices()
     devices.check(config.batch_size, config.model.precision)
-    if multihost.has_peers():
+    if multihost.is_multiprocess():
         code: dict[str, Any] = {"commit": provenance.commit(), "versions": provenance.versions()}
         code |= {"backend": jax.default_backend(), "local_devices": jax.local_device_count()}
-        multihost.agree(flatten({"config": config.to_dict(), "code": code}))
+        multihost.check_agreement(flatten({"config": config.to_dict(), "code": code}))
     workdir = Workdir(path, writes=is_first)
-    checkpoints = workdir.checkpoints  # some paths are refused, before anything is prepared
+    checkpoints = workdir.checkpoints  # refuses some paths, before data are prepared
     with workdir.locked():
         data, metadata = load_data(config, cache_folder, devices, quiet=not is_first)
         kept = {
-            "checkpoints": checkpoint.steps(checkpoints),
+            "checkpoints": checkpoint.list_steps(checkpoints),
             "finished": workdir.exists("result.json"),
         }
-        multihost.agree(flatten({"data": metadata, "workdir": kept}))
-        multihost.starting()
+        multihost.check_agreement(flatten({"data": metadata, "workdir": kept}))
+        multihost.expect_compilation()
         workdir.claim(config.to_dict(), metadata)
         multihost.check_shared(workdir.path / "config.json")
         if workdir.exists("result.json"):
@@ -86,7 +91,7 @@ def train(
         say(data.description)
         board, name = None, path.removeprefix("runs/")
         with contextlib.ExitStack() as stack:
-            if wandb and is_first:  # before TensorBoard's writer, which it listens to
+            if wandb and is_first:  # before TensorBoard's writer, which it patches
                 shown = _wandb_run(config, workdir, name)  # as a context it prints tracebacks
                 stack.push(
                     lambda kind, *_: shown.finish(exit_code=int(kind not in (None, Interrupted)))
@@ -97,8 +102,8 @@ def train(
 
 
 def _wandb_run(config: ConfigDict, workdir: Workdir, name: str) -> Any:
-    """Opens a run of Weights & Biases, or goes on with it, that takes what TensorBoard is given."""
-    with needing("wandb"):
+    """Starts or resumes a Weights & Biases run that copies what TensorBoard gets."""
+    with wrap_import_errors("wandb"):
         import wandb
     if not workdir.exists("wandb.json"):
         workdir.write("wandb.json", {"id": uuid.uuid4().hex})
@@ -115,10 +120,13 @@ def _wandb_run(config: ConfigDict, workdir: Workdir, name: str) -> Any:
 def load_data(
     config: ConfigDict, cache_folder: Path, devices: Devices, *, quiet: bool = False
 ) -> tuple[Data, dict[str, Any]]:
-    """Opens the decoded images of a configuration, making them if need be, and places them.
+    """Opens the cache of decoded images, or builds it, and places the images.
 
-    Returns the data, and what `data.json` holds: source, fingerprint, classes, numbers of examples.
-    Raises a UserError where the data cannot be read, or do not suit the configuration.
+    Returns the data and the content of `data.json`: source, fingerprint, classes, numbers of
+    examples.
+
+    Raises:
+      UserError: the data cannot be read or do not fit the configuration.
     """
     source, classes = config.data.source, config.model.num_classes
     cache = open_or_build(source, min_side=config.data.min_side, folder=cache_folder, quiet=quiet)

@@ -1,4 +1,4 @@
-"""Locks: one process at a time in a run's folder, and where a cache is built."""
+"""File locks: one process at a time writes a run's folder or builds a cache."""
 
 import contextlib
 import json
@@ -14,16 +14,17 @@ from bn_vgg.errors import UserError
 
 
 @contextlib.contextmanager
-def held(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Holds the lock at `path`, with who holds it beside it; the system releases a dead process's.
+def hold_lock(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Holds the lock file at `path`, and describes its owner in a JSON file beside it.
 
-    `wait` is called with who holds it before waiting for that; with None nothing is waited for.
+    The operating system releases the lock of a process that dies. If another process holds it,
+    `wait` is called with a description of that process before waiting; None means not to wait.
 
     Raises:
       UserError: another process holds it, and `wait` is None.
       OSError: the folder cannot be written, or its file system has no locks.
     """
-    # A lock that is a file's existence would outlive a killed process.
+    # A soft lock, which is the mere existence of a file, would outlive a killed process.
     lock, about = FileLock(path, fallback_to_soft=False), path.with_suffix(".json")
     try:
         lock.acquire(timeout=0)
@@ -47,5 +48,5 @@ def _owner(about: Path) -> str:
     try:
         owner = json.loads(about.read_text())
         return f"process {owner['process']} on {owner['host']}, since {owner['since']}"
-    except (OSError, ValueError, KeyError):  # it has only just begun
+    except (OSError, ValueError, KeyError):  # the owner has not written it yet
         return "another process"

@@ -24,17 +24,17 @@ from bn_vgg.augment import to_intensities
 from bn_vgg.checkpoint import Checkpointer, Progress
 from bn_vgg.data.pipeline import Chunk, Data, Split
 from bn_vgg.devices import Devices
-from bn_vgg.errors import Interrupted, UserError, telling
+from bn_vgg.errors import Interrupted, UserError, wrap_errors
 from bn_vgg.metrics import TrainMetrics
 from bn_vgg.optimizer import averaged_weights, make_schedule
 from bn_vgg.programs import Programs
 from bn_vgg.run_dir import Workdir, flatten
 from bn_vgg.steps import TrainState
 from bn_vgg.stopping import StopRequest
-from bn_vgg.weights import start_from
+from bn_vgg.weights import load_weights
 from bn_vgg.writers import TensorBoard, epoch_line, format_seconds
 
-# What a stream of random numbers is for, folded into the seed's key.
+# Purposes of random numbers, folded into the seed's key.
 _INIT, _EPOCHS = 0, 1
 
 
@@ -44,7 +44,7 @@ def init_key(seed: int) -> jax.Array:
 
 
 def epoch_key(seed: int, epoch: int) -> jax.Array:
-    """Returns the key of all that the steps of `epoch`, counted from 0, draw."""
+    """Returns the key of all random numbers in the steps of `epoch`, counted from 0."""
     key = jax.random.key(seed, impl="threefry2x32")
     return jax.random.fold_in(jax.random.fold_in(key, _EPOCHS), epoch)
 
@@ -57,54 +57,55 @@ def train_and_evaluate(
     board: TensorBoard | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Restores the newest checkpoint, trains the epochs that are left and returns the result."""
+    """Restores the newest checkpoint, trains the remaining epochs and returns the result."""
     run = Run(config, workdir, data, devices, board, say)
-    # With peers JAX listens, see `multihost.preempted`.
-    return run.train() if multihost.has_peers() else run.stop.during(run.train)
+    # With several processes JAX handles SIGTERM, see `multihost.preempted`.
+    return run.train() if multihost.is_multiprocess() else run.stop.listen_during(run.train)
 
 
 class Run:
     """A run in progress."""
 
     def __init__(self, config, workdir, data, devices, board, say):
-        """Makes the programs of the run; arguments are those of `train_and_evaluate`."""
+        """Makes the programs; the arguments are those of `train_and_evaluate`."""
         self.config, self.workdir, self.data, self.devices = config, workdir, data, devices
         self.board, self.say, self.stop = board, say, StopRequest()
-        with telling(
+        with wrap_errors(
             "config.model: no network can be made for crops of config.data.crop_size "
             f"{config.data.crop_size}"
         ):
             self.programs = Programs(config.to_dict(), devices, data.steps_per_epoch)
-        # As of the last checkpoint, or the end of the last epoch.
+        # At the last checkpoint, or at the end of the last epoch.
         self.progress = Progress()
-        # Of `metrics.jsonl`, one for each epoch.
+        # The lines of `metrics.jsonl`, one for each epoch.
         self.lines: list[dict[str, Any]] = []
+        # Wait for the chunks that were dispatched, the oldest first.
         self._in_flight: collections.deque[Callable[[], Any]] = collections.deque()
         self._compiling = True
 
     def train(self) -> dict[str, Any]:
-        """Goes on from the newest checkpoint, and returns the result."""
+        """Trains from the newest checkpoint, and returns the result."""
         state, metrics = self._restore()
-        # After `step` updates, and of the epoch in progress so far.
+        # `state` is that after `step` updates, `metrics` are those of the current epoch so far.
         self.step = self.progress.step
         self.state, self.metrics = self.devices.replicate((state, metrics))
         self._began = time.monotonic() - self.progress.seconds
         folder = self.workdir.checkpoints
         with Checkpointer(folder) as self.checkpointer, ThreadPoolExecutor(1) as self.recorder:
-            # Of the last epoch: `result()` waits until it is recorded, and raises what that raised.
+            # `result()` waits until the last epoch is recorded, and raises the errors of that.
             self._recording: Future = self.recorder.submit(lambda: None)
             return self._train_and_evaluate()
 
     def _restore(self) -> tuple[TrainState, TrainMetrics]:
-        """Takes what the newest checkpoint holds, or begins from the seed."""
+        """Reads the newest checkpoint, or initializes from the seed."""
         config, workdir, programs = self.config, self.workdir, self.programs
         side, metrics = config.data.crop_size, TrainMetrics.empty()
         images = jnp.zeros((1, side, side, 3), jnp.float32)
         if programs.model.norm.initializes_from_data:
             images = to_intensities(jnp.asarray(self.data.first_crops()))
         state = programs.init(init_key(config.seed), images)
-        if config.init.weights and not checkpoint.steps(workdir.checkpoints):
-            state = start_from(state, config.init.weights, statistics=config.init.statistics)
+        if config.init.weights and not checkpoint.list_steps(workdir.checkpoints):
+            state = load_weights(state, config.init.weights, statistics=config.init.statistics)
             state = state.replace(opt_state=programs.optimizer.init(state.params))
         state = state.for_evaluation(config.to_dict(), programs.model)
         parameter_overview.log_parameter_overview(state.variables)
@@ -115,7 +116,7 @@ class Run:
             pairs = zip(progress.within_epoch, jax.tree.leaves(metrics), strict=True)
             leaves = [jnp.asarray(number, leaf.dtype) for number, leaf in pairs]
             metrics = jax.tree.unflatten(jax.tree.structure(metrics), leaves)
-        # A line may have been written for an epoch whose checkpoint was not.
+        # A killed run may have written an epoch's line, but not its checkpoint.
         lines = [line for line in workdir.read_metrics() if line["epoch"] <= progress.epoch]
         if len(lines) != progress.epoch:
             raise UserError(
@@ -124,8 +125,8 @@ class Run:
             )
         if progress.step:
             self.say(f"resuming after epoch {progress.epoch} (step {progress.step})")
-        begins = checkpoint.digest_of(progress, jax.device_get(state))
-        multihost.agree({"step": progress.step, "state at the start": begins})
+        digest = checkpoint.compute_digest(progress, jax.device_get(state))
+        multihost.check_agreement({"step": progress.step, "state at the start": digest})
         self.progress, self.lines = progress, lines
         return state, metrics
 
@@ -137,18 +138,18 @@ class Run:
             whole = self.step == epoch * self.data.steps_per_epoch
             speed = self._train_epoch(epoch)
             self._end_epoch(epoch, speed)
-            if whole:  # the chunks of a part are of other lengths, and compiled for themselves
+            if whole:  # in a part of an epoch a chunk may have another length: compiled later
                 multihost.epoch_done()
         self._recording.result()
         return self._finish()
 
     def _train_epoch(self, epoch: int) -> float | None:
-        """Returns images per second; None where an earlier start had done all steps."""
+        """Returns images per second; None if an earlier process had done all steps of the epoch."""
         num_steps, num_epochs = self.data.steps_per_epoch, self.config.num_epochs
         done = self.step - epoch * num_steps
         rng = self.devices.replicate(epoch_key(self.config.seed, epoch))
         started = time.monotonic()
-        # A bar on a terminal, of the first host alone; it vanishes when the epoch is done.
+        # On the first host's terminal; removed at the end of the epoch.
         bar = tqdm(
             total=num_steps, initial=done, desc=f"epoch {epoch + 1}/{num_epochs}", unit=" steps",
             leave=False, disable=None if jax.process_index() == 0 else True,
@@ -161,14 +162,14 @@ class Run:
                     before[1:], rng, chunk.batches, chunk.pixels
                 )
                 self.step += chunk.num_steps
-                self._launched(partial(self._check_chunk, before, self.metrics, chunk, rng, bar))
-                self._keep_now_and_then(chunk.num_steps)
+                self._enqueue(partial(self._check_chunk, before, self.metrics, chunk, rng, bar))
+                self._save_periodically(chunk.num_steps)
             self._wait_for_chunks()
         images = (num_steps - done) * self.config.batch_size
         return images / (time.monotonic() - started) if images else None
 
-    def _launched(self, wait: Callable[[], Any]) -> None:
-        """Waits until at most one chunk is queued behind another; on a CPU for the chunk itself."""
+    def _enqueue(self, wait: Callable[[], Any]) -> None:
+        """Lets one chunk compute and one more be queued; on a CPU waits for each chunk."""
         self._in_flight.append(wait)
         self._wait_for_chunks(0 if jax.default_backend() == "cpu" else 1)
         if self._recording.done():
@@ -191,7 +192,7 @@ class Run:
         first = int(means["first_non_finite"])
         if first < 0:
             return
-        multihost.starting()  # what follows is compiled anew
+        multihost.expect_compilation()
         step, *state_and_metrics = before
         what = finite.explain(
             self.programs, state_and_metrics, chunk, rng, index=first - step - 1,
@@ -207,9 +208,9 @@ class Run:
         )
 
     def _end_epoch(self, epoch: int, speed: float | None) -> None:
-        """Evaluates; records the epoch, and writes its checkpoint, while the next one trains."""
+        """Evaluates; the epoch's record and checkpoint are written while the next one trains."""
         precise = compared = None
-        if self.config.eval.precise_examples and self.programs.model.norm.averages:
+        if self.config.eval.precise_examples and self.programs.model.norm.has_averages:
             precise = self._precise(self.state, epoch)
             compared = self._fold(
                 self.programs.compare_chunk, self.programs.empty_comparison, self.data.compared(),
@@ -224,7 +225,7 @@ class Run:
         self._recording.result()
         args = (self.step, self.state, self.metrics, speed, valid, precise, compared)
         self.metrics = self.programs.empty_training
-        if multihost.has_peers():  # they must come to the barriers of a checkpoint together
+        if multihost.is_multiprocess():  # all must reach a checkpoint's barriers together
             self._record(*args)
         else:
             self._recording = self.recorder.submit(self._record, *args)
@@ -278,13 +279,13 @@ class Run:
     def _fold(self, program: Callable, carry, chunks: Iterable[Chunk], *args) -> Any:
         for chunk in chunks:
             carry = program(carry, *args, chunk.batches, chunk.pixels)
-            self._launched(partial(jax.block_until_ready, carry))
+            self._enqueue(partial(jax.block_until_ready, carry))
         return carry
 
     def _finish(self) -> dict[str, Any]:
         """Evaluates the best epoch on the test images and writes the result."""
         progress, config, norm = self.progress, self.config, self.programs.model.norm
-        multihost.starting()  # the test split may be compiled for
+        multihost.expect_compilation()  # for the test split
         self.checkpointer.wait()
         folder, like = self.workdir.checkpoints, self.devices.fetch(self.state)
         best = checkpoint.read(folder, progress.best_step, like)[1]
@@ -292,7 +293,7 @@ class Run:
         rates = {"test_error_rate": self._test(state.reported)}
         if state.precise_stats:
             rates["test_error_rate_precise"] = rates["test_error_rate"]
-        elif config.eval.precise_examples and norm.averages:
+        elif config.eval.precise_examples and norm.has_averages:
             precise = self._precise(state, progress.best_epoch - 1)
             variables = {"params": state.params, "batch_stats": precise.batch_stats}
             rates["test_error_rate_precise"] = self._test(variables)
@@ -304,8 +305,8 @@ class Run:
             "best_epoch": progress.best_epoch,
             "best_valid_error_rate": progress.best_error_rate,
             **rates,
-            # The median: an epoch after a start includes the compilation. 0 where the only epoch
-            # had been done by an earlier start.
+            # The median: the first epoch of each process includes compilation. 0 if an earlier
+            # process had done the only epoch.
             "images_per_second": statistics.median(speeds or [0.0]),
             "wall_seconds": self._seconds(),
             "hardware": provenance.hardware(),
@@ -328,8 +329,8 @@ class Run:
         metrics, _ = self._evaluate(variables, self.data.test_split)
         return self._means(metrics)["error_rate"]
 
-    def _keep_now_and_then(self, num_steps: int) -> None:
-        """Writes a checkpoint where the last `num_steps` passed a multiple of `every_steps`."""
+    def _save_periodically(self, num_steps: int) -> None:
+        """Saves if the last `num_steps` passed a multiple of `config.checkpoint.every_steps`."""
         every = self.config.checkpoint.every_steps
         ends_epoch = self.step % self.data.steps_per_epoch == 0
         if every and self.step // every > (self.step - num_steps) // every and not ends_epoch:
@@ -350,7 +351,7 @@ class Run:
             self._save(self.step, self.state, self.metrics)
 
     def _save(self, step: int, state, metrics: TrainMetrics) -> None:
-        """Begins to write a checkpoint within an epoch; all its numbers are finite."""
+        """Begins to write a checkpoint within an epoch; the state must be finite."""
         leaves = [leaf.item() for leaf in jax.tree.leaves(self.devices.fetch(metrics))]
         self.progress = dataclasses.replace(
             self.progress, step=step, valid_error_rate=math.inf, seconds=self._seconds(),
@@ -364,5 +365,5 @@ class Run:
         return {name: value.item() for name, value in computed.items()}
 
     def _seconds(self) -> float:
-        """Spent on the run so far, by this process and those before it."""
+        """Returns the seconds spent on the run so far, by this process and earlier ones."""
         return time.monotonic() - self._began

@@ -1,7 +1,7 @@
 """Trains a network: python -m bn_vgg.main --config=configs/meanonly_crop.py.
 
 The cells: baseline, meanonly and full, each also with _crop and with _crop_dropout. A cell takes a
-size after a colon: full (128x128, the default), small (48x48) or demo (32x32, drawings). Each
+variant after a colon: full (128x128, the default), small (48x48) or demo (32x32, drawings). Each
 field is a flag, --config.seed=1 or --config.model.norm=group: configs/default.py explains them.
 """
 
@@ -13,27 +13,25 @@ from bn_vgg.data.cache import choose_folder
 from bn_vgg.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The run: a file in configs/, a variant after a colon.", lock_config=True
+    "config", None, "A file in configs/, with an optional variant after a colon.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run is kept; runs/<config name>/seed<seed> if not given."
+    "workdir", None, "The run's folder; by default runs/<config name>/seed<seed>."
 )
 _CACHE_DIR = flags.DEFINE_string(
-    "cache_dir", None, "Where decoded images are kept; $BN_VGG_CACHE or ~/.cache/bn_vgg."
+    "cache_dir", None, "Cache of decoded images; by default $BN_VGG_CACHE or ~/.cache/bn_vgg."
 )
 _TENSORBOARD = flags.DEFINE_bool(
-    "tensorboard", True, "Write TensorBoard files into the workdir (imports TensorFlow)."
+    "tensorboard", True, "Write TensorBoard files to the workdir (imports TensorFlow)."
 )
-_WANDB = flags.DEFINE_bool(
-    "wandb", False, "Send what TensorBoard is given to Weights & Biases (extra `wandb`)."
-)
+_WANDB = flags.DEFINE_bool("wandb", False, "Also log to Weights & Biases (extra `wandb`).")
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", None, "host:port of the first process, of several."
+    "coordinator_address", None, "host:port of the first of several processes."
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes over all hosts.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, from 0.")
 _HOST_TIMEOUT = flags.DEFINE_integer(
-    "host_timeout_seconds", 300, "A host where nothing happens for so long is lost.", lower_bound=1
+    "host_timeout_seconds", 300, "A host without progress for this long is lost.", lower_bound=1
 )
 
 
@@ -41,8 +39,8 @@ def main() -> None:
     """Runs the command."""
     config = config_file.checked_config(_CONFIG)
     if _WANDB.value and not _TENSORBOARD.value:
-        raise UserError("--wandb sends what TensorBoard is given: leave --notensorboard out")
-    with multihost.joined(
+        raise UserError("--wandb copies what TensorBoard gets: leave --notensorboard out")
+    with multihost.join(
         _COORDINATOR.value,
         _NUM_PROCESSES.value,
         _PROCESS_ID.value,

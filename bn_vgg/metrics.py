@@ -1,4 +1,4 @@
-"""What is measured, accumulated over batches (state, merge, compute: clu.metrics)."""
+"""Metrics that are accumulated over batches, in the manner of clu.metrics."""
 
 from functools import partial
 
@@ -9,39 +9,39 @@ import numpy as np
 from clu import metrics
 from jax import lax
 
-# Larger than any step.
+# Larger than any step number.
 _NEVER = 2**31 - 1
 
 
 @flax.struct.dataclass
 class FirstNonFinite(metrics.Metric):
-    """The number of the first step that made a number which is not finite; kept on the device."""
+    """The first step with a number that is not finite; it stays on the device."""
 
     step: jnp.ndarray
 
     @classmethod
     def from_model_output(cls, step, finite, **_):
-        """Takes one step's number, counted from 1, and whether all its numbers are `finite`."""
+        """Takes a step, counted from 1, and whether all its numbers are `finite`."""
         return cls(jnp.where(finite, _NEVER, step).astype(jnp.int32))
 
     @classmethod
     def empty(cls):
-        """No step yet."""
+        """Returns the metric of no step."""
         return cls(jnp.asarray(_NEVER, jnp.int32))
 
     def merge(self, other):
-        """Takes later steps in."""
+        """Merges with later steps."""
         return type(self)(jnp.minimum(self.step, other.step))
 
     def compute(self):
-        """The step's number; -1 where all was finite."""
-        # On the host: an operation on the device would wait for the chunk that is queued there.
+        """Returns the step, or -1 if all numbers were finite."""
+        # With NumPy: an operation on the device would wait for the queued chunk.
         return np.where(self.step == _NEVER, -1, self.step)
 
 
 @flax.struct.dataclass
 class TrainMetrics(metrics.Collection):
-    """Means over training examples; the network's output in training, dropout included."""
+    """Means over training examples, of the network's output in training, with dropout."""
 
     loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
     error_rate: metrics.Average.from_output("error_rate")  # type: ignore[valid-type]
@@ -50,41 +50,41 @@ class TrainMetrics(metrics.Collection):
 
 
 def _means_of(*names: str) -> type[metrics.Collection]:
-    """Of evaluated examples; each counts once, padding not at all."""
+    """Returns a collection of means over evaluated examples, without padding."""
     return metrics.Collection.create(**{name: metrics.Average.from_output(name) for name in names})
 
 
-# By five-crop evaluation.
+# Of five-crop evaluation.
 EvalMetrics = _means_of("loss", "error_rate")
-# By the central crop, with running, with precise and with each evaluated batch's statistics.
+# Of central crops, with running, precise and batch statistics.
 ComparedMetrics = _means_of("error_rate_running", "error_rate_precise", "error_rate_batch")
 
 
-def measured(collection, axis_name: str | None, **outputs):
-    """Takes a batch's `outputs`, (N,) each, of all devices; `mask` is 0 for padding."""
+def gather_metrics(collection, axis_name: str | None, **outputs):
+    """Returns the metrics of `outputs`, (N,) each, over all devices; `mask` is 0 for padding."""
     if axis_name is None:
         return collection.single_from_model_output(**outputs)
     return collection.gather_from_model_output(axis_name=axis_name, **outputs)
 
 
 class Moments(flax.struct.PyTreeNode):
-    """Mean, deviation and maximum of each channel, accumulated over batches."""
+    """Mean, variance and maximum of each channel, accumulated over batches."""
 
-    count: jax.Array  # examples so far, float32
+    count: jax.Array  # number of examples, float32
     total: jax.Array  # sum over examples of the mean over positions, (C,)
-    squares: jax.Array  # likewise of the squares
+    squares: jax.Array  # sum over examples of the mean square over positions, (C,)
     maximum: jax.Array  # (C,)
 
     @classmethod
     def empty(cls, channels: int) -> "Moments":
-        """No example yet."""
+        """Returns the moments of no example."""
         zeros = jnp.zeros(channels, jnp.float32)
         maximum = jnp.full(channels, -jnp.inf, jnp.float32)
         return cls(jnp.zeros((), jnp.float32), zeros, zeros, maximum)
 
     @classmethod
-    def of(cls, x, weights_N, axis_name: str | None) -> "Moments":
-        """Takes a batch `x` (N, ..., C); weights are 0 for padding that repeats others, else 1."""
+    def from_batch(cls, x, weights_N, axis_name: str | None) -> "Moments":
+        """Returns the moments of a batch `x` (N, ..., C); weights are 0 for padding, else 1."""
         positions = tuple(range(1, x.ndim - 1))
         x = x.astype(jnp.float32)
         maximum = x.max(axis=(0, *positions))
@@ -114,10 +114,11 @@ class Moments(flax.struct.PyTreeNode):
 
     @property
     def variance(self):
-        """(C,), biased. Rounding can make the difference negative."""
+        """(C,), biased."""
+        # Rounding can make the difference negative.
         return (self.squares / self.count - self.mean**2).clip(0)
 
 
 def merge_moments(left: dict[str, Moments], right: dict[str, Moments]) -> dict[str, Moments]:
-    """Merges those of each layer."""
+    """Merges the moments of each layer."""
     return {layer: left[layer].merge(right[layer]) for layer in left}

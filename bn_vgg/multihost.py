@@ -1,4 +1,4 @@
-"""Several processes that make one run: how they meet, agree, and end together.
+"""Runs of several processes: they connect, check that they agree, and end together.
 
 With a single process every function here does nothing.
 """
@@ -24,26 +24,26 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from bn_vgg import errors
-from bn_vgg.errors import Interrupted, UserError, described, differences, first_line
+from bn_vgg.errors import Interrupted, UserError, describe_differences, describe_error, first_line
 
-# How long the processes wait for each other to be started.
-_MEETING_SECONDS = 300
-# JAX itself ends all processes when one has given no sign of life for so long.
+# How long the processes wait for each other to start.
+_CONNECT_SECONDS = 300
+# JAX ends all processes when one sends no heartbeat for this long.
 _HEARTBEAT_SECONDS = 60
-# How long a process may prepare its data, or wait for others that do; and then place them on the
-# devices, read a checkpoint, compile and do an epoch.
+# Limits for preparing data, or waiting for hosts that do; and for the start up to the end of the
+# first epoch: placing data, reading a checkpoint, compiling.
 _PREPARING_SECONDS, _STARTING_SECONDS = 4 * 3600, 1800
-# A shared folder shows after a while what another host wrote: NFS, say, after half a minute.
+# A shared folder, such as NFS, may show a new file half a minute late.
 _VISIBLE_SECONDS = 60
-# What XLA calls it when a process in a collective, or in a barrier of Orbax's, is gone.
+# Words in XLA's and Orbax's errors when another process of a collective or barrier is gone.
 _LOST = re.compile("Gloo|NCCL|[Bb]arrier|coordination service|heartbeat")
 _AGAIN = "run the same command again on all of them"
 
 
 class _HangTimer:
-    """Ends this process when nothing has happened in it for too long.
+    """Ends this process when it makes no progress for too long.
 
-    A process whose peer hangs waits for it inside XLA, where no exception reaches it.
+    If another process hangs, this one waits inside XLA, where no exception can be raised.
     """
 
     def __init__(self, timeout_seconds: int):
@@ -58,35 +58,35 @@ class _HangTimer:
     def _watch(self) -> None:
         while time.monotonic() < self._deadline:
             time.sleep(0.5)
-        _leave(
+        _exit(
             f"nothing has happened for {self._seconds:g} seconds: this host or another hangs or is "
             f"gone; {_AGAIN}",
             errors.EXIT_HOST_LOST,
         )
 
 
-# Of this process, as JAX's own state is.
+# Global, as is the state of jax.distributed.
 _timer: _HangTimer | None = None
 _exchanges, _calls = itertools.count(), itertools.count()
 
 
 @contextlib.contextmanager
-def joined(
+def join(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
     *,
     timeout_seconds: int = 300,
 ) -> Iterator[None]:
-    """Joins the processes of a run, where there are several, for the time of the context.
+    """Connects the processes of a run, if there are several, within the context.
 
-    By itself on a Cloud TPU pod and under Slurm, elsewhere by all three arguments, `coordinator`
-    being `host:port` of the first process. Must be entered before JAX looks for devices. When one
-    of several processes leaves by an exception it ends at once, and JAX ends the others. A chunk of
-    steps may take `timeout_seconds`.
+    On Cloud TPU pods and under Slurm they find each other; elsewhere all three arguments are
+    needed, where `coordinator` is `host:port` of the first process. Enter it before JAX initializes
+    its backend. A process that raises an exception ends at once, and JAX ends the others. A chunk
+    of steps may take `timeout_seconds`.
 
     Raises:
-      UserError: some of the arguments are missing, or the processes did not meet.
+      UserError: some of the arguments are missing, or the processes did not connect.
     """
     global _timer
     _initialize(coordinator, num_processes, process_id)
@@ -96,74 +96,74 @@ def joined(
     _timer = _HangTimer(timeout_seconds)
     try:
         yield
-        _timer.expect(timeout_seconds)  # JAX waits for the others at the end
+        _timer.expect(timeout_seconds)  # at its exit JAX waits for the others
     except Interrupted as error:
-        _leave(str(error), error.status)
+        _exit(str(error), error.status)
     except KeyboardInterrupt:
-        _leave(f"interrupted; {_AGAIN}", errors.EXIT_INTERRUPTED)
+        _exit(f"interrupted; {_AGAIN}", errors.EXIT_INTERRUPTED)
     except Exception as error:
         cause = error.__cause__ if isinstance(error, UserError) else error
-        # XLA's errors are of these two kinds.
+        # XLA raises these two types.
         if isinstance(cause, ValueError | RuntimeError) and _LOST.search(str(cause)):
-            _leave(f"another host is gone ({first_line(cause)}); {_AGAIN}", errors.EXIT_HOST_LOST)
+            _exit(f"another host is gone ({first_line(cause)}); {_AGAIN}", errors.EXIT_HOST_LOST)
         if isinstance(error, UserError):
-            _leave(str(error), errors.EXIT_USER_ERROR)
+            _exit(str(error), errors.EXIT_USER_ERROR)
         traceback.print_exc()
-        _leave(described(error), errors.EXIT_BUG)
+        _exit(describe_error(error), errors.EXIT_BUG)
 
 
-def _leave(message: str, status: int) -> NoReturn:
-    """Ends this process. Python's own way out would wait for the others, as long as it takes."""
+def _exit(message: str, status: int) -> NoReturn:
+    """Ends this process at once. A normal exit would wait for the other processes."""
     with contextlib.suppress(OSError):
         print(f"error: {message}", file=sys.stderr, flush=True)
     if _state().process_id == 0:
-        time.sleep(3)  # JAX aborts the others as soon as the first process is gone
+        time.sleep(3)  # JAX aborts the others when the first process is gone: let them report
     os._exit(status)
 
 
 def _state():
-    # Nothing of JAX's that is public tells of the others before it looks for devices, nor carries
-    # text among them without their devices, which wait less long than data may take.
+    # JAX has no public way to count processes before it initializes its backend, nor to exchange
+    # text without collectives, whose timeout is shorter than preparing data may take.
     from jax._src.distributed import global_state
 
     return global_state
 
 
-def has_peers() -> bool:
-    """Whether this is one of several processes that make a run."""
+def is_multiprocess() -> bool:
+    """Whether the run has several processes."""
     return _timer is not None
 
 
-def starting() -> None:
-    """Says that the data are there; limits the time until the first `epoch_done`."""
+def expect_compilation() -> None:
+    """Allows `_STARTING_SECONDS` until the next `epoch_done`, for compilation."""
     if _timer is not None:
         _timer.expect(max(_timer.timeout, _STARTING_SECONDS))
 
 
 def chunk_done() -> None:
-    """Says that this process goes on; a later deadline, as while it compiles, stays."""
+    """Restarts the timeout of a chunk; a later deadline, as for compilation, stays."""
     if _timer is not None and time.monotonic() + _timer.timeout > _timer._deadline:
         _timer.expect(_timer.timeout)
 
 
 def epoch_done() -> None:
-    """Says that all is compiled: from now on `timeout_seconds` alone counts."""
+    """Ends the time for compilation: from now on each chunk may take `timeout_seconds`."""
     if _timer is not None:
         _timer.expect(_timer.timeout)
 
 
 def preempted() -> bool:
-    """Whether a process was asked to end, by SIGTERM: true in the same call in all of them.
+    """Whether SIGTERM was sent to a process: True in all processes at the same call.
 
-    To be called equally often by each. JAX takes the signal from when the processes meet: a
-    handler of Python's that is set afterwards would hide it.
+    Each process must call this equally often. JAX handles SIGTERM once the processes are connected;
+    a Python handler that is set afterwards would replace JAX's.
     """
-    # JAX chooses the number after the largest that any process has called with.
+    # JAX chooses the call after the latest one that any process has made.
     return _timer is not None and multihost_utils.reached_preemption_sync_point(next(_calls))
 
 
-def agree(facts: Mapping[str, Any]) -> None:
-    """Returns when all processes have called it with the same facts, which JSON can hold.
+def check_agreement(facts: Mapping[str, Any]) -> None:
+    """Waits until all processes have called this with the same facts, JSON values by name.
 
     Raises:
       UserError: they differ; the message names the processes, the facts and their values.
@@ -178,7 +178,7 @@ def agree(facts: Mapping[str, Any]) -> None:
     differing = [
         f"{name} differs from {names[0]}: {why}"
         for name, each in zip(names, found, strict=True)
-        if (why := differences(each["facts"], found[0]["facts"]))
+        if (why := describe_differences(each["facts"], found[0]["facts"]))
     ]
     if differing:
         raise UserError("; ".join(differing))
@@ -186,26 +186,26 @@ def agree(facts: Mapping[str, Any]) -> None:
 
 def _get(key: str) -> str:
     while True:
-        # A second at a time: Ctrl-C has no effect meanwhile.
+        # One second at a time, because Ctrl-C has no effect meanwhile.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             return _state().client.blocking_key_value_get(key, 1000)
         time.sleep(0.1)
 
 
 def check_shared(file: epath.Path) -> None:
-    """Returns when each process sees a file that the first has written before it called this.
+    """Checks that each process sees a file that the first one has written before this call.
 
     Raises:
-      UserError: a process does not see it; in all of them.
+      UserError: some process does not see it. All processes raise it.
     """
     if _timer is None:
         return
-    agree({})
+    check_agreement({})
     deadline = time.monotonic() + _VISIBLE_SECONDS
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.5)
     try:
-        agree({f"sees {file.name} in its --workdir": file.exists()})
+        check_agreement({f"sees {file.name} in its --workdir": file.exists()})
     except UserError as error:
         raise UserError(f"{error}; name a --workdir that all hosts see") from error
 
@@ -215,34 +215,34 @@ def _initialize(coordinator, num_processes, process_id) -> None:
     if any(value is not None for value in given):
         if any(value is None for value in given):
             raise UserError("--coordinator_address, --num_processes and --process_id go together")
-        # gRPC would ask a proxy for the way to a machine of the same network.
+        # gRPC would send traffic within the network through an HTTP proxy.
         hosts = [os.environ.get("no_grpc_proxy"), coordinator.rpartition(":")[0]]  # noqa: SIM112
         os.environ["no_grpc_proxy"] = ",".join(filter(None, hosts))  # noqa: SIM112
-    # Of the tasks that Slurm has started in this step; JAX would take the allocation's.
+    # The tasks of this Slurm step; JAX would count those of the whole allocation.
     elif (tasks := int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))) > 1:
         num_processes = tasks
     elif not _on_cloud_tpu():
         return
-    # JAX gives each of Slurm's tasks one GPU of its node; a node's only task has all of them.
+    # Under Slurm JAX uses one GPU for each task; the only task of a node may use all of them.
     alone_there = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1"
-    # XLA would say the same half a minute later, and abort.
+    # XLA would abort half a minute later, with a page of text.
     alone = (
-        f"the processes did not meet in {_MEETING_SECONDS} seconds; start all of them, with the "
-        "first one's --coordinator_address"
+        f"the processes did not connect within {_CONNECT_SECONDS} seconds; start all of them, with "
+        "the first one's --coordinator_address"
     )
-    limit = threading.Timer(_MEETING_SECONDS, _leave, (alone, errors.EXIT_HOST_LOST))
+    limit = threading.Timer(_CONNECT_SECONDS, _exit, (alone, errors.EXIT_HOST_LOST))
     limit.daemon = True
     limit.start()
-    # JAX waits where no handler of Python's runs: the system itself ends the process.
+    # While JAX waits, Python handlers do not run, so the default ones must end the process.
     before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         jax.distributed.initialize(
             coordinator, num_processes, process_id, [] if alone_there else None,
-            initialization_timeout=_MEETING_SECONDS + 30,
+            initialization_timeout=_CONNECT_SECONDS + 30,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes did not meet: {error}") from error
+        raise UserError(f"the processes did not connect: {error}") from error
     finally:
         limit.cancel()
         signal.signal(signal.SIGINT, before[signal.SIGINT])
@@ -251,8 +251,8 @@ def _initialize(coordinator, num_processes, process_id) -> None:
 
 
 def _on_cloud_tpu() -> bool:
-    """Whether this is a TPU VM, single or of a pod; JAX then asks it for its peers."""
-    if os.environ.get("TPU_VISIBLE_CHIPS"):  # of a sweep that gives each chip a run of its own
+    """Whether this is a TPU VM, single or of a pod, where JAX finds the other processes."""
+    if os.environ.get("TPU_VISIBLE_CHIPS"):  # a sweep gives each chip a run of its own
         return False
     devices = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
     return bool(devices) and importlib.util.find_spec("libtpu") is not None

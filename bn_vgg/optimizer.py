@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name, the recipe's RMSProp among them."""
+"""Registries of optimizers and learning-rate schedules, and the recipe's RMSProp."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,21 +9,21 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from bn_vgg.errors import UserError, telling
+from bn_vgg.errors import UserError, wrap_errors
 from bn_vgg.models.lookup import find_class
 
 
 def rmsprop(
     learning_rate, *, decay: float, epsilon: float, bias_correction: bool
 ) -> optax.GradientTransformation:
-    """The recipe's: g / max(sqrt(ms), epsilon), ms = decay*ms + (1-decay)*g**2.
+    """The recipe's RMSProp: g / max(sqrt(ms), epsilon), ms = decay*ms + (1-decay)*g**2.
 
-    Optax's adds epsilon where this takes the larger of the two.
+    Optax adds epsilon instead of taking the maximum.
 
     Args:
       learning_rate: a number or a schedule.
-      decay: weight of the old mean square, which starts from 0.
-      epsilon: the least that a gradient is divided by.
+      decay: weight of the old value in the mean square ms, which starts from 0.
+      epsilon: the smallest divisor of a gradient.
       bias_correction: whether to divide ms by 1 - decay**t at update t (Kingma and Ba 2015,
         section 3). Without it the first update is 1 / sqrt(1 - decay) times the nominal one.
     """
@@ -31,7 +31,7 @@ def rmsprop(
 
     def update(gradients, state, params=None):
         del params
-        _, state = inner.update(gradients, state)  # for the mean square alone: it adds epsilon
+        _, state = inner.update(gradients, state)  # only the mean square is used
         ms = state.nu
         if bias_correction:
             ms = optax.tree.bias_correction(ms, decay, state.count)
@@ -43,14 +43,14 @@ def rmsprop(
 
 
 def muon(learning_rate, weight_decay=0.0, mask=None, **kwargs) -> optax.GradientTransformation:
-    """Muon (Jordan 2024) on kernels, those of convolutions as (9 I, O); Adam on the rest."""
+    """Muon (Jordan 2024) for kernels, with convolutions as (9 I, O) matrices; Adam for the rest."""
 
     def dimensions(params):
         def of(x, is_kernel):
             rows, columns = tuple(range(x.ndim - 1)), (x.ndim - 1,)
             return contrib.MuonDimensionNumbers(rows, columns) if is_kernel else None
 
-        return jax.tree.map(of, params, _are_kernels(params))
+        return jax.tree.map(of, params, _kernel_mask(params))
 
     return contrib.muon(
         learning_rate, weight_decay=weight_decay, weight_decay_mask=mask,
@@ -59,17 +59,17 @@ def muon(learning_rate, weight_decay=0.0, mask=None, **kwargs) -> optax.Gradient
 
 
 class AveragedState(NamedTuple):
-    """The number of updates done, int32, and the average of the weights after each."""
+    """The number of updates, int32, and the moving average of the weights."""
 
     count: jax.Array  # type: ignore[assignment]
     average: Any
 
 
 def average_weights(decay: float) -> optax.GradientTransformation:
-    """Keeps an exponential moving average of the weights; updates stay as they are.
+    """Keeps an exponential moving average of the weights; updates are not changed.
 
-    Update t, from 0, weighs the old average by min(decay, (1 + t) / (10 + t)), as TensorFlow's
-    `ExponentialMovingAverage` does: the first weights are soon forgotten.
+    At update t, from 0, the old average has weight min(decay, (1 + t) / (10 + t)), as in
+    TensorFlow's `ExponentialMovingAverage`, so that the initial weights are soon forgotten.
     """
 
     def init(params):
@@ -85,12 +85,12 @@ def average_weights(decay: float) -> optax.GradientTransformation:
 
 
 def averaged_weights(opt_state: Any) -> Any:
-    """Returns the average that `average_weights` keeps, in the shape of the parameters; or None."""
+    """Returns the average that `average_weights` keeps, structured as the parameters, or None."""
     parts = opt_state if isinstance(opt_state, tuple) else ()
     return next((part.average for part in parts if isinstance(part, AveragedState)), None)
 
 
-# Functions of the learning rate, a number or a schedule, and of `config.optimizer.kwargs`.
+# Called with the learning rate, a number or a schedule, and `config.optimizer.kwargs`.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "rmsprop": rmsprop,
     "sgd": optax.sgd,
@@ -99,7 +99,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "lamb": optax.lamb,
     "muon": muon,
 }
-# Functions of the learning rate, of the updates in all, and of `config.schedule.kwargs`.
+# Called with the learning rate, the total number of updates, and `config.schedule.kwargs`.
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "constant": lambda rate, total: optax.constant_schedule(rate),
     "cosine": lambda rate, total, final=0.0: optax.cosine_decay_schedule(rate, total, final),
@@ -114,13 +114,13 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
 
 
 def make_schedule(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the updates done; `config` is a run's, nested."""
+    """Returns the learning rate as a function of the updates done; `config` is nested."""
     schedule, rate = config["schedule"], config["optimizer"]["learning_rate"]
     warmup = round(schedule["warmup_epochs"] * steps_per_epoch)
     total = config["num_epochs"] * steps_per_epoch - warmup
     if total <= 0:
         raise UserError("config.schedule.warmup_epochs: no epoch is left of config.num_epochs")
-    with telling(f"config.schedule: {schedule['name']} fails with kwargs={schedule['kwargs']}"):
+    with wrap_errors(f"config.schedule: {schedule['name']} fails with kwargs={schedule['kwargs']}"):
         after = SCHEDULES[schedule["name"]](rate, total, **schedule["kwargs"])
         jax.eval_shape(after, 0)
     if not warmup:
@@ -129,10 +129,10 @@ def make_schedule(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Sche
 
 
 def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.GradientTransformation:
-    """Makes the optimizer of `config`, a run's, nested; configs/default.py explains the fields.
+    """Makes the optimizer of a nested configuration; configs/default.py explains the fields.
 
     Raises:
-      UserError: there is no such optimizer, or it or the schedule does not take its `kwargs`.
+      UserError: there is no such optimizer, or it or the schedule does not accept its `kwargs`.
     """
     settings = config["optimizer"]
     name, rate = settings["name"], settings["learning_rate"]
@@ -142,22 +142,22 @@ def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Gra
     decay, own = settings["weight_decay"], {}
     if build is rmsprop:
         own = {x: settings[x] for x in ("decay", "epsilon", "bias_correction")}
-    with telling(f"config.optimizer: {name} fails with kwargs={settings['kwargs']}"):
+    with wrap_errors(f"config.optimizer: {name} fails with kwargs={settings['kwargs']}"):
         takes = inspect.signature(build).parameters
         if decays := {"weight_decay", "mask"} <= takes.keys():
-            own = {"weight_decay": decay, "mask": _are_kernels}
-        # A setting with its own field is refused in `kwargs`.
+            own = {"weight_decay": decay, "mask": _kernel_mask}
+        # Raises a TypeError if `kwargs` repeats one of `own`.
         parts = [build(rate, **own, **settings["kwargs"])]
     if settings["clip_norm"]:
         parts.insert(0, optax.clip_by_global_norm(settings["clip_norm"]))
-    if decay and not decays:  # as AdamW does (Loshchilov and Hutter 2019)
+    if decay and not decays:  # decoupled, as in AdamW (Loshchilov and Hutter 2019)
         step = (lambda count: -decay * rate(count)) if callable(rate) else -decay * rate
-        parts.append(optax.add_decayed_weights(step, _are_kernels))
+        parts.append(optax.add_decayed_weights(step, _kernel_mask))
     if settings["average_decay"]:
         parts.append(average_weights(settings["average_decay"]))
     return optax.chain(*parts) if len(parts) > 1 else parts[0]
 
 
-def _are_kernels(params):
-    """Which parameters are kernels: not biases and scales, which have one number a channel."""
+def _kernel_mask(params):
+    """True for kernels, False for biases and scales, which have one number for each channel."""
     return jax.tree.map(lambda x: x.ndim > 1 and x.size > x.shape[-1], params)

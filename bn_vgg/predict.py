@@ -1,4 +1,4 @@
-"""Class probabilities for images, by five-crop evaluation, from a run's best checkpoint.
+"""Predicts class probabilities of images with a run's best checkpoint, by five-crop evaluation.
 
 python -m bn_vgg.predict --workdir=DIR --images=PATH_OR_GLOB_OR_ZIP --output=out.csv
 """
@@ -31,7 +31,7 @@ _FORMAT = flags.DEFINE_enum(
 def main() -> int:
     """Runs the command."""
     cli.check_backend()
-    cli.keep_compiled(choose_folder())
+    cli.enable_compilation_cache(choose_folder())
     run = api.load(_WORKDIR.value)
     found = files.list_images(_IMAGES.value)
     header = ["file", "label", *(f"p_{name}" for name in run.class_names)]
@@ -42,7 +42,7 @@ def main() -> int:
     output = Path(_OUTPUT.value)
     unreadable = 0
     with (
-        cli.replacing(output) as partial,
+        cli.atomic_write(output) as partial,
         partial.open("w", newline="", encoding="utf-8") as file,
     ):
         rows = csv.writer(file, lineterminator="\n")
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def predict(run: api.Trained, found: list[files.ImageFile]) -> Iterator[np.ndarray | str]:
-    """Yields the class probabilities of each file, or why it cannot be read."""
+    """Yields for each file its class probabilities, or the reason why it cannot be read."""
 
     def read(file: files.ImageFile) -> np.ndarray | str:
         try:

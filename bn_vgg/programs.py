@@ -1,4 +1,4 @@
-"""The compiled programs of a run. Each takes a chunk: several steps in one call."""
+"""The compiled programs of a run. Each call takes a chunk, which is several steps."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bn_vgg.data.crops import crops_of
+from bn_vgg.data.crops import gather_crops
 from bn_vgg.devices import Devices
 from bn_vgg.evaluation import Precise, make_compare_step, make_precise_step
 from bn_vgg.metrics import ComparedMetrics, EvalMetrics, Moments, TrainMetrics, merge_moments
@@ -19,13 +19,13 @@ from bn_vgg.steps import init_state, make_eval_step, make_train_step
 
 
 class Programs:
-    """What a run computes; `batches` and `pixels` are those of a `Chunk`.
+    """All programs of a run; each is compiled at its first call.
 
-    The programs are compiled when they are first called.
+    Their arguments `batches` and `pixels` are those of a `Chunk`.
     """
 
     def __init__(self, config: Mapping[str, Any], devices: Devices, steps_per_epoch: int):
-        """Makes the programs of the run that `config`, nested, describes."""
+        """Makes the programs for a nested configuration."""
         axis_name, crop_size = devices.axis_name, config["data"]["crop_size"]
         self.devices, self.crop_size, self.augment = devices, crop_size, config["augment"]
         self.model = model = make_model(**config["model"], axis_name=axis_name)
@@ -38,10 +38,11 @@ class Programs:
         def fold(update: Callable, carry, batches, pixels):
             """Folds `update(carry, batch)` over the batches of a chunk."""
 
-            def turn(carry, batch):
-                return update(carry, batch | {"crops": crops_of(batch, pixels, crop_size)}), None
+            def body(carry, batch):
+                crops = gather_crops(batch, pixels, crop_size)
+                return update(carry, batch | {"crops": crops}), None
 
-            return lax.scan(turn, carry, batches)[0]
+            return lax.scan(body, carry, batches)[0]
 
         def train_chunk(state_and_metrics, rng, batches, pixels):
             def update(state_and_metrics, batch):
@@ -68,14 +69,13 @@ class Programs:
 
             return fold(update, metrics, batches, pixels)
 
-        # A CPU draws the weights in next to no time, but compiling that takes XLA 3.2 s, and 1.3 s
-        # at this level of optimization. The weights are the same, but for last digits where data
-        # matter.
+        # On a CPU XLA takes 3.2 s to compile this, and 1.3 s at optimization level 1. The weights
+        # are the same, except for last digits of those that depend on data.
         cpu = jax.default_backend() == "cpu"
         options = {"xla_backend_optimization_level": "1"} if cpu else None
         # `(rng, images_NHWC) -> TrainState`
         self.init = jax.jit(partial(init_state, model, self.optimizer), compiler_options=options)
-        # `((state, metrics), rng, batches, pixels) -> (state, metrics)`, on the devices
+        # `((state, metrics), rng, batches, pixels) -> (state, metrics)`
         self.train_chunk = devices.compile(train_chunk)
         # `((metrics, moments), variables, batches, pixels) -> (metrics, moments)`
         self.eval_chunk = devices.compile(eval_chunk)
@@ -84,7 +84,7 @@ class Programs:
         # `(metrics, state, precise, batches, pixels) -> metrics`
         self.compare_chunk = devices.compile(compare_chunk)
 
-        # What these start from.
+        # The initial values of `metrics`, `moments` and `precise`.
         moments = {
             which: {layer: Moments.empty(count) for layer, count in channels.items()}
             for which, channels in layer_channels(model, crop_size).items()

@@ -1,4 +1,4 @@
-"""Where a number comes from: hardware, versions, commit."""
+"""Where a result comes from: hardware, versions, commit, command."""
 
 import importlib.metadata
 import os
@@ -20,20 +20,20 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pil
 
 
 def jax_settings(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns JAX's settings that change a run's numbers; `model` is `config.model`."""
+    """Returns the JAX settings that affect a run's numbers; `model` is `config.model`."""
     return {
         "jax_default_prng_impl": "threefry2x32",
         "jax_threefry_partitionable": True,
         "jax_random_seed_offset": 0,
         "jax_enable_x64": False,
-        # Of products that an optimizer or a user's normalizer computes; layers have their own.
+        # For products in optimizers and user-defined normalizers; our layers set their own.
         "jax_default_matmul_precision": model["precision"] if model["dtype"] == "float32" else None,
         "jax_numpy_dtype_promotion": "standard",
     }
 
 
 def pin_jax_settings(model: Mapping[str, Any]) -> None:
-    """Gives `jax_settings` their values, whatever the environment says."""
+    """Sets `jax_settings`, overriding environment variables."""
     for name, value in jax_settings(model).items():
         if getattr(jax.config, name) != value:
             logging.info("%s is set to %s", name, value)
@@ -41,7 +41,7 @@ def pin_jax_settings(model: Mapping[str, Any]) -> None:
 
 
 def hardware() -> dict:
-    """Describes the devices over all hosts, and this host's processor."""
+    """Describes the devices of all hosts and this host's CPU."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
@@ -53,23 +53,22 @@ def hardware() -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's numbers."""
+    """Returns the versions of Python and of the packages that affect a run's numbers."""
     packages = {package: importlib.metadata.version(package) for package in _PACKAGES}
     return {"python": platform.python_version(), **packages, "bn-vgg": bn_vgg.__version__}
 
 
 def commit() -> str | None:
-    """Returns the checkout's commit, with `-dirty` where files differ from it.
+    """Returns the commit of the code, with `-dirty` if files were changed; None if unknown.
 
-    What `git archive` has exported has the commit in the file COMMIT. None where neither git nor
-    that file knows.
+    Archives by `git archive` have the commit in the file COMMIT.
     """
     exported = _ROOT / "COMMIT"
     if exported.exists() and not (known := exported.read_text().strip()).startswith("$Format"):
         return known
-    if not (_ROOT / ".git").exists():  # git would find a repository that this one lies in
+    if not (_ROOT / ".git").exists():  # git would look for a repository in parent folders
         return None
-    # Without this git would refuse another user's checkout, as in a container, as unsafe.
+    # By default git refuses a checkout of another user, as in a container.
     git = ["git", "-c", f"safe.directory={_ROOT}"]
     try:
         described = subprocess.run(
@@ -82,7 +81,7 @@ def commit() -> str | None:
 
 
 def command() -> str | None:
-    """The command line of this process, to be run again from the checkout; None in a notebook."""
+    """Returns this process's command, as run in the checkout; None in a notebook."""
     program = Path(sys.argv[0]).resolve()
     if program.parent not in (_ROOT / "bn_vgg", _ROOT / "experiments"):
         return None

@@ -1,4 +1,4 @@
-"""What a run keeps in its folder besides checkpoints; bn_vgg/README.md lists the files."""
+"""A run's folder: its configuration, metrics and result; bn_vgg/README.md lists the files."""
 
 import contextlib
 import json
@@ -13,16 +13,16 @@ from etils import epath
 
 import bn_vgg
 from bn_vgg import locking
-from bn_vgg.errors import UserError, cannot_read, cannot_write, differences
+from bn_vgg.errors import UserError, describe_differences, wrap_read_errors, wrap_write_errors
 
-# Of a run's files. Raise it when this code could not go on with a run of the version before.
+# The version of these files. Increase it when the code can no longer resume older runs.
 FORMAT = 4
-# What may differ from start to start, besides more epochs: it changes nothing but speed.
+# Fields that a restart may change, because they change only the speed.
 ONLY_SPEED = {
     "data.placement", "eval.batch_size", "checkpoint.every_steps", "debug.nans",
     "resources.CPU", "resources.GPU", "resources.TPU",
 }  # fmt: skip
-# Fields whose values are dicts of anybody's own.
+# Fields whose values are dicts with arbitrary keys.
 KWARGS = ("model.norm_kwargs", "model.kwargs", "optimizer.kwargs", "schedule.kwargs")
 
 
@@ -36,14 +36,14 @@ class Workdir:
 
     @property
     def checkpoints(self) -> epath.Path:
-        """Where the checkpoints are; Orbax wants it absolute.
+        """The folder of the checkpoints, absolute, as Orbax requires.
 
         Raises:
-          UserError: none can be kept there, because of the path.
+          UserError: Orbax cannot write to this path.
         """
         # epath would resolve gs:// as if it were a local folder.
         path = epath.Path(os.path.abspath(self.path)) if self._local else self.path
-        # Orbax looks for its files by glob patterns, and TensorStore takes UTF-8 without escapes.
+        # Orbax finds its files by glob patterns, and TensorStore takes only valid UTF-8.
         if odd := re.search(r"[*?\[\\\udc80-\udcff]", str(path)):
             raise UserError(
                 f"no checkpoint can be kept in {path}, because of {odd[0]!a} in its path; name "
@@ -53,37 +53,36 @@ class Workdir:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes out, on this machine or a shared file system.
+        """Keeps other processes out of the folder, on this machine or a shared file system.
 
-        An object store has no locks: nothing is done there, nor by hosts that do not write.
+        Object stores have no locks: nothing is done there, nor on hosts that do not write.
 
         Raises:
-          UserError: another process is in it; the message names it. Or it cannot be written.
+          UserError: another process uses the folder, or the folder cannot be written.
         """
         if not (self._writes and self._local):
             yield
             return
-        with cannot_write(f"the working directory {self.path}"):
+        with wrap_write_errors(f"the working directory {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
             holding = contextlib.ExitStack()
-            holding.enter_context(locking.held(Path(self.path) / ".lock"))
+            holding.enter_context(locking.hold_lock(Path(self.path) / ".lock"))
         with holding:
             try:
                 yield
             finally:
-                # A folder where no run came to be is removed.
+                # Remove the folder if no run has begun in it.
                 with contextlib.suppress(OSError):
                     if {each.name for each in self.path.iterdir()} <= {".lock", ".lock.json"}:
                         shutil.rmtree(self.path)
 
     def claim(self, config: dict[str, Any], data: dict[str, Any]) -> None:
-        """Takes the folder for a run of `config`, nested, on `data`, or goes on with one.
+        """Writes `config`, nested, and `data` to the folder, if it holds no other run.
 
         Raises:
-          UserError: it holds a run of another configuration or format or on other data, or cannot
-            be written.
+          UserError: it holds a run of another configuration, format or data, or cannot be written.
         """
-        with cannot_write(f"the working directory {self.path}"):
+        with wrap_write_errors(f"the working directory {self.path}"):
             if self._writes:
                 self.path.mkdir(parents=True, exist_ok=True)
             self.check_format()
@@ -104,7 +103,7 @@ class Workdir:
             self.write("data.json", data)
 
     def check_format(self) -> None:
-        """Raises a UserError where another version of the code has written the folder."""
+        """Raises a UserError if the folder has another version of the files."""
         if not self.exists("config.json"):
             return
         # Format 1 had no such file.
@@ -117,8 +116,8 @@ class Workdir:
             )
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there; a UserError where the system does not say."""
-        with cannot_read(self.path):
+        """Whether the file exists; raises a UserError if the folder cannot be read."""
+        with wrap_read_errors(self.path):
             return (self.path / name).exists()
 
     def read(self, name: str) -> Any:
@@ -126,7 +125,7 @@ class Workdir:
         return self._read(name, json.loads)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Reads the epochs' lines; none where nothing was written yet."""
+        """Reads the lines of `metrics.jsonl`, one for each epoch; an empty list without it."""
         if not self.exists("metrics.jsonl"):
             return []
         return self._read("metrics.jsonl", lambda text: [*map(json.loads, text.splitlines())])
@@ -134,30 +133,30 @@ class Workdir:
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
         path = self.path / name
         try:
-            with cannot_read(path):
+            with wrap_read_errors(path):
                 return parse(path.read_text())
         except FileNotFoundError as error:
             raise UserError(f"{self.path} holds no run: there is no {name} in it") from error
-        except ValueError as error:  # no JSON, or no text
+        except ValueError as error:  # not JSON, or not UTF-8
             raise UserError(f"{path} is damaged: {error}") from error
 
     def write(self, name: str, content: Any) -> None:
-        """Writes a JSON file so that it is there whole or not at all."""
+        """Writes a JSON file atomically."""
         self._write_text(name, json.dumps(content, indent=2) + "\n")
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
-        """Writes all epochs' lines anew: object stores cannot append."""
+        """Rewrites the lines of all epochs, because object stores cannot append."""
         self._write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
     def _write_text(self, name: str, text: str) -> None:
         if not self._writes:
             return
         partial = self.path / f"{name}.partial"
-        with cannot_write(f"{self.path / name} ({len(text):,} bytes)"):
+        with wrap_write_errors(f"{self.path / name} ({len(text):,} bytes)"):
             try:
                 with partial.open("w") as file:
                     file.write(text)
-                    if self._local:  # there before it takes the other's name
+                    if self._local:  # the content must be on disk before it is renamed
                         file.flush()
                         os.fsync(file.fileno())
                 partial.replace(self.path / name)
@@ -172,7 +171,7 @@ def flatten(
 ) -> dict[str, Any]:
     """Turns {'a': {'b': 1}} into {'a.b': 1}; tuples become lists, as in JSON.
 
-    An empty dict, and the value of each of `fields`, named in full, stay as they are.
+    An empty dict, and the values of `fields` (full names), stay as they are.
     """
     flat: dict[str, Any] = {}
     for key, value in nested.items():
@@ -186,12 +185,12 @@ def flatten(
 
 def _refuse_other(path, old: dict[str, Any], new: dict[str, Any]) -> None:
     old, new = flatten(old), flatten(json.loads(json.dumps(new)))  # tuples in tuples, too
-    # A schedule other than `constant` would have had other rates for the epochs that are done.
+    # Other schedules depend on num_epochs: the epochs so far would have had other rates.
     may_grow = new["schedule.name"] == "constant"
     if may_grow and new["num_epochs"] > old.get("num_epochs", 0):
         old["num_epochs"] = new["num_epochs"]
     old |= {field: new[field] for field in ONLY_SPEED & new.keys()}
-    if differing := differences(old, new):
+    if differing := describe_differences(old, new):
         raise UserError(
             f"{path} holds a run of another configuration: its {differing}. Name another "
             "--workdir (only num_epochs may grow, and that under a constant learning rate)"

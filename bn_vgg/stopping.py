@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, the SIGTERM before a preemption, the SIGHUP of a lost terminal."""
+"""Signals that stop a run: Ctrl-C, SIGTERM before a preemption, SIGHUP of a lost terminal."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def raise_on_terminate() -> None:
-    """Makes SIGTERM and SIGHUP raise `Interrupted`, but not a SIGHUP that `nohup` ignores."""
+    """Makes SIGTERM and SIGHUP raise `Interrupted`; `nohup` keeps ignoring SIGHUP."""
 
     def interrupt(number: int, _) -> None:
         raise Interrupted(signal.Signals(number), "terminated")
@@ -26,8 +26,8 @@ def raise_on_terminate() -> None:
 
 
 @contextlib.contextmanager
-def obeyed_already() -> Iterator[None]:
-    """Ignores SIGTERM and SIGHUP meanwhile, in the main thread: what they ask for is under way."""
+def ignore_termination() -> Iterator[None]:
+    """Ignores SIGTERM and SIGHUP within the context, while the process is already stopping."""
     main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGTERM, signal.SIGHUP) if main else ()
     before = {each: signal.signal(each, signal.SIG_IGN) for each in numbers}
@@ -39,17 +39,16 @@ def obeyed_already() -> Iterator[None]:
 
 
 class StopRequest:
-    """The `signal` that has asked a run to stop, or None."""
+    """Whether a signal has asked the run to stop: `signal` is that signal, or None."""
 
     def __init__(self):
         self.signal: signal.Signals | None = None
 
-    def during(self, work: Callable[[], Any]) -> Any:
-        """Returns what `work` does; notes the first signal meanwhile, a later Ctrl-C ends at once.
+    def listen_during(self, work: Callable[[], Any]) -> Any:
+        """Returns `work()`. Records the first signal meanwhile; a second Ctrl-C exits at once.
 
-        Python runs handlers in the main thread, and XLA may keep a thread for minutes: so `work`
-        has a thread of its own. Outside the main thread, where signals cannot be set, none is
-        noted.
+        Python runs signal handlers in the main thread, which XLA may block for minutes, so `work`
+        runs in a thread of its own. If this is not the main thread, no signal is recorded.
         """
         if threading.current_thread() is not threading.main_thread():
             return work()
@@ -58,7 +57,7 @@ class StopRequest:
         try:
             with ThreadPoolExecutor(1) as thread:
                 future = thread.submit(work)
-                # The system may give a signal to another thread, which does not wake this one.
+                # A signal that another thread receives does not interrupt a wait without a timeout.
                 while not wait([future], timeout=0.2).done:
                     pass
                 return future.result()
@@ -70,11 +69,11 @@ class StopRequest:
         if self.signal is None:
             self.signal = signal.Signals(number)
             _say("stopping after this chunk of steps")
-        elif number == signal.SIGINT:  # a lost terminal and a shutdown may send theirs twice
+        elif number == signal.SIGINT:  # SIGHUP and SIGTERM may be sent twice
             _say("ended at once; the same command goes on from what is kept")
             os._exit(128 + number)
 
 
 def _say(line: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal may be what was lost
+    with contextlib.suppress(OSError):  # the terminal may be gone
         print(f"\n{line}", file=sys.stderr, flush=True)

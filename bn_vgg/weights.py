@@ -1,4 +1,4 @@
-"""A network's weights by name: what `export` writes, and what another run can start from."""
+"""Weights as named arrays, for `export` and for `config.init.weights`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,12 @@ from etils import epath
 from flax import traverse_util
 
 from bn_vgg.data.files import natural_key
-from bn_vgg.errors import UserError, differences, telling
+from bn_vgg.errors import UserError, describe_differences, wrap_errors
 from bn_vgg.steps import TrainState
 
 
 def named_arrays(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns `params/…` and `batch_stats/…`, each in the network's order."""
+    """Returns arrays named `params/…` and `batch_stats/…`, in the order of the layers."""
     flat = {}
     for collection in ("params", "batch_stats"):
         named = traverse_util.flatten_dict(variables[collection], sep="/")
@@ -22,7 +22,7 @@ def named_arrays(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return flat
 
 
-# What PyTorch calls parameters and running statistics; it keeps all other names.
+# PyTorch's names of parameters and running statistics; other names are kept.
 _TORCH_NAMES = {
     "kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var",
 }  # fmt: skip
@@ -34,9 +34,9 @@ def torch_state_dict(
     """Returns `named_arrays` as the state_dict of a PyTorch module: `block0.conv.weight`.
 
     Convolutions become (out, in, height, width), dense layers (out, in). The inputs of `vgg8`'s
-    hidden layer, the flattened maps of the last block, are put into PyTorch's order: (channels,
-    height, width). In another network those of a dense layer keep their order: (height, width,
-    channels) if they are flattened maps. `model` is `config.model`.
+    hidden layer, which are flattened feature maps, become (channels, height, width), as PyTorch
+    flattens them. In other networks flattened inputs of dense layers keep (height, width,
+    channels). `model` is `config.model`.
     """
     converted = {}
     for path, x in arrays.items():
@@ -52,19 +52,19 @@ def torch_state_dict(
     return converted
 
 
-def start_from(state: TrainState, path: str, *, statistics: bool) -> TrainState:
-    """Replaces a new run's weights, and its running statistics if so wanted, by those of a file.
+def load_weights(state: TrainState, path: str, *, statistics: bool) -> TrainState:
+    """Replaces the weights of an initial state, and with `statistics` the running statistics.
 
     `path` is an .npz file of `python -m bn_vgg.export`.
 
     Raises:
-      UserError: it cannot be read, or its arrays are not the network's; they are named.
+      UserError: it cannot be read, or its arrays are not those of the network.
     """
     if not path.endswith(".npz"):
         raise UserError(f"config.init.weights: {path} is no .npz file: export it as one")
     collections = ("params", "batch_stats") if statistics else ("params",)
     with (
-        telling(f"config.init.weights: cannot read {path}"),
+        wrap_errors(f"config.init.weights: cannot read {path}"),
         epath.Path(path).expanduser().open("rb") as file,
         np.load(file) as arrays,
     ):
@@ -76,7 +76,7 @@ def start_from(state: TrainState, path: str, *, statistics: bool) -> TrainState:
             f"config.init.weights: {path} has no array params/…: it takes a file of "
             "python -m bn_vgg.export --layout=flax"
         )
-    if differing := differences(shapes, needed):
+    if differing := describe_differences(shapes, needed):
         raise UserError(f"config.init.weights: in {path} {differing}")
     taken = traverse_util.unflatten_dict(
         {x: found[x].astype(a.dtype) for x, a in wanted.items()}, "/"

@@ -1,4 +1,4 @@
-"""What a person is shown of a run: a line for each epoch, and TensorBoard's files by CLU."""
+"""A run's output: a line for each epoch, and TensorBoard files by CLU."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from bn_vgg.errors import cannot_write
+from bn_vgg.errors import wrap_write_errors
 
-if TYPE_CHECKING:  # it imports Orbax, which takes a second
+if TYPE_CHECKING:  # importing it takes a second, because of Orbax
     from bn_vgg.checkpoint import Progress
 
-# The columns that TensorBoard's table of runs shows unasked, before the other fields. It takes
-# them from whichever run it reads first, so they are the same in all.
+# The first columns of TensorBoard's table of runs. TensorBoard takes them from the run that it
+# reads first, so they must be the same in all runs.
 _COLUMNS = ("name", "model.norm", "data.min_side", "model.dropout_rate", "seed")
 _METRICS = (
     "valid/best_error_rate",
@@ -21,12 +21,12 @@ _METRICS = (
     "train/error_rate",
     "train/images_per_second",
 )
-# What is observed of layers comes behind the errors.
+# So that layers' statistics are sorted behind the errors.
 _LAYERS = "zz_layers"
 
 
 def epoch_line(progress: "Progress", num_epochs: int, scalars: Mapping[str, float]) -> str:
-    """Says in one line how the run is going and when it will be done."""
+    """Describes an epoch in one line: errors, speed, remaining time."""
     epochs_left = num_epochs - progress.epoch
     left = progress.seconds / progress.epoch * epochs_left
     speed = scalars.get("train/images_per_second")
@@ -49,7 +49,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def grid(images_NHWC: np.ndarray, columns: int = 8) -> np.ndarray:
-    """Lays the first images out in rows of `columns`: one image (H', W', C)."""
+    """Arranges the first images in rows of `columns`: one image (H', W', C)."""
     rows = min(len(images_NHWC) // columns, columns) or 1
     columns = min(columns, len(images_NHWC))
     _, height, width, channels = images_NHWC.shape
@@ -58,35 +58,34 @@ def grid(images_NHWC: np.ndarray, columns: int = 8) -> np.ndarray:
 
 
 class TensorBoard:
-    """Writes a run's files for TensorBoard; on the first host alone.
+    """Writes a run's TensorBoard files; only the first host makes one.
 
-    CLU's writers import TensorFlow, which takes seconds: only here.
+    Only here are CLU's writers imported, because they import TensorFlow, which takes seconds.
     """
 
     def __init__(self, folder: epath.Path, run: str):
-        """Opens the writer; `run` names the run in TensorBoard's table, and no other."""
+        """Opens the writer; `run` is the run's unique name in TensorBoard's table."""
         from clu import metric_writers
 
         self._folder, self._run = folder, run
-        with cannot_write(f"TensorBoard's files in {folder}"):
+        with wrap_write_errors(f"TensorBoard's files in {folder}"):
             self._writer = metric_writers.create_default_writer(folder, asynchronous=False)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         what, remote = f"TensorBoard's files in {self._folder}", "://" in str(self._folder)
-        with cannot_write(what, folder="" if remote else self._folder):
+        with wrap_write_errors(what, folder="" if remote else self._folder):
             yield
-            self._writer.flush()  # so that TensorBoard shows it at once
+            self._writer.flush()
 
     def write_start(self, hparams: Mapping[str, Any], images_NHWC: np.ndarray | None) -> None:
-        """Writes every field of the configuration and, where there are any, training images.
+        """Writes all fields of the configuration and, if given, training images (N, H, W, C).
 
-        CLU's own method for these names a run by a digest, and shows the first few columns of the
-        alphabet.
+        CLU's own method names a run by a digest, and shows columns in alphabetical order.
         """
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 
-        # TensorBoard shows those first that are said to differ among runs, by the alphabet.
+        # TensorBoard shows the columns with `differs` first, in alphabetical order.
         experiment = api_pb2.Experiment(
             hparam_infos=[api_pb2.HParamInfo(name=n, differs=n in _COLUMNS) for n in hparams],
             metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=x)) for x in _METRICS],
@@ -111,9 +110,10 @@ class TensorBoard:
         observed: Mapping[str, float],
         channels: Mapping[str, np.ndarray],
     ) -> None:
-        """Writes `train/…` and `valid/…`, and what is observed of layers, `mean_distance/block3`.
+        """Writes `scalars` (`train/…`, `valid/…`) and statistics of layers.
 
-        `channels` has an array (C,) of each: histograms of how far running means lag.
+        `observed` has one number for each, such as `mean_distance/block3`; `channels` the arrays
+        (C,) behind these, of which those of running means become histograms.
         """
         layers = {f"{_LAYERS}/{name}": value for name, value in observed.items()}
         lags = {
@@ -126,7 +126,7 @@ class TensorBoard:
             self._writer.write_histograms(step, lags)
 
     def write_result(self, step: int, rates: Mapping[str, float]) -> None:
-        """Writes `test/error_rate` and the like."""
+        """Writes the test error rates, such as `test/error_rate`."""
         tests = {name.replace("test_", "test/"): rate for name, rate in rates.items()}
         with self._writing():
             self._writer.write_scalars(step, tests)

@@ -1,7 +1,7 @@
-"""The post's eight layers, trained as one would today.
+"""The post's network with today's training methods.
 
-The network and its 3.15 million weights are those of full_crop.py. Only validation errors were
-looked at when the fields were chosen; experiments/results/README.md says what was tried.
+The network and its 3.15 million weights are those of full_crop.py. The fields were chosen by
+validation errors only; experiments/results/README.md says what was tried.
 """
 
 from configs import default
@@ -16,6 +16,7 @@ def get_config(variant="full"):
     config.optimizer.weight_decay = 0.05
     config.schedule.name = "one_cycle"
     config.eval.flips = True
-    # Running statistics lag while the rate is high, and the best epoch is chosen by these.
+    # Running statistics lag while the learning rate is high, and would distort the choice of the
+    # best epoch.
     config.eval.statistics = "precise"
     return config

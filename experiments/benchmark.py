@@ -1,10 +1,10 @@
-"""Measures speed on whatever hardware there is, side by side with PyTorch.
+"""Measures the training step's speed, side by side with PyTorch.
 
 python -m experiments.benchmark --output=DIR
 
-For each normalization: images/s of the bare training step (a chunk of ten, as in a run, its data
-on the device already) and of the same network in PyTorch, taking turns within one process. PyTorch
-is optional: pip install -e '.[benchmark]'.
+For each normalization it times chunks of ten training steps, with data on the device, and the same
+network in PyTorch, alternating within one process. PyTorch is optional:
+pip install -e '.[benchmark]'.
 """
 
 import itertools
@@ -36,17 +36,17 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for benchmark.json.", requ
 _NORMS = flags.DEFINE_list("norms", ["none", "mean_only", "full"], "Normalizations to time.")
 _SIZES = flags.DEFINE_list("sizes", ["128", "48"], "Sides of the images, in pixels.")
 _DROPOUTS = flags.DEFINE_list("dropouts", ["0"], "Dropout rates.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns that each takes.", lower_bound=1)
-_RUN = flags.DEFINE_string("run", "configs/meanonly_crop.py:small", "The network's configuration.")
-_SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE of it; may be repeated.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each.", lower_bound=1)
+_RUN = flags.DEFINE_string("run", "configs/meanonly_crop.py:small", "The configuration.")
+_SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration; may be repeated.")
 
-# Steps that are timed together: a chunk of an accelerator's.
+# Steps of a chunk, as on an accelerator.
 _STEPS = 10
 
 
 def main() -> None:
     """Runs the command."""
-    # Otherwise JAX takes most of a GPU's memory, and PyTorch finds none.
+    # Leave GPU memory for PyTorch.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     arguments = [f"--config={_RUN.value}", *(f"--config.{each}" for each in _SET.value)]
     config = config_file.load_config(arguments)
@@ -60,21 +60,21 @@ def main() -> None:
         "hardware": provenance.hardware(), "versions": provenance.versions() | {"torch": torch},
         "dtype": config.model.dtype, "precision": config.model.precision, "rows": [],
     }  # fmt: skip
-    # What is measured is written as it comes: a later part may fail.
+    # Written after each size, because a later one may fail.
     for size, dropout in itertools.product(_SIZES.value, _DROPOUTS.value):
         config.data.crop_size = int(size)
         config.model.dropout_rate = float(dropout)
-        # One pass, as in PyTorch; the recipe's takes its statistics from a second one.
+        # As in PyTorch, without the recipe's second pass for statistics.
         config.model.stats_pass = "dropout"
         rows = measure_steps(config, _NORMS.value, _ROUNDS.value)
         about["rows"] += rows
         cli.show(json.dumps(rows, indent=1))
-        with cli.replacing(Path(_OUTPUT.value) / "benchmark.json") as partial:
+        with cli.atomic_write(Path(_OUTPUT.value) / "benchmark.json") as partial:
             partial.write_text(json.dumps(about, indent=1) + "\n")
 
 
-def _turn_of(steps: Callable[[], Any]) -> Callable[[], float]:
-    """Returns a function that repeats `_STEPS` steps for about a second: the seconds of one."""
+def _make_timer(steps: Callable[[], Any]) -> Callable[[], float]:
+    """Returns a function that measures the seconds of one step, over about a second."""
     time_it = timeit.Timer(steps).timeit
     time_it(1)  # compiles
     repeats = max(1, round(1 / time_it(1)))
@@ -82,13 +82,12 @@ def _turn_of(steps: Callable[[], Any]) -> Callable[[], float]:
 
 
 def measure_steps(config: ConfigDict, norms: list[str], rounds: int) -> list[dict[str, Any]]:
-    """Times the networks of `config` with each normalization, all taking turns.
-
-    What else the machine does is so shared fairly.
+    """Times the networks of `config` with each normalization, alternating between them.
 
     Returns:
-      A row for each normalization: medians of images/s with the least and the most, and ratios of
-      neighbouring turns: `times_torch`, and `seconds_of_none`, its step's time in none's.
+      A row for each normalization: the median of images/s with minimum and maximum, and the medians
+      of ratios in the same round: `times_torch`, the speed relative to PyTorch's, and
+      `seconds_of_none`, the step's time relative to that without normalization.
     """
     turns: dict[tuple[str, str], Callable[[], float]] = {}
     side, rate = config.data.crop_size, config.model.dropout_rate
@@ -98,12 +97,12 @@ def measure_steps(config: ConfigDict, norms: list[str], rounds: int) -> list[dic
     for norm in norms:
         config.model.norm = norm
         cli.show(f"compiling {norm}, {side}x{side}, dropout {rate:g} ...")
-        turns[norm, "jax"] = _turn_of(_chunk(config, images, labels))
+        turns[norm, "jax"] = _make_timer(_chunk(config, images, labels))
         recipe = (config.model.name, config.optimizer.name) == ("vgg8", "rmsprop")
         if torch_vgg is not None and recipe and norm in torch_vgg.NORMS:
             settings = config.model.to_dict(), config.optimizer.to_dict()
             steps = torch_vgg.make_steps(*settings, images, labels, _STEPS)
-            turns[norm, "torch"] = _turn_of(steps)
+            turns[norm, "torch"] = _make_timer(steps)
     cli.show(f"timing {rounds} turns of each ...")
     taken = [{key: turn() for key, turn in turns.items()} for _ in range(rounds)]
     rows = {norm: {"size": side, "norm": norm, "dropout": rate} for norm in norms}
@@ -121,7 +120,7 @@ def measure_steps(config: ConfigDict, norms: list[str], rounds: int) -> list[dic
 
 
 def _chunk(config: ConfigDict, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
-    """Returns a function that does `_STEPS` updates as a run does, with its data on the device."""
+    """Returns a function that does `_STEPS` updates, with the data on the device."""
     devices = Devices()
     programs = Programs(config.to_dict(), devices, steps_per_epoch=200)
     positions = np.arange(len(labels), dtype=np.int32)

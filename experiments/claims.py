@@ -1,6 +1,7 @@
-"""The claims of the post, in its order, each with a rule stated before its runs, but for claim 2's.
+"""The claims of the post, each with its decision rule.
 
-A claim is a function of a section's runs and epochs (see `experiments.runs`); `@claim` adds it.
+The rules were stated before the runs, except that of claim 2. Each claim is a function, decorated
+by `@claim`, of a section's runs and epochs, see `experiments.runs`.
 """
 
 from collections.abc import Callable
@@ -15,22 +16,22 @@ from experiments.stats import CONFIDENCE, FEWEST_SEEDS, error_rate, mean_interva
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 VALID, TRAIN = "valid/error_rate", "train/error_rate"
-# By then all of the post's runs but the broken one have fallen most steeply, but are not near their
-# best: before it, a claim on best errors is one on the first epochs.
+# By then the errors of all the post's runs but the broken one have fallen most steeply. With fewer
+# epochs, a claim on best errors would be one on the first epochs.
 FEWEST_EPOCHS = 15
-# "Almost as far" closes at least this share of what augmentation and dropout close.
+# "Almost as far" means at least this share of what augmentation and dropout gain.
 ALMOST = 0.75
-# "The very beginning", as the question was first asked.
+# Also reported for "the very beginning".
 FIRST_EPOCHS = 5
-# The figure shows this many epochs of full with cropping. The postscript is of more.
+# The figure shows this many epochs of full with cropping; the postscript is on more.
 SHOWN_EPOCHS = 55
 LONGER_EPOCHS = 60
-# The published breakdown is of 40 points; the baseline overfits by less than 20.
+# The published breakdown is a gap of 40 points; the baseline overfits by less than 20.
 BREAKDOWN_GAP = 0.20
-# An error this close to guessing between two classes shows that nothing is learnt; one this much
-# lower, that something is.
+# A validation error this close to chance shows that nothing is learnt; a training error this much
+# below it shows that something is.
 CHANCE, NEAR_CHANCE, BELOW_CHANCE = 0.5, 0.05, 0.10
-# With fewer spikes, one more or less would turn the verdict.
+# With fewer spikes, a single one could change the verdict.
 FEWEST_SPIKES = 3
 
 GENERAL_RULE = (
@@ -46,7 +47,7 @@ GENERAL_RULE = (
 
 @dataclass
 class Verdict:
-    """What runs say to a claim: a word, a sentence on what it rests on, and numbers by seed."""
+    """The verdict on a claim: a word, a sentence with the evidence, and a table of numbers."""
 
     word: str
     sentence: str
@@ -60,7 +61,7 @@ class Claim:
     number: str
     text: str
     rule: str
-    post: str  # what its own numbers say
+    post: str  # the post's own numbers
     decide: Callable[[pd.DataFrame, pd.DataFrame], Verdict]
 
 
@@ -90,9 +91,9 @@ def claim(number: str, text: str, *, rule: str, post: str):
 def _without_augmentation(runs, epochs):
     # baseline - meanonly - ALMOST * gap; and the gap itself, of the same runs.
     weights = {"baseline": 1 - ALMOST, "meanonly": -1, "baseline_crop_dropout": ALMOST}
-    verdict = by_interval(runs, epochs, weights, f"what `meanonly` closes beyond {ALMOST:.0%}")
+    verdict = judge(runs, epochs, weights, f"what `meanonly` closes beyond {ALMOST:.0%}")
     weights = {"baseline": 1, "meanonly": 0, "baseline_crop_dropout": -1}
-    gap = by_interval(runs, epochs, weights, "gap")
+    gap = judge(runs, epochs, weights, "gap")
     if verdict.word != UNDECIDED and gap.word != SUPPORTED:
         return Verdict(UNDECIDED, f"Needs a gap above 0. {gap.sentence}", verdict.numbers)
     return verdict
@@ -103,7 +104,7 @@ def _without_augmentation(runs, epochs):
     "At the very beginning the batch-normalized network validates worse.",
     rule="Supported if after epoch 1 `meanonly`'s validation error is above `baseline`'s by more "
     "than chance in every seed, contradicted if in none. More than chance is more than "
-    f"{stats.FEW_ERRORS} standard errors, at their largest. Runs that are not finished count. "
+    f"{stats.PLANNED_SIGMAS} standard errors, at their largest. Runs that are not finished count. "
     "*Lag* is how much higher `meanonly`'s error is there by running averages than by precise "
     "statistics, on the same images: the part that is not in the weights. The difference over "
     f"epochs 1 to {FIRST_EPOCHS} is told beside it and decides nothing. (The claim had two rules, "
@@ -112,11 +113,11 @@ def _without_augmentation(runs, epochs):
 )
 def _at_the_beginning(runs, epochs):
     cells = ["meanonly", "baseline"]
-    chosen, missing = usable(runs.assign(finished=True), cells, fewest=1)
+    chosen, missing = select_runs(runs.assign(finished=True), cells, fewest=1)
     first, later = (_mean_of_first(chosen, epochs, cells, count) for count in (1, FIRST_EPOCHS))
     images = chosen.groupby("seed")["valid_examples"].min()
     above = [
-        own > other and stats.beyond_chance(own, other, images[seed])
+        own > other and stats.is_significant(own, other, images[seed])
         for seed, own, other in first[cells].itertuples()
     ]
     numbers = first[cells].map(percent)
@@ -157,7 +158,7 @@ def _mean_of_first(chosen, epochs, cells, count):
     post="5.4% against 4.1% in the figure.",
 )
 def _with_cropping(runs, epochs):
-    return by_interval(runs, epochs, {"full_crop": 1, "meanonly_crop": -1}, most=SHOWN_EPOCHS)
+    return judge(runs, epochs, {"full_crop": 1, "meanonly_crop": -1}, most=SHOWN_EPOCHS)
 
 
 @claim(
@@ -169,7 +170,7 @@ def _with_cropping(runs, epochs):
     post="4.1% against 3.6% in the end.",
 )
 def _with_longer_training(runs, epochs):
-    return by_interval(runs, epochs, {"meanonly_crop": 1, "full_crop": -1}, fewest=LONGER_EPOCHS)
+    return judge(runs, epochs, {"meanonly_crop": 1, "full_crop": -1}, fewest=LONGER_EPOCHS)
 
 
 @claim(
@@ -187,8 +188,8 @@ def _with_longer_training(runs, epochs):
 def _with_dropout(runs, epochs):
     cells = ["meanonly_crop_dropout", "full_crop_dropout"]
     found = []
-    # Seeds are not compared with one another, so they need not be the same.
-    chosen, missing = usable(runs, cells, paired=False)
+    # Cells are not compared by seed, so they may have different seeds.
+    chosen, missing = select_runs(runs, cells, paired=False)
     for run in chosen.itertuples():
         own = epochs.loc[epochs["folder"] == run.folder, [VALID, TRAIN]].iloc[run.epochs // 2 :]
         valid, train = own.median()
@@ -224,7 +225,8 @@ def _with_dropout(runs, epochs):
 )
 def _of_spikes(runs, epochs):
     cells = [cell for cell in CELLS if not cell.startswith("baseline")]
-    enough = [chosen for chosen, missing in (usable(runs, [cell]) for cell in cells) if not missing]
+    found = [select_runs(runs, [cell]) for cell in cells]
+    enough = [chosen for chosen, missing in found if not missing]
     if not enough:
         seeds = f"{FEWEST_SEEDS} finished seeds of at least {FEWEST_EPOCHS} epochs"
         return Verdict(UNDECIDED, f"Needs a batch-normalized cell with {seeds}.")
@@ -244,18 +246,19 @@ def _of_spikes(runs, epochs):
     decided = numbers[spikes.AVERAGES] + numbers[spikes.WEIGHTS]
     word = UNDECIDED
     if decided.sum() >= FEWEST_SPIKES and numbers[decided > 0]["seed"].nunique() >= FEWEST_SEEDS:
-        # Fewer spikes allow no finer share than two of three, and a bare majority is no finding.
+        # Two thirds, because a bare majority of a few spikes shows nothing.
         word = SUPPORTED if 3 * averages >= 2 * decided.sum() else word
         word = CONTRADICTED if 3 * weights >= 2 * decided.sum() else word
     return Verdict(word, sentence, numbers)
 
 
-def usable(
+def select_runs(
     runs: pd.DataFrame, cells: list[str], fewest: int = FEWEST_EPOCHS, *, paired: bool = True
 ) -> tuple[pd.DataFrame, str]:
-    """Returns a section's finished runs of at least `fewest` epochs, and what a verdict lacks.
+    """Returns a section's finished runs of at least `fewest` epochs, and what is missing.
 
-    `paired`: only seeds in all cells count.
+    With `paired` only seeds that all cells have are used. The second result is empty if the runs
+    suffice for a verdict.
     """
     found = runs[runs["cell"].isin(cells) & runs["finished"] & (runs["epochs"] >= fewest)]
     counts = {cell: int((found["cell"] == cell).sum()) for cell in cells}
@@ -271,13 +274,13 @@ def usable(
     return (found[found["seed"].isin(common)] if paired else found), missing
 
 
-def by_interval(runs, epochs, weights, name="difference", *, fewest=FEWEST_EPOCHS, most=None):
-    """Decides by a weighted sum of cells' best errors: above 0 it supports the claim.
+def judge(runs, epochs, weights, name="difference", *, fewest=FEWEST_EPOCHS, most=None):
+    """Decides a claim by a weighted sum of cells' best errors; a sum above 0 supports it.
 
-    `name` is the sum's. Runs have at least `fewest` epochs; at most `most` are looked at, and as
-    many as the shortest run has.
+    `name` describes the sum. Runs need at least `fewest` epochs; the best error is that of as many
+    epochs as the shortest run has, and at most `most`.
     """
-    chosen, missing = usable(runs, list(weights), fewest)
+    chosen, missing = select_runs(runs, list(weights), fewest)
     shortest = min([*chosen["epochs"], *([most] if most else [])], default=fewest)
     own = epochs[epochs["folder"].isin(chosen["folder"]) & (epochs["epoch"] <= shortest)]
     best = own.groupby(["seed", "cell"])[VALID].min().unstack().reindex(columns=list(weights))

@@ -2,7 +2,7 @@
 
 python -m experiments.compare RUNS [--by=FIELD,FIELD] [--against=VALUE] [--target=PERCENT]
 
-Reads every run below a folder and takes the finished ones. Needs pip install -e '.[report]'.
+Compares all finished runs below the folder RUNS. Needs pip install -e '.[report]'.
 """
 
 import textwrap
@@ -11,25 +11,25 @@ from pathlib import Path
 from absl import flags
 
 from bn_vgg import cli
-from bn_vgg.errors import UserError, needing
+from bn_vgg.errors import UserError, wrap_import_errors
 
 _BY = flags.DEFINE_list("by", ["model.norm"], "Fields of the configuration that make groups.")
 _AGAINST = flags.DEFINE_string(
-    "against", None, "A group to compare with: a value of the first field, or of several."
+    "against", None, "The group to compare with: a value of the first field, or of several."
 )
 _TARGET = flags.DEFINE_float(
     "target", None, "Also compare the time to this validation error (%).", 0, 100
 )
-_OUTPUT = flags.DEFINE_string("output", None, "The figure; RUNS/compare-FIELD.png without it.")
+_OUTPUT = flags.DEFINE_string("output", None, "The figure; by default RUNS/compare-FIELD.png.")
 
 
 def main(path: str) -> None:
     """Runs the command."""
-    with needing("report"):
+    with wrap_import_errors("report"):
         from experiments import comparison, plots
         from experiments.runs import read_runs
     by = list(dict.fromkeys(_BY.value))
-    runs, epochs, unused = read_runs(path, apart=comparison.apart(by))
+    runs, epochs, unused = read_runs(path, extra_keys=comparison.extra_keys(by))
     output = Path(_OUTPUT.value or Path(path, f"compare-{'-'.join(by)}.png"))
     unfinished = runs[~runs["finished"].astype(bool)]
     for run in unfinished.itertuples():

@@ -1,4 +1,4 @@
-"""Groups of runs over seeds: what makes a group, what is measured of it, a table and a figure."""
+"""Compares groups of runs over seeds: grouping, measurements, a table and a figure."""
 
 import difflib
 import itertools
@@ -13,29 +13,30 @@ from bn_vgg.errors import UserError
 from bn_vgg.run_dir import KWARGS, flatten
 from configs import default
 from experiments import plots, stats, status
-from experiments.runs import FREE
+from experiments.runs import MAY_DIFFER
 
-# Fields of what another field names.
+# The field with the settings of what another field names.
 _SETTINGS = {
     "model.norm": "model.norm_kwargs", "model.name": "model.kwargs",
     "optimizer.name": "optimizer.kwargs", "schedule.name": "schedule.kwargs",
 }  # fmt: skip
 
 
-def apart(by: Sequence[str]) -> list[str]:
-    """Returns the fields that keep runs of one cell and seed apart, for `read_runs`."""
-    return list(dict.fromkeys(["num_epochs", *(field for field in by if field in FREE)]))
+def extra_keys(by: Sequence[str]) -> list[str]:
+    """Returns the `extra_keys` of `read_runs` for grouping by the fields `by`."""
+    return list(dict.fromkeys(["num_epochs", *(field for field in by if field in MAY_DIFFER)]))
 
 
 def group(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str], list[str]]:
-    """Groups runs so that those of one group differ in nothing but their seeds.
+    """Groups runs so that runs of one group differ only in their seeds.
 
     Returns:
-      The runs, with `group`, the values of fields as text; these fields: `by`, and as few others as
-      keep apart what differs within the groups of `by`; and what else differs between groups.
+      The runs with a column `group`, the values of the grouping fields as text; the grouping
+      fields, which are `by` and as few others as are necessary; and the other fields that differ
+      between groups.
 
     Raises:
-      UserError: one of `by` is no field.
+      UserError: one of `by` is not a field.
     """
     known = ["section", *flatten(default.get_config().to_dict(), fields=KWARGS)]
     for field in by or [""]:
@@ -46,14 +47,15 @@ def group(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str
         if field not in runs:
             raise UserError(f"--by: none of these runs has recorded {field}")
     texts = runs[[field for field in (*known, "cell") if field in runs]].map(str)
-    others = [field for field in texts if field not in {*FREE, "cell"} or field in apart(by)]
-    # A network's name says more than its settings.
+    hidden = {*MAY_DIFFER, "cell"} - {*extra_keys(by)}
+    others = [field for field in texts if field not in hidden]
+    # Prefer a name, such as model.name, to settings.
     others.sort(key=lambda field: field != "section" and not field.endswith(".name"))
     fields = list(by)
     for field in others:
         if texts.groupby(fields)[field].nunique().max() > 1:
             fields.append(field)
-    # Cells are told apart by fields that matter in some runs only, such as eval.precise_examples.
+    # Fields such as eval.precise_examples are part of the cell only in some runs.
     if texts.groupby(fields)["cell"].nunique().max() > 1:
         fields.append("cell")
     texts["group"] = texts[fields].agg(", ".join, axis=1)
@@ -67,14 +69,15 @@ def measure(
     against: str | None = None,
     target: float | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Returns what is compared, by its name: a row for each seed, a column for each group.
+    """Returns tables of measurements by name, with a row for each seed, a column for each group.
 
     Args:
-      runs: of `group`, all finished; with a `target` they have a column `seconds_to`.
-      fields: of `group`.
-      against: a value of the first field, or values of several, with commas. A group's difference
-        is from the group with these values and its own other ones; without it, from the best group.
-      target: of `seconds_to`, in percent.
+      runs: finished runs, from `group`; with a `target` they need a column `seconds_to`.
+      fields: the grouping fields, from `group`.
+      against: a value of the first field, or values of several fields, separated by commas. Each
+        group is compared with the group that has these values and the same others. If None, all
+        groups are compared with the best one.
+      target: the validation error of `seconds_to`, in percent.
 
     Raises:
       UserError: no group has these values.
@@ -86,11 +89,11 @@ def measure(
     order = runs.groupby("group")["best_valid_error_rate"].mean().sort_values().index
     references = dict.fromkeys(order, order[0])
     if against is not None:
-        whole = against in set(runs[fields[0]])  # a value may itself have commas
+        whole = against in set(runs[fields[0]])  # a value may contain commas
         values = [against] if whole else [x.strip() for x in against.split(",", len(fields) - 1)]
         groups = runs.drop_duplicates("group").set_index("group")
         chosen = groups[(groups[list(fields[: len(values)])] == values).all(axis=1)]
-        # A value's own settings are nobody else's.
+        # The settings of these values, such as norm_kwargs, need not be the same.
         theirs = [_SETTINGS.get(field) for field in fields[: len(values)]]
         rest = [field for field in fields[len(values) :] if field not in theirs]
         references = {}
@@ -119,14 +122,14 @@ def measure(
 
 
 def seconds_to(epochs: pd.DataFrame, percent: float) -> pd.Series:
-    """Returns by folder the seconds until the validation error is `percent` or less.
+    """Returns for each folder the seconds until the validation error is at most `percent`.
 
-    Of training, evaluation and records; the first epoch, in which programs are compiled, counts as
-    the median of the others. NaN where the error stays higher. `epochs` is of `read_runs`.
+    They include training, evaluation and records. The first epoch, which includes compilation,
+    counts as the median of the others. NaN if the error stays higher. `epochs` is from `read_runs`.
     """
 
     def of(run: pd.DataFrame) -> float:
-        lengths = run["seconds"].diff()  # of one epoch alone nothing is known
+        lengths = run["seconds"].diff()  # with only one epoch the time is unknown
         reached = run["valid/error_rate"] <= percent / 100
         return lengths.fillna(lengths.median()).cumsum()[reached].min()
 
@@ -135,14 +138,14 @@ def seconds_to(epochs: pd.DataFrame, percent: float) -> pd.Series:
 
 
 def table(measured: dict[str, pd.DataFrame]) -> str:
-    """Writes a line for each group, the best first; two where their names are long."""
+    """Formats a line for each group, the best first; two lines if names are long."""
     rows = [("group", "seeds", *measured)]
     for name, count in measured["valid error"].count().items():
         cells = [_text(values[name].dropna(), what, count) for what, values in measured.items()]
         rows.append((str(name), str(count), *cells))
-    lines = status.lay_out(rows, 10**6)
+    lines = status.format_columns(rows, 10**6)
     if max(map(len, lines)) > status.WIDTH:
-        header, *numbers = status.lay_out([("", *row[1:]) for row in rows], status.WIDTH)
+        header, *numbers = status.format_columns([("", *row[1:]) for row in rows], status.WIDTH)
         names = [name[: status.WIDTH] for name, *_ in rows[1:]]
         lines = [header, *itertools.chain(*zip(names, numbers, strict=True))]
     return "\n".join(lines)
@@ -150,7 +153,7 @@ def table(measured: dict[str, pd.DataFrame]) -> str:
 
 def _text(values: pd.Series, what: str, seeds: int) -> str:
     if values.empty:
-        return stats.NOTHING
+        return stats.NOT_MEASURED
     digits, sign = int(what != "images/s"), "+" * (what == "difference")
     interval = stats.mean_interval(values)
     half = f" ± {interval.high - interval.mean:.{digits}f}" if interval else ""
@@ -161,19 +164,19 @@ def _text(values: pd.Series, what: str, seeds: int) -> str:
 def draw(
     measured: dict[str, pd.DataFrame], runs: pd.DataFrame, fields: Sequence[str], caption: str
 ) -> Figure:
-    """Draws a panel for each thing measured; the first field's values have a colour each."""
+    """Draws a panel for each measurement; colours are by the first field."""
     names, palette = list(measured["valid error"]), matplotlib.color_sequences["tab10"]
     labels = [textwrap.fill(name, 30) for name in names]
     row_height = 0.17 * max(2, *(label.count("\n") + 1.5 for label in labels))  # inches
-    places = dict(zip(runs["group"], pd.factorize(runs[fields[0]])[0], strict=True))
+    colour_index = dict(zip(runs["group"], pd.factorize(runs[fields[0]])[0], strict=True))
     with matplotlib.rc_context(plots.STYLE):
         figure = Figure(figsize=(plots.WIDTH, 1.5 + row_height * len(names)), layout="constrained")
         figure.suptitle(textwrap.fill(caption, 125), x=0.01, ha="left", size=8.5, color="#555555")
         panels = figure.subplots(1, len(measured), sharey=True)
         for axes, (what, values) in zip(panels, measured.items(), strict=True):
             for row, name in enumerate(names):
-                seeds, colour = values[name].dropna(), palette[places[name] % len(palette)]
-                # The interval of two seeds would dwarf all else.
+                seeds, colour = values[name].dropna(), palette[colour_index[name] % len(palette)]
+                # The interval of two seeds would be far too wide.
                 interval = stats.mean_interval(seeds) if len(seeds) >= stats.FEWEST_SEEDS else None
                 error = interval.high - interval.mean if interval else None
                 axes.errorbar(seeds.mean(), row - 0.1, xerr=error, fmt="D", ms=5, color=colour)

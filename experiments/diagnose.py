@@ -1,9 +1,9 @@
-"""What a run's metrics mean: its spikes, lagging averages and dead units, in words and a picture.
+"""Explains a run's metrics: spikes, lagging averages and dead units, in sentences and a figure.
 
 python -m experiments.diagnose RUN [--output=DIR]
 
-Reads a run's folder, of a run in progress too, prints what it shows and a table of its epochs, and
-draws diagnosis.png. Needs pip install -e '.[report]'.
+Reads the folder of a run, finished or not, prints explanations and a table of its epochs, and draws
+diagnosis.png. Needs pip install -e '.[report]'.
 """
 
 import textwrap
@@ -12,14 +12,14 @@ from pathlib import Path
 from absl import flags
 
 from bn_vgg import cli
-from bn_vgg.errors import UserError, needing
+from bn_vgg.errors import UserError, wrap_import_errors
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for diagnosis.png; RUN unless it is given.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for diagnosis.png; by default RUN.")
 
 
 def main(path: str) -> None:
     """Runs the command."""
-    with needing("report"):
+    with wrap_import_errors("report"):
         from experiments import diagnosis, plots, runs, spikes
     config, run, epochs = runs.read_run(path)
     if "://" in path and not _OUTPUT.value:

@@ -1,7 +1,7 @@
-"""A run's diagnosis: what its metrics say in plain sentences, a table and a picture.
+"""Diagnoses a run from its metrics, in sentences, a table and a figure.
 
-Running averages, precise statistics and each batch's own are compared, layer by layer and by the
-error that each gives on the same images; see `bn_vgg.evaluation`.
+It compares running averages, precise statistics and batch statistics, for each layer and by their
+errors on the same images; see `bn_vgg.evaluation`.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from experiments import spikes
 from experiments.plots import COLOURS, DOTTED_EPOCHS, STYLE, WIDTH
 from experiments.spikes import BATCH, PRECISE, RUNNING
-from experiments.stats import beyond_chance, percent, points
+from experiments.stats import is_significant, percent, points
 
-# The averages' time constant, 200 batches, is about an epoch: after three, 95% of the averages'
-# start is forgotten.
+# The averages' time constant, 200 batches, is about an epoch. After three epochs their initial
+# values have a weight of 5%.
 FIRST_EPOCHS = 3
 NOTES = (
     "train: running mean over the epoch's batches. valid: five-crop evaluation, by running "
@@ -34,16 +34,16 @@ NOTES = (
 
 
 def explain(run: dict[str, Any], epochs: pd.DataFrame, found: pd.DataFrame) -> Iterator[str]:
-    """Says in plain sentences what a run shows, by `experiments.runs.read_run` and its spikes."""
+    """Yields sentences on a run of `read_run`, its epochs and its spikes, `found`."""
     if found.empty:
         yield f"There are no spikes in the validation error of {len(epochs)} epochs."
     for cause, of in found.groupby("cause", sort=False):
-        which = _listed(of["epoch"].astype(str))
+        which = _enumerate(of["epoch"].astype(str))
         if cause == spikes.UNDECIDED:
             yield f"Undecided: epoch {which}; {'; '.join(of['reason'].unique())}."
             continue
         rates = zip(of["running"], of["precise"], strict=True)
-        pairs = _listed(f"{percent(a)} against {percent(b)}" for a, b in rates)
+        pairs = _enumerate(f"{percent(a)} against {percent(b)}" for a, b in rates)
         yield (
             f"Spikes of the {cause}: epoch {which}. There the error by running averages and by "
             f"precise statistics is {pairs}."
@@ -57,7 +57,7 @@ def explain(run: dict[str, Any], epochs: pd.DataFrame, found: pd.DataFrame) -> I
         dead = [f"{share:.1%} of {name}" for name, share in shares.items() if share]
         yield (
             f"Never active over the whole validation set in epoch {last['epoch']:.0f}: "
-            f"{_listed(dead) if dead else 'no feature map of any layer'}."
+            f"{_enumerate(dead) if dead else 'no feature map of any layer'}."
         )
 
 
@@ -70,20 +70,20 @@ def _explain_lag(run: dict[str, Any], epochs: pd.DataFrame) -> Iterator[str]:
     for name, some in {"In the first epochs": first, "In the end": later.tail(1)}.items():
         parts = []
         for epoch, running, precise in some[["epoch", RUNNING, PRECISE]].to_numpy():
-            sure = beyond_chance(running, precise, run["compared_examples"])
+            sure = is_significant(running, precise, run["compared_examples"])
             doubt = "" if sure else ", which may be chance"
             parts.append(f"{points(running - precise)} (epoch {epoch:.0f}{doubt})")
         if parts:
-            yield f"{name} running averages cost {_listed(parts)} against precise statistics."
+            yield f"{name} running averages cost {_enumerate(parts)} against precise statistics."
 
 
-def _listed(parts) -> str:
+def _enumerate(parts) -> str:
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def table(epochs: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
-    """Returns a row of texts for each epoch, of what was measured in any."""
+    """Returns a table of texts with a row for each epoch."""
     shown = epochs[["epoch"]].astype(str)
     for key, (name, *_) in _ERRORS.items():
         if key in epochs and epochs[key].notna().any():
@@ -100,7 +100,7 @@ def table(epochs: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-# What a diagnosis shows of each error: its column, its name in the picture, colour, further looks.
+# By error: its column in the table, its label in the figure, its colour and line style.
 _ERRORS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "train/error_rate": ("train", "training", "grey", {"ls": "--"}),
     "valid/error_rate": ("valid", "validation", "black", {"lw": 2.2}),
@@ -108,8 +108,8 @@ _ERRORS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     PRECISE: ("precise", "precise statistics*", "blue", {"marker": "s"}),
     BATCH: ("batch", "each batch's own*", "green", {"marker": "^", "ls": ":"}),
 }
-# Of each thing measured in every layer: title, colours, scale and ticks. The scales are fixed, so
-# that two runs' pictures compare; what lies beyond has the colour of the end.
+# By metric of layers: title, colour map, scale and ticks. The scales are fixed, so that figures of
+# two runs can be compared; values beyond are clipped.
 _MAPS: dict[str, tuple[str, str, Any, list[float]]] = {
     "mean_distance": (
         "Distance of the running mean from the precise one, in precise standard deviations",
@@ -121,7 +121,7 @@ _MAPS: dict[str, tuple[str, str, Any, list[float]]] = {
     ),
     "never_active": (
         "Share of feature maps that are never above 0 over the whole validation set",
-        # By the square root: one dead map of fifty is to be seen.
+        # The square root makes one dead feature map of fifty visible.
         "Blues", PowerNorm(0.5, 0, 1), [0, 0.1, 0.5, 1],
     ),
 }  # fmt: skip
@@ -129,13 +129,13 @@ _MARKS = {spikes.AVERAGES: "A", spikes.WEIGHTS: "W", spikes.UNDECIDED: "?"}
 
 
 def layers(epochs: pd.DataFrame, name: str) -> list[str]:
-    """Returns the layers of which `name`/layer was measured, in the order of metrics.jsonl."""
+    """Returns the layers with a metric `name`/LAYER, in the order of metrics.jsonl."""
     measured = epochs.dropna(axis="columns", how="all")
     return [key.removeprefix(f"{name}/") for key in measured if key.startswith(f"{name}/")]
 
 
 def draw(epochs: pd.DataFrame, found: pd.DataFrame, title: str) -> Figure:
-    """Draws a run's errors with its spikes and, aligned below, a map of each thing measured."""
+    """Draws a run's errors with its spikes and, below, a map over epochs of each layer metric."""
     maps = {name: layers(epochs, name) for name in _MAPS if layers(epochs, name)}
     heights = [3.6, *(0.24 * len(of) for of in maps.values())]
     with matplotlib.rc_context(STYLE):
@@ -177,7 +177,7 @@ def _draw_map(axes: Axes, epochs: pd.DataFrame, name: str, names: list[str]) -> 
     """Draws one value for each epoch and layer."""
     title, colours, norm, ticks = _MAPS[name]
     values = epochs[[f"{name}/{layer}" for layer in names]].to_numpy().T
-    # A logarithm knows no 0: it is shown as the low end.
+    # Clipped, because 0 has no logarithm.
     image = axes.imshow(
         np.clip(values, norm.vmin, norm.vmax), cmap=colours, norm=norm, aspect="auto",
         interpolation="nearest", extent=(0.5, len(epochs) + 0.5, len(names) - 0.5, -0.5),

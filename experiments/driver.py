@@ -1,4 +1,4 @@
-"""Hands the work of a sweep to an executor's slots, and tries again what failed."""
+"""Runs the work of a sweep on an executor, and repeats what failed."""
 
 import collections
 import math
@@ -10,35 +10,35 @@ from bn_vgg import cli, stopping
 from bn_vgg.errors import EXIT_USER_ERROR, UserError
 from bn_vgg.run_dir import Workdir
 from experiments import status
-from experiments.executors import Ended, Executor, Work
+from experiments.executors import Executor, Outcome, Work
 from experiments.plan import PlannedRun
 from experiments.state import FAILED, RUNNING, TO_DO, Sweep
 
 
 class Driver:
-    """Keeps every slot busy until nothing is left to do. A failure never stops the others."""
+    """Keeps all slots busy until everything is done. A failed run does not stop the others."""
 
     def __init__(self, executor: Executor, sweep: Sweep, slots: int, attempts: int = 3):
-        """`slots` are those of the executor, which is open; `attempts` are at what crashes."""
+        """`slots` is the number of slots of the open executor; `attempts` are for each work."""
         self._executor, self._sweep, self._slots = executor, sweep, slots
         self._attempts = attempts
-        self._begun: collections.Counter[str] = collections.Counter()
-        self._epochs: dict[str, int] = {}  # that were said, by the run's folder
+        self._started: collections.Counter[str] = collections.Counter()
+        self._epochs: dict[str, int] = {}  # epochs reported so far, by the run's folder
         self._estimated = False
         self._ended = 0
         self._running: dict[int, tuple[Work, Any]] = {}
-        self.failed: list[tuple[Work, str]] = []  # that was given up, and why
+        self.failed: list[tuple[Work, str]] = []  # with the error of the last attempt
 
     def drive(self, work: Sequence[Work], until: float = math.inf) -> None:
-        """Returns when all is done or given up, or the time is up.
+        """Runs until everything is done or has failed, or the time is up.
 
         Args:
-          work: to do, in this order; what failed goes to the end.
-          until: by `time.monotonic()`, when what is running is stopped.
+          work: in the order to start it; failed work is repeated at the end.
+          until: a time of `time.monotonic()`, at which running work is stopped.
 
         Raises:
-          UserError: the first two that ended have met the same error of the user's.
-          KeyboardInterrupt: after what was running has been stopped.
+          UserError: the first two processes ended with the same user error.
+          KeyboardInterrupt: after the running processes were stopped.
         """
         waiting = collections.deque(work)
         try:
@@ -49,40 +49,42 @@ class Driver:
                 time.sleep(min(self._executor.poll_seconds, max(0, until - time.monotonic())))
                 for slot, (each, process) in list(self._running.items()):
                     ended = self._executor.poll(process)
-                    self._say_epochs(each)
+                    self._report_epochs(each)
                     if ended is not None:
                         del self._running[slot]
-                        waiting.extend(self._settle(each, ended))
+                        waiting.extend(self._handle_outcome(each, ended))
         finally:
-            with stopping.obeyed_already():
+            with stopping.ignore_termination():
                 self._stop()
 
     def _start(self, work: Work, slot: int) -> None:
-        self._begun[work.name] += 1
+        self._started[work.name] += 1
         for run in work.runs:
-            self._sweep.note(run, RUNNING)
+            self._sweep.record(run, RUNNING)
             self._epochs.setdefault(run.folder, len(self._lines(run)))
         self._running[slot] = work, self._executor.start(work, slot)
 
-    def _settle(self, work: Work, ended: Ended) -> list[Work]:
-        """Notes how work ended; returns what to try again of it."""
+    def _handle_outcome(self, work: Work, ended: Outcome) -> list[Work]:
+        """Records how work ended; returns the work to repeat."""
         unfinished = self._sweep.unfinished()
         left = [run for run in work.runs if run in unfinished]
         if not ended.status and left:
-            ended = Ended(1, f"it ended well, but {left[0].folder} has no result of all epochs")
-        self._begun[work.name] -= ended.lost  # a machine that goes away is no failure
-        again = ended.lost or self._begun[work.name] < self._attempts
+            ended = Outcome(1, f"it ended well, but {left[0].folder} has no result of all epochs")
+        self._started[work.name] -= ended.lost  # the loss of a machine is no attempt
+        again = ended.lost or self._started[work.name] < self._attempts
         again = again and ended.status not in (0, EXIT_USER_ERROR)
-        for run in work.runs:  # of one that is done, its result.json says so
+        for run in work.runs:  # that a run is done is read from its result.json
             failed = run in left and not again
-            self._sweep.note(run, FAILED if failed else TO_DO, ended.error if run in left else None)
+            self._sweep.record(
+                run, FAILED if failed else TO_DO, ended.error if run in left else None
+            )
         self._ended += 1
         if ended.status:
             cli.show(f"{work.name}: {ended.error}{'; it will be tried again' * again}")
         if ended.status and not again:
             self.failed.append((work, ended.error))
         alike = len({error.replace(each.name, "") for each, error in self.failed}) == 1
-        # Seeds of one name may well fail alike.
+        # Several seeds of one cell may fail with the same error, but other cells may not.
         names = {run.name for each, _ in self.failed for run in each.runs}
         alike = alike and (len(names) > 1 or names == {run.name for run in self._sweep.runs})
         if ended.status == EXIT_USER_ERROR and alike and len(self.failed) == self._ended > 1:
@@ -93,7 +95,7 @@ class Driver:
         return [work] * again
 
     def _stop(self) -> None:
-        """Stops what is running, and waits until it has kept what it has."""
+        """Stops the running processes, and waits until they have saved their state."""
         for _, process in self._running.values():
             self._executor.stop(process)
         deadline = time.monotonic() + self._executor.stop_seconds
@@ -101,17 +103,17 @@ class Driver:
             while time.monotonic() < deadline and self._executor.poll(process) is None:
                 time.sleep(0.1)
             for run in work.runs:
-                self._sweep.note(run, TO_DO)
+                self._sweep.record(run, TO_DO)
         self._running.clear()
 
     def _lines(self, run: PlannedRun) -> list[dict[str, Any]]:
         try:
             return Workdir(run.workdir(self._sweep.out), writes=False).read_metrics()
-        except UserError:  # a network's disk may be away for a moment
+        except UserError:  # a network disk may be unavailable for a moment
             return []
 
-    def _say_epochs(self, work: Work) -> None:
-        """Says a line for each new epoch, and after the first one how long all will take."""
+    def _report_epochs(self, work: Work) -> None:
+        """Prints a line for each new epoch, and after the first one the estimated total time."""
         for run in work.runs:
             lines = self._lines(run)
             for line in lines[self._epochs[run.folder] :]:

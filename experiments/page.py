@@ -1,4 +1,4 @@
-"""The report's page and figures: report.md, by a template, and report.html from it."""
+"""Renders the report: report.md by a template, report.html from it, and the figures."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def write(runs: pd.DataFrame, epochs: pd.DataFrame, output: Path, about: dict[str, Any]) -> None:
     """Writes report.md, report.html and the figures into a folder.
 
-    `about` is what is shown besides runs and epochs: `root`, `unused`, `command` and `commit`.
+    `about` has further values for the template: `root`, `unused`, `command` and `commit`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined,
@@ -29,23 +29,24 @@ def write(runs: pd.DataFrame, epochs: pd.DataFrame, output: Path, about: dict[st
     ]
     text = environment.get_template("report.md.j2").render(
         about, sections=sections, claims=claims.CLAIMS, general_rule=claims.GENERAL_RULE,
-        taken_off=f"{stats.TAKEN_OFF:.0%}", finished=int(runs["finished"].sum()), total=len(runs),
+        standstill=f"{stats.STANDSTILL_ERROR:.0%}", finished=int(runs["finished"].sum()),
+        total=len(runs),
     )  # fmt: skip
     body = markdown.markdown(text, extensions=["tables", "toc", "sane_lists"])
     for word in (claims.SUPPORTED, claims.CONTRADICTED):
         body = body.replace(f"<strong>{word}<", f'<strong class="{word}">{word}<')
     html = environment.get_template("report.html.j2").render(body=body)
     for name, content in (("report.md", text), ("report.html", html)):
-        with cli.replacing(output / name) as partial:
+        with cli.atomic_write(output / name) as partial:
             partial.write_text(content, encoding="utf-8")
 
 
 def _section(name: str, runs: pd.DataFrame, epochs: pd.DataFrame, output: Path) -> dict[str, Any]:
-    """Draws a section's figures, and returns what the template shows of it."""
+    """Draws a section's figures, and returns its values for the template."""
     variant, _, number = name.partition("-")
     side = runs["data.crop_size"].iloc[0]
     title = f"Best validation errors, {side}x{side}"
-    pictures = {"best": plots.draw_best(tables.longest(runs), title)}
+    pictures = {"best": plots.draw_best(tables.longest_runs(runs), title)}
     pictures |= {each: plots.draw_post_figure(each, runs, epochs) for each in plots.FIGURES}
     figures = {}
     for figure, picture in pictures.items():
@@ -61,5 +62,5 @@ def _section(name: str, runs: pd.DataFrame, epochs: pd.DataFrame, output: Path) 
         "figures": figures,
         "grid": tables.grid(runs),
         "cells": tables.cells(runs),
-        "runs": tables.every_run(runs),
+        "runs": tables.all_runs(runs),
     }

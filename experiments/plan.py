@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bn_vgg import config_file
-from bn_vgg.errors import UserError, telling
+from bn_vgg.errors import UserError, wrap_errors
 from bn_vgg.run_dir import KWARGS
 from experiments.presets import PRESETS, Overrides
 
-# Keys of a preset's entry that are no fields of the configuration.
+# Keys of a preset's entry that are not fields of the configuration.
 _NOT_FIELDS = ("config", "name", "seed", "stage")
 
 
@@ -19,22 +19,22 @@ _NOT_FIELDS = ("config", "name", "seed", "stage")
 class PlannedRun:
     """One run of a sweep."""
 
-    name: str  # of the configuration, with its variant: meanonly_crop-small
+    name: str  # of the cell, with its variant: meanonly_crop-small
     seed: int
     config: str  # file and variant: configs/meanonly_crop.py:small
-    overrides: dict[str, str]  # fields besides the seed: {"num_epochs": "20"}
+    overrides: dict[str, str]  # fields other than the seed: {"num_epochs": "20"}
     num_epochs: int = 0
     batch_size: int = 0
-    resources: dict[str, float] = field(default_factory=dict)  # of a Ray cluster: {"CPU": 1}
+    resources: dict[str, float] = field(default_factory=dict)  # on a Ray cluster: {"CPU": 1}
 
     @property
     def folder(self) -> str:
-        """The run's folder, below the sweep's."""
+        """The run's folder, relative to the sweep's."""
         return f"{self.name}/seed{self.seed}"
 
     @property
     def config_arguments(self) -> list[str]:
-        """The flags that make its configuration."""
+        """The flags of its configuration."""
         overrides = {"seed": str(self.seed)} | self.overrides
         return [
             f"--config={self.config}",
@@ -42,20 +42,20 @@ class PlannedRun:
         ]
 
     def workdir(self, out: str) -> str:
-        """Its working directory, below the sweep's folder or address `out`."""
+        """Returns its working directory; `out` is the sweep's folder or address."""
         return f"{out.rstrip('/')}/{self.folder}"
 
     def arguments(self, out: str, *flags: str) -> list[str]:
-        """The arguments of `python` that make it; `flags` are more flags of bn_vgg.main."""
+        """Returns the arguments of `python` for this run; `flags` are more flags of bn_vgg.main."""
         workdir = f"--workdir={self.workdir(out)}"
         return ["-m", "bn_vgg.main", *self.config_arguments, workdir, *flags]
 
 
 def find_preset(name: str) -> list[Overrides]:
-    """Returns the entries of a preset, by its name or from a file of the user's.
+    """Returns the entries of a preset, by its name or from the user's Python file.
 
     Raises:
-      UserError: there is none of that name, or the file has no `sweep()` or fails.
+      UserError: there is no such preset, or the file has no `sweep()` or raises an error.
     """
     if name in PRESETS:
         return PRESETS[name]
@@ -66,7 +66,7 @@ def find_preset(name: str) -> list[Overrides]:
         )
     if not Path(name).is_file():
         raise UserError(f"--preset: no file {name}")
-    with telling(f"--preset={name}"):
+    with wrap_errors(f"--preset={name}"):
         entries = list(runpy.run_path(name)["sweep"]())
     if not entries:
         raise UserError(f"--preset={name}: sweep() yields nothing")
@@ -83,14 +83,14 @@ def find_preset(name: str) -> list[Overrides]:
 def plan(
     entries: Sequence[Overrides], *, variant: str, seeds: Sequence[int], settings: dict[str, str]
 ) -> list[PlannedRun]:
-    """Lists the runs: stage by stage, and in each the first seed before the second.
+    """Lists all runs, ordered by stage and then by seed.
 
-    `seeds` are those of each entry that has none of its own; `settings`, of all runs, do not change
-    their names.
+    `seeds` are for entries without a seed of their own. `settings` are overrides of all runs, and
+    not part of their names.
 
     Raises:
-      UserError: a cell or field does not exist, a value is invalid, a setting would undo what
-        the preset compares, or two runs would share a folder.
+      UserError: a cell or field does not exist, a value is invalid, a setting overrides a field in
+        which the preset's runs differ, or two runs would share a folder.
     """
     for name in settings:
         if any(entry.get(name) != entries[0].get(name) for entry in entries):
@@ -98,7 +98,7 @@ def plan(
     staged = []
     for entry in entries:
         own = [entry["seed"]] if "seed" in entry else seeds
-        run = _plan_run(entry, variant, max(own), settings)  # a smaller seed is valid, too
+        run = _plan_run(entry, variant, max(own), settings)  # checks the largest seed
         for position, seed in enumerate(own):
             staged.append((entry.get("stage", 0), position, replace(run, seed=seed)))
     runs = [run for _, _, run in sorted(staged, key=lambda each: each[:2])]
@@ -123,7 +123,7 @@ def _plan_run(entry: Overrides, variant: str, seed: int, settings: dict[str, str
     config = str(entry["config"])
     config = config if config.endswith(".py") else f"configs/{config}.py"
     name = str(entry.get("name") or config_file.name_run(Path(config).stem, own))
-    # A user's own file need not know variants; without one the cells have the full size.
+    # A user's own file need not take a variant.
     if variant != "full":
         name, config = f"{name}-{variant}", f"{config}:{variant}"
     run = PlannedRun(name, seed, config, own | settings | {"name": name})
@@ -135,7 +135,7 @@ def _plan_run(entry: Overrides, variant: str, seed: int, settings: dict[str, str
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Reads `3` as 0, 1, 2, and `0,5,7`, or `5,`, as they stand; else raises a UserError."""
+    """Parses `3` as 0, 1, 2, and `0,5,7` or `5,` as given; raises a UserError for other text."""
     if re.fullmatch(r"\d+(,\d+)*,?", text):
         numbers = [int(part) for part in text.removesuffix(",").split(",")]
         seeds = numbers if "," in text else list(range(numbers[0]))
@@ -145,7 +145,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, str]:
-    """Splits `FIELD=VALUE` texts; a UserError if one is none or sets what each run has its own."""
+    """Splits `FIELD=VALUE` texts; raises a UserError for other text, or for a run's own fields."""
     settings = {}
     for text in given:
         name, equals, value = text.partition("=")
@@ -158,7 +158,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, str]:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Reads `0/4`, the first of four shards, as (0, 4); a UserError where it is none."""
+    """Parses `0/4`, the first of four shards, as (0, 4); raises a UserError for other text."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
         raise UserError(f"--shard={text}: write I/N, from 0/N to N-1/N")

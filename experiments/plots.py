@@ -1,6 +1,6 @@
-"""The report's figures, the post's redrawn over seeds, and what all figures share.
+"""The report's figures, with the post's redrawn over seeds, and a common style.
 
-Only matplotlib's objects are used, no pyplot, so that nothing needs a display or is global.
+It uses no pyplot, which would need a display and global state.
 """
 
 import textwrap
@@ -17,18 +17,18 @@ from matplotlib.figure import Figure
 from bn_vgg import cli
 from experiments import published, stats
 
-# Okabe and Ito 2008: told apart by colour-blind readers too.
+# Okabe and Ito 2008, for colour-blind readers.
 COLOURS = {"black": "#000000", "grey": "#7f7f7f", "green": "#009E73", "blue": "#0072B2",
            "vermilion": "#D55E00"}  # fmt: skip
-# Each cell has its colour in every figure: greens without normalization, reds with mean-only, blues
-# with full; the more augmentation, the lighter.
+# Each cell's colour in all figures: green without normalization, red with mean-only, blue with
+# full; lighter with more augmentation.
 CELL_COLOURS = {
     "baseline": "#00553e", "baseline_crop": "#009E73", "baseline_crop_dropout": "#6fc9ae",
     "meanonly": "#8f2d00", "meanonly_crop": "#D55E00", "meanonly_crop_dropout": "#E69F00",
     "full": "#003f66", "full_crop": "#0072B2", "full_crop_dropout": "#56B4E9",
 }  # fmt: skip
 POST_COLOUR = "#8a8a8a"
-# Inches. Figures of the report are narrow, so that their text can be read on a telephone.
+# Inches. Figures of the report are narrow, so that their text is legible on a phone.
 WIDTH, NARROW, DPI = 10.0, 5.6, 160
 STYLE: Any = {
     "font.size": 10, "axes.titlesize": 10.5, "axes.titlelocation": "left",
@@ -36,7 +36,7 @@ STYLE: Any = {
     "grid.color": "#e6e6e6", "grid.linewidth": 0.8, "lines.linewidth": 1.6,
     "legend.frameon": False,
 }  # fmt: skip
-# Of each of the post's figures: its title, and its cells by what they are called there.
+# The post's figures: title, and cells with their names in the post.
 FIGURES = {
     "figure1": (
         "Without augmentation (the post's figure 1)",
@@ -52,20 +52,20 @@ _LEGEND = (
     "Solid: validation; dashed: training. Mean over seeds; band: lowest to highest.\n"
     "Grey: the post's validation errors, 128x128, one run."
 )
-# Runs that got this far, of the longest run's epochs, make a cell's mean.
+# A cell's mean is over runs with at least this share of the longest run's epochs.
 _FAR = 0.8
-# Dots would hide a line of more epochs.
+# With more epochs, dots would hide the line.
 DOTTED_EPOCHS = 20
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG, whatever the path ends in."""
-    with cli.replacing(path) as partial:
+    """Writes a PNG, whatever the path's suffix."""
+    with cli.atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=DPI)
 
 
 def draw_post_figure(name: str, runs: pd.DataFrame, epochs: pd.DataFrame) -> Figure | None:
-    """Redraws one of the post's figures over a section's seeds; None without a run of its cells."""
+    """Redraws one of the post's figures over seeds; returns None if its cells have no run."""
     title, names = FIGURES[name]
     there = [cell for cell in names if cell in set(runs["cell"])]
     if not there:
@@ -96,7 +96,7 @@ def _draw_cell(
 ) -> tuple[float, float, str, str]:
     """Draws a cell's two errors; returns the end of its validation error, for `_finish`.
 
-    A mean is of the same seeds throughout: of those that got far, as far as all of them have got.
+    The mean is over the same seeds in all epochs, up to the last epoch that all of them have.
     """
     own, colour = runs[runs["cell"] == cell], CELL_COLOURS[cell]
     far = own[own["epochs"] >= _FAR * own["epochs"].max()]
@@ -112,16 +112,16 @@ def _draw_cell(
         axes.plot(rates.index, rates["mean"], color=colour, clip_on=False, **look)
         axes.fill_between(rates.index, "min", "max", data=rates, color=colour, alpha=0.13, lw=0)
     shorter = f" of {len(own)}" if len(far) < len(own) else ""
-    # Lines are not broken at a no-break space.
+    # `textwrap` does not break lines at a no-break space.
     count = f"{len(far)}{shorter} seed{'s' * (len(own) > 1)}".replace(" ", "\u00a0")
     text = textwrap.fill(f"{name}, {count}", 25)
     return common, rates["mean"].iloc[-1], text, colour
 
 
 def _finish(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Sets the limits by what was drawn; labels lines' ends, (x, y, name, colour), on the right.
+    """Sets the axes' limits, and labels lines' ends, (x, y, name, colour), on the right.
 
-    Labels are pushed apart where they would overlap, and a thin leader goes to each.
+    Labels that would overlap are moved apart; a thin line leads to each.
     """
     first, last = axes.dataLim.intervalx
     axes.set_xlim(first - 0.5 * (first == last), last + 0.5 * (first == last))
@@ -150,7 +150,7 @@ def _finish(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
 
 
 def draw_best(runs: pd.DataFrame, title: str) -> Figure | None:
-    """Draws cells' best validation errors, of the runs of `tables.longest`; None without cells."""
+    """Draws cells' best validation errors, by `tables.longest_runs`; None without cells."""
     cells = [cell for cell in CELL_COLOURS if cell in set(runs["cell"])]
     if not cells:
         return None
@@ -165,7 +165,7 @@ def draw_best(runs: pd.DataFrame, title: str) -> Figure | None:
         axes = figure.add_axes((0.35, 0.5 / total, 0.345, 0.42 * len(cells) / total))
         for row, cell in enumerate(cells):
             found = runs.loc[runs["cell"] == cell, "best_valid_error_rate"]
-            rates = found.clip(lower=0.001)  # a logarithm knows no 0
+            rates = found.clip(lower=0.001)  # 0 has no logarithm
             colour = CELL_COLOURS[cell]
             if cell in published.BEST:
                 axes.plot(published.BEST[cell], row, "|", ms=18, mew=2.5, color="#b0b0b0")

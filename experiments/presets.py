@@ -1,12 +1,11 @@
-"""The sweeps that have a name: which cells of the grid they train.
+"""Presets: named lists of runs for `experiments.sweep`.
 
-`--seeds` says how often each is trained, `--variant` at which size, `--set` what else is
-changed in all of them. A sweep of your own is a Python file, named by its path, whose `sweep()`
-yields dicts of flat overrides; README.md has an example.
+An entry is a dict of overrides, such as {"config": "meanonly_crop", "num_epochs": 15}. `config` is
+a cell of configs/ or the path of your own file. Optional keys: `name` of the run (by default the
+cell's name and its overrides); `seed`, instead of `--seeds`; `stage`: all runs of stage 0 come
+before those of stage 1.
 
-`config` is a cell of configs/, or a file of your own by its path. Optional: `name` of the run
-(default: the cell's name and what is overridden); `seed`, instead of those of `--seeds`;
-`stage`: all runs of stage 0 come before those of stage 1.
+Your own sweep is a Python file whose `sweep()` yields such dicts; README.md has an example.
 """
 
 from typing import Any
@@ -18,7 +17,7 @@ Overrides = dict[str, Any]
 # Sizes of the configurations, the published one first.
 VARIANTS = ("full", "small", "demo")
 
-# The grid: its rows, its columns and its cells.
+# The rows, columns and cells of the grid.
 NORMS = {"baseline": "none", "meanonly": "mean-only", "full": "full"}
 AUGMENTATIONS = {
     "": "no augmentation",
@@ -26,17 +25,17 @@ AUGMENTATIONS = {
     "_crop_dropout": "+ cropping and dropout",
 }
 CELLS = [norm + augmented for norm in NORMS for augmented in AUGMENTATIONS]
-# What else configs/ has.
-BEYOND = ("champion", "speedrun")
-# The batch-normalized runs of the post's two figures, and the control beside them. The most
-# decisive come first, in case a sweep is cut short.
+# Configurations outside the grid.
+OTHER_CONFIGS = ("champion", "speedrun")
+# The batch-normalized runs of the post's two figures, and the control; the most decisive first, in
+# case a sweep is stopped early.
 _FIVE_WAY = (
     "meanonly_crop", "full_crop", "meanonly_crop_dropout", "full_crop_dropout", "meanonly",
     "baseline",
 )  # fmt: skip
 _NETWORKS: dict[str, Overrides] = {
     "vgg8": {},
-    # Channels that the ten groups of group normalization divide.
+    # 20 channels, because group normalization has ten groups.
     "resnet8": {"model.name": "resnet", "model.kwargs": {"depth": 8, "width": 20}},
 }  # fmt: skip
 _OPTIMIZERS: dict[str, Overrides] = {
@@ -72,7 +71,7 @@ PRESETS: dict[str, list[Overrides]] = {
             if norm not in ("none", "mean_only", "full")
         ),
     ],
-    # Does what helps depend on the network and the optimizer? Learning rates are for short runs.
+    # Does the ranking depend on network and optimizer? Learning rates are for short runs.
     "bench": [
         {
             "config": "baseline_crop",
@@ -85,7 +84,7 @@ PRESETS: dict[str, list[Overrides]] = {
         for network in _NETWORKS
         for optimizer in _OPTIMIZERS
     ],
-    # Is batch norm worse in the first epochs because of noisy batches or lagging averages?
+    # Is batch norm worse in the first epochs because of noisy batches, or of lagging averages?
     "early": [
         {"config": "meanonly", "num_epochs": 5},
         {"config": "meanonly", "num_epochs": 5, "model.norm_decay": 0.9},
@@ -94,13 +93,13 @@ PRESETS: dict[str, list[Overrides]] = {
     ],
     # Are spikes of the validation error in the weights or in the averages?
     "spikes": _cells("meanonly_crop", "full_crop", num_epochs=15),
-    # Which batch norm breaks down with dropout, and does it depend on the statistics' pass?
+    # Which batch norm breaks down with dropout, and does that depend on the statistics' pass?
     "dropout": [
         {"config": cell, "num_epochs": 15, **stats_pass}
         for stats_pass in ({}, {"model.stats_pass": "dropout"})
         for cell in ("meanonly_crop_dropout", "full_crop_dropout")
     ],
-    # Which seeds take off at all? Look at the report's "stood still".
+    # Which seeds begin to learn? See "stood still" in the report.
     "start": [
         {"config": cell, "num_epochs": 3, **correction}
         for cell in ("baseline_crop", "meanonly_crop")

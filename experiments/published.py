@@ -1,12 +1,12 @@
-"""What the post published: best errors of its runs, and its figures' curves."""
+"""The post's numbers: best errors of its runs, and its figures' curves."""
 
 from pathlib import Path
 
 import pandas as pd
 
-# Best validation errors of one run each at 128x128, fractions: 100% minus the accuracies of the
-# post's text and figures (read off to about 0.4 points); without normalization and with cropping,
-# of the sister post on dropout and cropping.
+# Best validation errors at 128x128, one run each: 1 minus the accuracies in the post's text and
+# figures (read off to about 0.4 points). Those of baseline_crop and baseline_crop_dropout
+# are from the post on dropout and cropping of the same series.
 BEST = {
     "baseline": 0.172,
     "baseline_crop": 0.081,
@@ -22,7 +22,7 @@ BEST = {
 def curves() -> pd.DataFrame:
     """Returns the figures' curves: cell, split (`train` or `valid`), epoch and error_rate.
 
-    The figures' axis counts from 0, which is after the first epoch: there it is epoch 1 here.
+    The figures count epochs from 0, this code from 1.
     """
     found = pd.read_csv(Path(__file__).parent / "published/curves.csv")
     return found.assign(epoch=found["epoch"] + 1)

@@ -1,9 +1,9 @@
-"""The ablation's report: a verdict on each claim of the post, figures and tables.
+"""Writes the ablation's report: a verdict on each claim of the post, figures and tables.
 
 python -m experiments.report --runs=DIR [--output=DIR]
 
-Reads every run below --runs, those of a sweep in progress too, and writes report.html, the same as
-report.md, and the figures. Needs pip install -e '.[report]'.
+Reads all runs below --runs, including unfinished ones, and writes report.md, the same as
+report.html, and the figures. Needs pip install -e '.[report]'.
 """
 
 from pathlib import Path
@@ -11,17 +11,15 @@ from pathlib import Path
 from absl import flags
 
 from bn_vgg import cli, provenance
-from bn_vgg.errors import needing
+from bn_vgg.errors import wrap_import_errors
 
-_RUNS = flags.DEFINE_string(
-    "runs", None, "Folder that the runs are in, at any depth.", required=True
-)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the report; RUNS/report without it.")
+_RUNS = flags.DEFINE_string("runs", None, "Folder with the runs, at any depth.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the report; by default RUNS/report.")
 
 
 def main() -> None:
     """Runs the command."""
-    with needing("report"):
+    with wrap_import_errors("report"):
         from experiments import page
         from experiments.runs import read_runs
     runs, epochs, unused = read_runs(_RUNS.value)

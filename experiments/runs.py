@@ -1,8 +1,8 @@
-"""Reads run folders into two tables: a row for each run, and a row for each epoch.
+"""Reads run folders into two tables, with a row for each run and for each epoch.
 
-A run is known by its *cell*: the file of configs/ that it is nearest to, and the fields
-in which it differs from it: `meanonly, batch_size=400`. Runs of one size and on the same images
-make a *section*: `small`; only these compare.
+A run's *cell* is the nearest file of configs/ and the fields that differ from it, such as
+`meanonly, batch_size=400`. Runs of one size and on the same images form a *section*, such as
+`small`. Only runs within a section are compared.
 """
 
 import importlib
@@ -17,40 +17,40 @@ import pandas as pd
 
 from bn_vgg.errors import UserError
 from bn_vgg.run_dir import KWARGS, ONLY_SPEED, Workdir, flatten
-from experiments.presets import BEYOND, CELLS, VARIANTS
-from experiments.stats import NOTHING, TAKEN_OFF
+from experiments.presets import CELLS, OTHER_CONFIGS, VARIANTS
+from experiments.stats import NOT_MEASURED, STANDSTILL_ERROR
 
 _REQUIRED = {
     "name": str, "variant": str, "seed": int, "num_epochs": int,
     "data.source": str, "data.min_side": int,
 }  # fmt: skip
-# What seeds of one cell may differ in. Epochs may, because tables and claims watch them; data may,
-# because sections keep them apart; all else changes the speed or what is looked at.
-FREE = {
+# Fields in which runs of one cell may differ. Tables and claims take care of different num_epochs,
+# and sections of different data; the others affect only the speed or what is measured.
+MAY_DIFFER = {
     "name", "variant", "seed", "num_epochs", "data.source", "eval.precise_examples",
     "eval.compared_examples", *ONLY_SPEED,
 }  # fmt: skip
 
 
 def read_runs(
-    path: str | Path, apart: Sequence[str] = ()
+    path: str | Path, extra_keys: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
-    """Reads every run at or below a folder, those in progress too.
+    """Reads all runs in a folder, including unfinished ones.
 
     Args:
       path: the folder.
-      apart: fields of `FREE` by which runs of one cell and seed are told apart.
+      extra_keys: fields of `MAY_DIFFER` that distinguish runs of the same cell and seed.
 
     Returns:
-      runs: a row for each run, by section, cell, seed and `apart`: these, `folder` (below the
-        root), and the configuration and run of `read_run`.
-      epochs: a row for each epoch of these runs, by the same keys, with what `read_run` returns.
-      unused: why a folder is not used, by its path below the root.
+      runs: a row for each section, cell, seed and `extra_keys`, with `folder` (relative to `path`)
+        and the configuration and run of `read_run`.
+      epochs: a row for each epoch of these runs, with the same keys and the epochs of `read_run`.
+      unused: the reasons why folders are not used, by their relative paths.
 
     Raises:
       UserError: there is no such folder, or no run in it.
     """
-    root = Path(os.path.realpath(path))  # messages leave it out, which `.` cannot be
+    root = Path(os.path.realpath(path))
     if not str(path) or not root.is_dir():
         raise UserError(f"{path!s:.200} is no folder of this machine; name the one with the runs")
     found, lines, unused = [], [], {}
@@ -69,7 +69,7 @@ def read_runs(
     runs = pd.DataFrame(found)
     runs["section"] = _sections(runs)
     runs = runs.loc[sorted(runs.index, key=lambda index: _order(runs.loc[index]))]
-    # Fingerprints are of images at one size, and so compare where it is the same.
+    # Fingerprints are comparable only at the same image size.
     contents = runs.groupby(["section", "data.min_side"])["fingerprint"]
     usual = contents.transform(lambda prints: [*prints.dropna().mode(), None][0])
     other = runs["fingerprint"].notna() & (runs["fingerprint"] != usual)
@@ -77,7 +77,7 @@ def read_runs(
     unused |= dict.fromkeys(runs.loc[other, "folder"], reason)
     runs = runs[~other]
     best_first = runs.sort_values(["finished", "epochs"], ascending=False, kind="stable")
-    keys = ["section", "cell", "seed", *(field for field in apart if field in runs)]
+    keys = ["section", "cell", "seed", *(field for field in extra_keys if field in runs)]
     for _, (kept, *others) in best_first.groupby(keys, dropna=False)["folder"]:
         reason = f"for this cell and seed {kept} is used, finished or with more epochs"
         unused |= dict.fromkeys(others, reason)
@@ -87,14 +87,15 @@ def read_runs(
 
 
 def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataFrame]:
-    """Reads a run's folder, local or `gs://`; the run may still go on.
+    """Reads a run's folder, local or `gs://`; the run may be unfinished.
 
     Returns:
-      config: flat: `model.norm`.
-      run: `epochs` (done), `finished`, `best_valid_error_rate` (so far), `stood_still` (first
-        epochs in a row whose training error is not below `TAKEN_OFF`), numbers of examples (0: not
-        known), `fingerprint`, and of a finished run its results, `hardware` and `commit`.
-      epochs: of metrics.jsonl, `epoch` among the columns; NaN: not measured.
+      config: flat, with keys such as `model.norm`.
+      run: `epochs` (finished ones), `finished`, `best_valid_error_rate` (so far), `stood_still`
+        (number of first epochs without a training error below `STANDSTILL_ERROR`), numbers of
+        examples (0 if unknown) and `fingerprint`; of a finished run also its results, `hardware`
+        and `commit`.
+      epochs: metrics.jsonl as a table, with NaN where a metric was not measured.
 
     Raises:
       UserError: it holds no run, no epoch is finished, or a file is damaged.
@@ -105,7 +106,7 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
         for name in ("result", "config", "data")
     )
     try:
-        # Some recorded results come without a config.json of their own.
+        # Some recorded results have no config.json.
         if not (config := config or result.get("config")):
             raise UserError(
                 f"{workdir.path} holds no run: there is no configuration in config.json"
@@ -123,25 +124,27 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
         run = {
             "epochs": len(epochs),
             "best_valid_error_rate": epochs["valid/error_rate"].min(),
-            "stood_still": len(list(itertools.takewhile(lambda error: error >= TAKEN_OFF, train))),
+            "stood_still": len(
+                list(itertools.takewhile(lambda error: error >= STANDSTILL_ERROR, train))
+            ),
             "valid_examples": valid,
             "compared_examples": compared,
             "fingerprint": data.get("fingerprint"),
-            # A run that is continued still has the result of before.
+            # A run whose num_epochs was raised still has its previous result.
             "finished": len(epochs) >= planned == result.get("config", {}).get("num_epochs"),
         }
         if run["finished"]:
             for name in ("test_error_rate", "wall_seconds", "images_per_second"):
                 run[name] = float(result[name])
             run["test_error_rate_precise"] = float(result.get("test_error_rate_precise", "nan"))
-            run |= {"hardware": _hardware(result), "commit": result.get("commit") or NOTHING}
+            run |= {"hardware": _hardware(result), "commit": result.get("commit") or NOT_MEASURED}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{workdir.path} is damaged: not what a run writes ({error!r})") from error
     return config, run, epochs
 
 
 def _run_folders(root: Path) -> Iterator[Path]:
-    """Yields the folders that hold a run; links are followed, but nowhere twice."""
+    """Yields the folders that hold a run; follows links, but visits no folder twice."""
 
     def fail(error: OSError):
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
@@ -171,7 +174,7 @@ def _read_epochs(workdir: Workdir) -> pd.DataFrame:
 
 
 def _hardware(result: dict[str, Any]) -> str:
-    """Writes what a run was made on: `1 AMD EPYC (2 cores)`, `8 TPU v5 lite (2 hosts)`."""
+    """Describes a run's hardware: `1 AMD EPYC (2 cores)`, `8 TPU v5 lite (2 hosts)`."""
     of = result["hardware"]
     more = [f"{of['cpu_cores']} cores"] * (of["platform"] == "cpu")
     more += [f"{of['num_hosts']} hosts"] * (of["num_hosts"] > 1)
@@ -179,21 +182,23 @@ def _hardware(result: dict[str, Any]) -> str:
 
 
 def _cell(config: dict[str, Any]) -> str:
-    """Returns the cell of a run; fields that it was recorded without have the recipe's value."""
+    """Returns a run's cell."""
     variant = config["variant"]
     if variant not in VARIANTS:
         raise UserError(f"its variant {variant!r} is none of {', '.join(VARIANTS)}")
     base = config["name"].partition("-")[0]
-    changes = {cell: _changes(config, _cell_config(cell, variant)) for cell in (*CELLS, *BEYOND)}
-    # Of equally near ones, the one that the run is called after.
+    changes = {
+        cell: _changes(config, _cell_config(cell, variant)) for cell in (*CELLS, *OTHER_CONFIGS)
+    }
+    # Of equally near files, prefer the one that names the run.
     nearest = min(changes, key=lambda cell: (len(changes[cell]), cell != base))
     return ", ".join([nearest, *changes[nearest]])
 
 
 def _changes(config: dict[str, Any], cell: dict[str, Any]) -> list[str]:
-    # Precise statistics over other examples give other reported errors.
+    # The reported errors may depend on the number of examples for precise statistics.
     precise = config["eval.statistics"] == "precise" or config["optimizer.average_decay"] > 0
-    free = FREE - {"eval.precise_examples"} if precise else FREE
+    free = MAY_DIFFER - {"eval.precise_examples"} if precise else MAY_DIFFER
     return [
         f"{field}={value}"
         for field, value in sorted(config.items())
@@ -203,9 +208,9 @@ def _changes(config: dict[str, Any], cell: dict[str, Any]) -> list[str]:
 
 @cache
 def _recipe() -> dict[str, Any]:
-    """Fields that older records lack; their defaults are what those runs were trained with."""
+    """Returns defaults for fields that older records lack."""
     recipe = _cell_config("default", "full")
-    return {field: recipe[field] for field in recipe.keys() - FREE - _REQUIRED.keys()}
+    return {field: recipe[field] for field in recipe.keys() - MAY_DIFFER - _REQUIRED.keys()}
 
 
 @cache
@@ -215,9 +220,9 @@ def _cell_config(cell: str, variant: str) -> dict[str, Any]:
 
 
 def _sections(runs: pd.DataFrame) -> pd.Series:
-    """Names each run's section: `small`, and of other images `small-2`, those of fewer runs last.
+    """Returns each run's section: `small`, and `small-2` for other images with fewer runs.
 
-    A source's name stands for its images, but runs of one fingerprint are of the same images.
+    Runs with the same source or the same fingerprint are on the same images.
     """
     same = runs.groupby("fingerprint")["data.source"].transform("first")
     section = runs["variant"].copy()
@@ -228,7 +233,7 @@ def _sections(runs: pd.DataFrame) -> pd.Series:
 
 
 def _order(run: pd.Series) -> tuple:
-    """By size, the published one first; then cells in the grid's order, then others."""
+    """Sort key: the published size first, then the grid's cells in their order, then others."""
     known = run["cell"] in CELLS
     place = CELLS.index(run["cell"]) if known else len(CELLS)
     return VARIANTS.index(run["variant"]), run["section"], place, run["cell"], run["seed"]

@@ -5,16 +5,16 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.stats import MANY_ERRORS, points
+from experiments.stats import SEARCH_SIGMAS, points
 
-# The published spikes are of tens of percent. Three points are less than any of those and more
-# than a converging run changes from epoch to epoch.
+# Less than any of the published spikes, which are tens of percent, and more than a converging run
+# changes between epochs.
 POINTS = 0.03
-# Two low epochs enclose a spike of at most this many: two high ones do not hide each other, but
-# a steep fall, or a rise that stays, is no spike.
+# A spike has at most this many epochs, between two lower ones. So a steep fall or a lasting rise is
+# not a spike.
 WIDTH = 2
-# What explains half of a spike's excess is its cause. A lag that is there all the time, as in the
-# epoch that a spike is measured from, is no part of it.
+# A cause must explain this share of a spike's excess. The excess does not include a lag that the
+# epochs around the spike have, too.
 SHARE = 0.5
 
 AVERAGES, WEIGHTS, UNDECIDED = "averages", "weights", "undecided"
@@ -23,7 +23,7 @@ RUNNING, PRECISE, BATCH = (f"valid/error_rate_{kind}" for kind in ("running", "p
 
 RULE = (
     f"A spike is an epoch whose validation error is more than {points(POINTS, sign=False)} and "
-    f"{MANY_ERRORS} binomial standard errors above that of two epochs, one before and one after "
+    f"{SEARCH_SIGMAS} binomial standard errors above that of two epochs, one before and one after "
     f"it, with at most {WIDTH} epochs in between. The first epoch is none; the last is compared "
     f"with the lowest of the {WIDTH} before it. Its excess is measured from the higher of the two "
     "epochs, on the compared images by running averages. The spike is of the weights if the error "
@@ -38,12 +38,12 @@ def find_spikes(epochs: pd.DataFrame, valid_examples: int, compared_examples: in
     Args:
       epochs: a run's epochs, in order, with the names of metrics.jsonl; without the errors by
         running and precise statistics, causes are undecided.
-      valid_examples: images behind `valid/error_rate`; 0: not known.
-      compared_examples: images behind the errors by running and precise statistics.
+      valid_examples: number of images of `valid/error_rate`; 0 if unknown.
+      compared_examples: number of images of the errors by running and precise statistics.
 
     Returns:
-      A row for each spike: epoch, running and precise (its errors on the compared images), cause,
-      and reason, why it is undecided.
+      A row for each spike: epoch, running and precise (errors on the compared images), cause, and
+      the reason if the cause is undecided.
     """
     names = {"epoch": "epoch", "valid/error_rate": "valid", RUNNING: "running", PRECISE: "precise"}
     rows = epochs.reindex(columns=list(names)).rename(columns=names).to_dict("records")
@@ -57,7 +57,7 @@ def find_spikes(epochs: pd.DataFrame, valid_examples: int, compared_examples: in
 
 
 def _base(valid: list[float], i: int) -> int | None:
-    """Returns what epoch i is measured from: the higher of the lowest two that enclose it."""
+    """Returns the epoch that epoch i is compared with: the higher of the lowest pair around it."""
     before = range(max(0, i - WIDTH), i)
     if i == len(valid) - 1:
         return min(before, key=valid.__getitem__, default=None)
@@ -71,7 +71,7 @@ def _base(valid: list[float], i: int) -> int | None:
 
 def _is_high(error: float, base: float, examples: int | None) -> bool:
     chance = math.sqrt(error * (1 - error) / examples) if examples else 0.0
-    return error - base > max(POINTS, MANY_ERRORS * chance)
+    return error - base > max(POINTS, SEARCH_SIGMAS * chance)
 
 
 def _find_cause(row: dict[str, Any], base: dict[str, Any], compared: int | None):

@@ -1,7 +1,7 @@
-"""A sweep's own file, OUT/sweep.json, and how far each of its runs is.
+"""A sweep's file OUT/sweep.json, and the progress of its runs.
 
-sweep.json has the runs that were last asked for and those that have begun, and how the last attempt
-at each ended. How far a run is, is read from its own folder: result.json and metrics.jsonl.
+sweep.json lists the runs of the last command, those that have begun, and how the last attempt at
+each ended. A run's progress is read from result.json and metrics.jsonl in its folder.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from bn_vgg import cli, locking
-from bn_vgg.errors import UserError, cannot_write
+from bn_vgg.errors import UserError, wrap_write_errors
 from bn_vgg.run_dir import ONLY_SPEED, Workdir
 from experiments.plan import PlannedRun
 
@@ -26,33 +26,33 @@ DONE, RUNNING, FAILED, TO_DO = "done", "running", "failed", "to do"
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run is: `DONE`, `RUNNING`, `FAILED` or `TO_DO`, and what it has given so far."""
+    """A run's progress: `DONE`, `RUNNING`, `FAILED` or `TO_DO`, and its results so far."""
 
     state: str
     epochs: int = 0  # finished
-    best_error_rate: float | None = None  # of validation
-    test_error_rate: float | None = None  # of a finished run
+    best_error_rate: float | None = None  # in validation
+    test_error_rate: float | None = None  # only of a finished run
     seconds: float = 0.0  # until its last epoch
-    error: str | None = None  # of the last attempt, in a line
+    error: str | None = None  # of the last attempt, one line
 
 
 @dataclass
 class Sweep:
-    """The runs of a sweep, and how the last attempt at each ended."""
+    """A sweep's runs, and how the last attempt at each ended."""
 
     out: str  # folder or address
-    runs: list[PlannedRun]  # that were asked for
+    runs: list[PlannedRun]  # of this command
     attempts: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the run's folder
-    others: list[PlannedRun] = field(default_factory=list)  # begun earlier, not asked for now
-    writes: bool = False  # sweep.json, which only one process may
+    others: list[PlannedRun] = field(default_factory=list)  # begun by earlier commands
+    writes: bool = False  # whether to write sweep.json; only one process may
 
-    def note(self, run: PlannedRun, state: str, error: str | None = None) -> None:
-        """Notes the state of a run."""
+    def record(self, run: PlannedRun, state: str, error: str | None = None) -> None:
+        """Records the state of a run in sweep.json."""
         self.attempts[run.folder] = {"state": state, "error": error}
         if self.writes:
             try:
                 self.write()
-            except UserError as full_disk:  # the runs do not need it
+            except UserError as full_disk:  # the runs can go on
                 self.writes = False
                 why = full_disk.__cause__ or full_disk
                 cli.show(f"{self.out}/{SWEEP} stays as it is, and the runs go on: {why}")
@@ -63,19 +63,19 @@ class Sweep:
         content = {"format": _FORMAT, "runs": runs, "attempts": self.attempts}
         Workdir(self.out).write(SWEEP, content)
 
-    def states(self, *, driven: bool = True) -> list[RunState]:
-        """Reads how far each run is; where no process drives the sweep, none is running."""
-        return [self._state(run, driven) for run in self.runs]
+    def states(self, *, active: bool = True) -> list[RunState]:
+        """Returns the progress of each run. If the sweep is not `active`, no run is running."""
+        return [self._state(run, active) for run in self.runs]
 
     def unfinished(self) -> list[PlannedRun]:
-        """The runs that are not done."""
+        """Returns the runs that are not done."""
         return [run for run in self.runs if self._state(run).state != DONE]
 
-    def _state(self, run: PlannedRun, driven: bool = True) -> RunState:
+    def _state(self, run: PlannedRun, active: bool = True) -> RunState:
         workdir = Workdir(run.workdir(self.out), writes=False)
         noted = self.attempts.get(run.folder, {"state": TO_DO, "error": None})
         state, test_error_rate = noted["state"], None
-        if state == DONE or (state == RUNNING and not driven):
+        if state == DONE or (state == RUNNING and not active):
             state = TO_DO
         try:
             last = (workdir.read_metrics() or [{}])[-1]
@@ -91,29 +91,29 @@ class Sweep:
         )  # fmt: skip
 
     def copy_small_files(self) -> Path:
-        """Copies all but what is large to a folder beside `out`, and returns it."""
+        """Copies the small files to a folder beside `out`, and returns that folder."""
         target = Path(f"{self.out.rstrip('/')}_results")
         left_out = ("checkpoints", "damaged", "events*", "wandb", ".*", "*.partial")
         ignore = shutil.ignore_patterns(*left_out)
-        with cannot_write(str(target)):
+        with wrap_write_errors(str(target)):
             return shutil.copytree(self.out, target, ignore=ignore, dirs_exist_ok=True)
 
 
 @contextlib.contextmanager
-def driving(
+def open_sweep(
     out: str, runs: list[PlannedRun], wait: Callable[[str], None] | None = None
 ) -> Iterator[Sweep]:
-    """Takes a folder for a sweep, or goes on with it. An address such as gs:// has no lock.
+    """Locks a folder for a sweep and starts or resumes it; a gs:// address is not locked.
 
-    `wait` is as in `locking.held`.
+    `wait` is as in `locking.hold_lock`.
 
     Raises:
-      UserError: another process is in charge, or the folder holds other files or runs with other
+      UserError: another process holds the lock, or the folder holds other files or runs with other
         settings, or cannot be written.
     """
-    folder = Workdir(out).checkpoints.parent  # raises where Orbax cannot write
+    folder = Workdir(out).checkpoints.parent  # refuses paths that Orbax cannot write to
     with contextlib.ExitStack() as stack:
-        with cannot_write(out):
+        with wrap_write_errors(out):
             others = [each for each in folder.glob("[!.]*") if each.name != f"{SWEEP}.partial"]
             if others and not (folder / SWEEP).exists():
                 raise UserError(
@@ -121,16 +121,16 @@ def driving(
                 )
             folder.mkdir(parents=True, exist_ok=True)
             if "://" not in out:
-                stack.enter_context(locking.held(Path(out) / _LOCK, wait=wait))
+                stack.enter_context(locking.hold_lock(Path(out) / _LOCK, wait=wait))
             sweep = Sweep(out, runs, writes=True)
             if (folder / SWEEP).exists():
-                _go_on(sweep, read_sweep(out))
+                _resume(sweep, read_sweep(out))
             sweep.write()
         yield sweep
 
 
-def _go_on(sweep: Sweep, before: Sweep) -> None:
-    """Takes over what is known of a sweep; more seeds and epochs may be asked for."""
+def _resume(sweep: Sweep, before: Sweep) -> None:
+    """Takes over the runs of an earlier command; seeds and epochs may be added."""
     planned = {run.folder: run for run in sweep.runs}
     sweep.attempts = before.attempts
     for attempt in sweep.attempts.values():
@@ -153,19 +153,19 @@ def _settings(run: PlannedRun) -> str:
     return " ".join([run.config, *(f"{key}={value}" for key, value in sorted(fixed.items()))])
 
 
-def is_driven(out: str) -> bool:
-    """Whether a process is in charge; without locks, as of gs://, one may be."""
+def is_active(out: str) -> bool:
+    """Whether a process runs the sweep; assumed for gs://, where there is no lock."""
     if "://" in out or not (Path(out) / _LOCK).exists():
         return "://" in out
     try:
-        with locking.held(Path(out) / _LOCK):
+        with locking.hold_lock(Path(out) / _LOCK):
             return False
     except (OSError, UserError):
         return True
 
 
 def read_sweep(out: str) -> Sweep:
-    """Reads sweep.json; a UserError if there is none, or it is damaged or of another version."""
+    """Reads sweep.json; raises a UserError if it is missing, damaged or of another version."""
     folder = Workdir(out, writes=False)
     if not folder.exists(SWEEP):
         raise UserError(f"{out} holds no sweep: there is no {SWEEP} in it")

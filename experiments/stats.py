@@ -1,4 +1,4 @@
-"""Means with their spread, and intervals of differences that are paired by seed."""
+"""Means, standard errors and intervals over seeds, and how they are written."""
 
 import math
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special  # SciPy comes with JAX; its `stats` takes a second to import.
 
-# Stands for what was not measured.
-NOTHING = "–"  # noqa: RUF001
+# Shown in place of a number that was not measured.
+NOT_MEASURED = "–"  # noqa: RUF001
 CONFIDENCE = 0.95
-# With two seeds, Student's interval is 12.7 standard errors to each side: it decides nothing.
+# With two seeds Student's interval extends 12.7 standard errors to each side.
 FEWEST_SEEDS = 3
-# A training error of two classes that is not below this says that nothing has been learnt yet.
-TAKEN_OFF = 0.47
-# Standard errors beyond chance, for one comparison that was chosen beforehand, and where every
-# epoch of a run is looked at.
-FEW_ERRORS, MANY_ERRORS = 2, 3
+# A training error of at least this, with two classes, means that nothing has been learnt yet.
+STANDSTILL_ERROR = 0.47
+# Standard errors that count as significant, for a single comparison that was chosen in advance,
+# and for a search over all epochs of a run.
+PLANNED_SIGMAS, SEARCH_SIGMAS = 2, 3
 
 
 class Interval(NamedTuple):
-    """Student's two-sided interval of a mean over seeds, as of differences that seeds pair."""
+    """Student's two-sided confidence interval of a mean over seeds."""
 
     mean: float
     low: float
@@ -37,7 +37,7 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Returns the interval of the mean of values, one a seed; None for fewer than two."""
+    """Returns the interval of the mean of one value for each seed; None for fewer than two."""
     if len(values) < 2:
         return None
     mean = float(np.mean(values))
@@ -46,36 +46,36 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 
 def with_error(values: Sequence[float], unit: str) -> str:
-    """Writes the mean of one value or more with its standard error: `13.5% ± 2.1`."""
+    """Formats the mean with its standard error, if there are several values: `13.5% ± 2.1`."""
     error = f" ± {standard_error(values):.1f}" if len(values) > 1 else ""
     return f"{float(np.mean(values)):.1f}{unit}{error}"
 
 
 def error_rate(rates: Sequence[float], *, counted: bool = True) -> str:
-    """Writes error rates of seeds, fractions: `13.5% ± 2.1 (3 seeds)`, `13.5% (1 seed)`."""
+    """Formats seeds' error rates, fractions: `13.5% ± 2.1 (3 seeds)`, `13.5% (1 seed)`."""
     count = f" ({len(rates)} seed{'s' * (len(rates) > 1)})" if counted else ""
     return with_error([100 * rate for rate in rates], "%") + count
 
 
 def percent(rate: float) -> str:
-    """Writes 0.312 as `31.2%`."""
-    return NOTHING if math.isnan(rate) else f"{rate:.1%}"
+    """Formats 0.312 as `31.2%`."""
+    return NOT_MEASURED if math.isnan(rate) else f"{rate:.1%}"
 
 
 def points(difference: float, *, sign: bool = True) -> str:
-    """Writes a difference of two rates as `+3.0 points`."""
-    return NOTHING if math.isnan(difference) else f"{100 * difference:{'+' * sign}.1f} points"
+    """Formats a difference of two rates as `+3.0 points`."""
+    return NOT_MEASURED if math.isnan(difference) else f"{100 * difference:{'+' * sign}.1f} points"
 
 
-def beyond_chance(a: float, b: float, examples: int | None) -> bool:
-    """Tells whether two error rates on the same images differ by more than chance.
+def is_significant(a: float, b: float, examples: int | None) -> bool:
+    """Whether two error rates on the same images differ by more than chance.
 
-    Only images that one gets right and the other wrong make a difference, a share of at most
-    a + b and 2 - a - b. How many they are (McNemar's test) is not recorded, so the largest
-    standard error is taken, which is conservative. The difference must exceed `FEW_ERRORS` of
-    them, and where the number of images is not known 3 points.
+    McNemar's test counts the images that only one of the two gets right. Their number is not
+    recorded; it is at most a + b and 2 - a - b of all images, which gives the largest possible
+    standard error. The difference must exceed `PLANNED_SIGMAS` of these, or 3 points if the number
+    of examples is unknown.
     """
     if not examples:
         return abs(a - b) > 0.03
     variance = max(0.0, min(a + b, 2 - a - b) - (a - b) ** 2) / examples
-    return abs(a - b) > FEW_ERRORS * math.sqrt(variance)
+    return abs(a - b) > PLANNED_SIGMAS * math.sqrt(variance)

@@ -1,4 +1,4 @@
-"""What a sweep prints: how far each run is, and what each cell has given."""
+"""A sweep's output: the progress of each run, and the results of each cell."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -10,12 +10,12 @@ from experiments.plan import PlannedRun
 from experiments.state import DONE, FAILED, RUNNING, TO_DO, RunState
 
 WIDTH = 100
-# Least characters of a run's name in a narrow terminal.
+# The minimum length of a run's name in a narrow terminal.
 _NAME = 12
 
 
 def run_table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: int = WIDTH) -> str:
-    """A line for each run with its best validation error, the errors, and the summary."""
+    """Returns a line for each run, the errors of failed runs, and the summary."""
     rows = [("run", "state", "epochs", "best valid error", "left")]
     for run, of, left in zip(runs, states, _seconds_left(runs, states), strict=True):
         rows.append((
@@ -24,11 +24,11 @@ def run_table(runs: Sequence[PlannedRun], states: Sequence[RunState], width: int
         ))  # fmt: skip
     pairs = zip(runs, states, strict=True)
     wrong = [f"{run.folder}: {of.error}" for run, of in pairs if of.error]
-    return "\n".join([*lay_out(rows, width), "", *wrong, summary(runs, states)])
+    return "\n".join([*format_columns(rows, width), "", *wrong, summary(runs, states)])
 
 
 def cell_table(runs: Sequence[PlannedRun], states: Sequence[RunState]) -> str:
-    """A line for each cell: means and standard errors of its errors over the finished seeds."""
+    """Returns a line for each cell: its errors' means and standard errors over finished seeds."""
     cells: dict[str, list[RunState]] = {}
     for run, of in zip(runs, states, strict=True):
         cells.setdefault(run.name, []).extend([of] * (of.state == DONE))
@@ -39,17 +39,17 @@ def cell_table(runs: Sequence[PlannedRun], states: Sequence[RunState]) -> str:
             name, str(len(done)), ", ".join(map(str, epochs)),
             _mean([of.best_error_rate for of in done]), _mean([of.test_error_rate for of in done]),
         ))  # fmt: skip
-    return "\n".join(lay_out(rows, WIDTH))
+    return "\n".join(format_columns(rows, WIDTH))
 
 
 def summary(runs: Sequence[PlannedRun], states: Sequence[RunState]) -> str:
-    """Counts the runs by state, and estimates the time left with as many as are running."""
+    """Counts the runs by state, and estimates the time left with the present number at once."""
     found = [of.state for of in states]
     counts = {state: found.count(state) for state in (DONE, RUNNING, FAILED, TO_DO)}
     text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     if left := [seconds for seconds in _seconds_left(runs, states) if seconds is not None]:
         at_once = max(1, counts[RUNNING])
-        # The longest run can be divided among nobody.
+        # A single run is not divided.
         seconds = max(sum(left) / at_once, *left)
         text += f"; about {format_seconds(seconds)} left with {at_once} at once"
     return f"{len(runs)} runs: {text}"
@@ -69,8 +69,8 @@ def _shorten(text: str, size: int) -> str:
     return text if len(text) <= size else f"{text[: size - cut - 1]}…{text[-cut:]}"
 
 
-def lay_out(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
-    """Lays out lines in columns; to fit, texts of the first are cut in their middle."""
+def format_columns(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
+    """Aligns rows in columns; the first column is shortened in the middle to fit the width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[0] = min(widths[0], max(_NAME, width - sum(size + 2 for size in widths[1:])))
     lines = []
@@ -86,7 +86,7 @@ def _mean(rates: Sequence[float | None]) -> str:
 
 
 def _seconds_left(runs: Sequence[PlannedRun], states: Sequence[RunState]) -> Iterator[float | None]:
-    """Of each run, by its own pace or the median; None if it has ended, or nothing has a pace."""
+    """Yields each run's remaining time, by its own pace or the median; None if it has ended."""
     paces = [of.seconds / of.epochs for of in states if of.epochs]
     median = statistics.median(paces) if paces else None
     for run, of in zip(runs, states, strict=True):

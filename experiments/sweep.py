@@ -1,10 +1,10 @@
-"""Trains a whole sweep: cells of the grid, each with several seeds.
+"""Trains all runs of a sweep, such as cells of the grid with several seeds each.
 
 python -m experiments.sweep --preset=five_way --seeds=3
 
-Stop it and start it again as you like: what is finished is skipped, what was interrupted goes on,
-what failed is tried again. experiments/README.md explains it, experiments/presets.py has the
-presets and says how to write your own.
+The same command resumes a sweep: it skips finished runs, resumes interrupted ones and repeats
+failed ones. experiments/README.md explains it; experiments/presets.py has the presets, and how to
+write your own.
 """
 
 import shutil
@@ -26,7 +26,7 @@ from experiments.presets import PRESETS, VARIANTS
 
 _PRESET = flags.DEFINE_string("preset", None, "A name in experiments/presets.py, or your file.")
 _OUT = flags.DEFINE_string("out", None, "The sweep's folder; default: runs/<preset and variant>.")
-_SEEDS = flags.DEFINE_string("seeds", "1", "How many, 3 for 0, 1, 2; or which: 0,5,7.")
+_SEEDS = flags.DEFINE_string("seeds", "1", "How many (3 for 0, 1, 2), or a list: 0,5,7.")
 _VARIANT = flags.DEFINE_enum("variant", "full", VARIANTS, "Size of the configurations.")
 _SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE for every run; may be repeated.")
 _BUDGET = flags.DEFINE_float(
@@ -37,19 +37,19 @@ _JOBS = flags.DEFINE_integer("jobs", None, "Runs (with sky: VMs) at once, at mos
 _DEVICES = flags.DEFINE_integer(
     "devices_per_run", None, "GPUs (default 1), TPU chips (1) or cores (2) of each run.", 1
 )
-_ATTEMPTS = flags.DEFINE_integer("attempts", 3, "At a run that crashes.", 1)
-_TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "As bn_vgg.main's.")
-_WANDB = flags.DEFINE_bool("wandb", False, "As bn_vgg.main's.")
-_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As bn_vgg.main's.")
+_ATTEMPTS = flags.DEFINE_integer("attempts", 3, "Attempts at a run that crashes.", 1)
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "As in bn_vgg.main.")
+_WANDB = flags.DEFINE_bool("wandb", False, "As in bn_vgg.main.")
+_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As in bn_vgg.main.")
 _RAY_ADDRESS = flags.DEFINE_string("ray_address", "auto", "Address of the Ray cluster's head.")
 _SKY_TASK = flags.DEFINE_string("sky_task", str(TASK), "A SkyPilot task file.")
 _SHARD = flags.DEFINE_string("shard", None, "I/N: every Nth run, from the Ith.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands and end.")
-_STATUS = flags.DEFINE_bool("status", False, "Print how far the sweep in --out is and end.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands and exit.")
+_STATUS = flags.DEFINE_bool("status", False, "Print the progress of the sweep in --out and exit.")
 
 
 def main() -> int | None:
-    """Runs the command. Returns 1 if runs were given up."""
+    """Runs the command. Returns 1 if runs failed."""
     until = time.monotonic() + 60 * _BUDGET.value if _BUDGET.value else float("inf")
     preset = _PRESET.value or ""
     if not (preset or (_STATUS.value and _OUT.value)):
@@ -59,7 +59,7 @@ def main() -> int | None:
     if _STATUS.value:
         sweep = state.read_sweep(out)
         width = min(shutil.get_terminal_size((status.WIDTH, 0)).columns, 160)
-        print(status.run_table(sweep.runs, sweep.states(driven=state.is_driven(out)), width))
+        print(status.run_table(sweep.runs, sweep.states(active=state.is_active(out)), width))
         return None
     runs = every = plan.plan(
         plan.find_preset(preset), variant=_VARIANT.value,
@@ -73,11 +73,11 @@ def main() -> int | None:
         print("\n".join(executor.command(work) for work in executor.divide(runs)))
         return None
     if _SHARD.value:
-        if "://" not in out:  # there the driver that has started this one keeps the plan
-            with state.driving(out, every, wait=lambda _: None):
+        if "://" not in out:  # on gs:// the sweep that launched this shard writes the plan
+            with state.open_sweep(out, every, wait=lambda _: None):
                 pass
         return _drive(executor, state.Sweep(out, runs), until)
-    with state.driving(out, runs) as sweep:
+    with state.open_sweep(out, runs) as sweep:
         return _drive(executor, sweep, until)
 
 
@@ -101,9 +101,9 @@ def _drive(executor: Executor, sweep: state.Sweep, until: float) -> int | None:
     for each, error in driver.failed:
         print(f"failed: {each.name}: {error}", file=sys.stderr)
     cli.show(f"\n{status.cell_table(runs, sweep.states())}\n")
-    if "://" not in sweep.out:  # the report reads folders alone
+    if "://" not in sweep.out:  # the report reads only local folders
         cli.show(f"python -m experiments.report --runs={sweep.out}")
-    # Of a shard the driver that has started it need not try again: this one has.
+    # The sweep that launched a shard must not repeat it, because this one has done so.
     return (EXIT_USER_ERROR if _SHARD.value else 1) if driver.failed else None
 
 
@@ -116,7 +116,7 @@ def _advise(platform: str, run: plan.PlannedRun) -> None:
 def _make_executor(out: str) -> Executor:
     run_flags = [] if _TENSORBOARD.value else ["--notensorboard"]
     if _WANDB.value and not _TENSORBOARD.value:
-        raise UserError("--wandb sends what TensorBoard is given: leave --notensorboard out")
+        raise UserError("--wandb copies what TensorBoard gets: leave --notensorboard out")
     run_flags += ["--wandb"] if _WANDB.value else []
     run_flags += [f"--cache_dir={_CACHE_DIR.value}"] if _CACHE_DIR.value else []
     if _EXECUTOR.value == "ray":

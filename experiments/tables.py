@@ -1,4 +1,4 @@
-"""The report's tables: the grid, every cell, every run. Each is a DataFrame of texts."""
+"""The report's tables, DataFrames of texts: the grid, all cells, all runs."""
 
 import math
 from collections.abc import Sequence
@@ -7,27 +7,24 @@ import pandas as pd
 
 from experiments import published
 from experiments.presets import AUGMENTATIONS, NORMS
-from experiments.stats import NOTHING, error_rate, percent, with_error
+from experiments.stats import NOT_MEASURED, error_rate, percent, with_error
 
 
-def longest(runs: pd.DataFrame) -> pd.DataFrame:
-    """Returns of each cell the finished runs that stand for it: those of the most epochs.
-
-    A few more seeds of a shorter run, made for another claim, say nothing of how far the cell gets.
-    """
+def longest_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Returns each cell's finished runs with the most epochs, which represent the cell."""
     finished = runs[runs["finished"].astype(bool)]
     return finished[finished["epochs"] == finished.groupby("cell")["epochs"].transform("max")]
 
 
 def grid(runs: pd.DataFrame) -> pd.DataFrame:
-    """The 3x3 grid: best validation error, test error and epochs of each cell."""
-    standing = longest(runs)
+    """Returns the 3x3 grid with each cell's best validation error, test error and epochs."""
+    standing = longest_runs(runs)
 
     def text(cell: str) -> str:
         own = standing[standing["cell"] == cell]
         if own.empty:
             unfinished = int((runs["cell"] == cell).sum())
-            return f"{unfinished} unfinished" if unfinished else NOTHING
+            return f"{unfinished} unfinished" if unfinished else NOT_MEASURED
         valid, test = own["best_valid_error_rate"], own["test_error_rate"]
         epochs = own["epochs"].iloc[0]
         return f"**{error_rate(valid)}**<br>test {error_rate(test)}<br>{epochs} epochs"
@@ -40,7 +37,7 @@ def grid(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def cells(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row for each cell or changed cell, and number of epochs, of finished runs."""
+    """Returns a row for each cell and number of epochs, over finished runs."""
     finished = runs[runs["finished"].astype(bool)]
     rows = []
     for (cell, count), own in finished.groupby(["cell", "epochs"], sort=False):
@@ -51,7 +48,7 @@ def cells(runs: pd.DataFrame) -> pd.DataFrame:
             "epochs": str(count),
             "best validation": error_rate(own["best_valid_error_rate"], counted=False),
             "test": error_rate(own["test_error_rate"], counted=False),
-            "test, precise": error_rate(precise) if len(precise) else NOTHING,
+            "test, precise": error_rate(precise) if len(precise) else NOT_MEASURED,
             "time": duration(own["wall_seconds"]),
             "the post's": percent(published.BEST.get(cell, math.nan)),
         })  # fmt: skip
@@ -59,19 +56,19 @@ def cells(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def duration(seconds: Sequence[float]) -> str:
-    """Writes times in the unit that fits their mean."""
+    """Formats times in a unit that suits their mean."""
     mean = sum(seconds) / len(seconds)
     size, unit = (3600, " h") if mean >= 7200 else (60, " min") if mean >= 120 else (1, " s")
     return with_error([each / size for each in seconds], unit)
 
 
-def every_run(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row for each run, those in progress too, with its hardware and commit."""
+def all_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Returns a row for each run, finished or not, with its hardware and commit."""
     rows = []
     for run in runs.to_dict("records"):
         finished, best = run["finished"], percent(run["best_valid_error_rate"])
-        # Ten digits tell commits apart; that files differed from it must not be cut off.
-        commit, dirty, _ = (run["commit"] if finished else NOTHING).partition("-dirty")
+        # Shorten the commit, but keep its `-dirty`.
+        commit, dirty, _ = (run["commit"] if finished else NOT_MEASURED).partition("-dirty")
         done = f"{run['epochs']}" if finished else f"{run['epochs']} of {run['num_epochs']}"
         rows.append({
             "run": f"`{run['folder']}`",
@@ -79,9 +76,9 @@ def every_run(runs: pd.DataFrame) -> pd.DataFrame:
             "epochs": done,
             "stood still": str(run["stood_still"]),
             "best validation": best if finished else f"{best} so far",
-            "test": percent(run["test_error_rate"]) if finished else NOTHING,
-            "time": duration([run["wall_seconds"]]) if finished else NOTHING,
-            "hardware": run["hardware"] if finished else NOTHING,
+            "test": percent(run["test_error_rate"]) if finished else NOT_MEASURED,
+            "time": duration([run["wall_seconds"]]) if finished else NOT_MEASURED,
+            "hardware": run["hardware"] if finished else NOT_MEASURED,
             "commit": commit[:10] + dirty,
         })  # fmt: skip
     return pd.DataFrame(rows)

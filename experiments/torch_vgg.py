@@ -1,7 +1,7 @@
 """The same network in PyTorch, for exported weights, and its training step, for the benchmark.
 
-Same layers, batch, optimizer, dtype and precision; channels_last, the layout that is fast for it.
-Needs PyTorch and NumPy alone.
+Layers, batch, optimizer, dtype and precision are the same; the layout is channels_last, PyTorch's
+fastest. Needs only PyTorch and NumPy.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-# What of config.model.norm is there.
+# The supported values of config.model.norm.
 NORMS = ("none", "mean_only", "full")
 
 
@@ -25,7 +25,7 @@ class MeanOnlyBatchNorm(nn.Module):
         self.decay = decay
 
     def forward(self, x_NCHW):
-        """Normalizes by the batch's own mean, in evaluation by the running one."""
+        """Normalizes by the batch's mean, in evaluation by the running mean."""
         mean = self.running_mean
         if self.training:
             mean = x_NCHW.float().mean((0, 2, 3))
@@ -36,8 +36,8 @@ class MeanOnlyBatchNorm(nn.Module):
 def make_network(model: dict, crop_size: int) -> nn.Module:
     """Builds the network of `config.model` for crops of `crop_size` pixels.
 
-    It takes weights of `python -m bn_vgg.export --layout=torch`, and images (N, C, H, W), RGB from
-    0 to 1.
+    It loads weights of `python -m bn_vgg.export --layout=torch`, and takes images (N, C, H, W), RGB
+    from 0 to 1.
     """
     norms: dict[str, Callable[[int], nn.Module]] = {
         "none": lambda channels: nn.Identity(),
@@ -72,9 +72,8 @@ def make_steps(
 ) -> Callable[[], None]:
     """Returns a function that does `count` updates and waits for them.
 
-    On a CPU it is eager; on a GPU a CUDA graph of the compiled step, which is the fastest of its
-    forms. Images are on the device as uint8 before, as they are for the network it is compared
-    with.
+    On a CPU it is eager; on a GPU it is a CUDA graph of the compiled step, PyTorch's fastest form.
+    Images are already on the device as uint8, as they are in JAX.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu, dtype = device.type == "cuda", getattr(torch, model["dtype"])
@@ -89,7 +88,7 @@ def make_steps(
         lr=optimizer["learning_rate"],
         alpha=optimizer["decay"],
         eps=optimizer["epsilon"],
-        capturable=on_gpu,  # by a CUDA graph
+        capturable=on_gpu,  # for a CUDA graph
         foreach=on_gpu,
     )
     images = torch.from_numpy(images_NHWC).to(device).permute(0, 3, 1, 2)
@@ -119,7 +118,7 @@ def make_steps(
 
 
 def _capture(step: Callable[[], None], rmsprop: torch.optim.Optimizer) -> Callable[[], None]:
-    """Captures a step; it has to run a few times on a stream of its own before."""
+    """Captures a step as a CUDA graph, after a few warm-up steps on another stream."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

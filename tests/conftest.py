@@ -42,7 +42,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(cache_folder):
     """The tests build the same tiny networks many times: each is compiled once."""
-    cli.keep_compiled(cache_folder)
+    cli.enable_compilation_cache(cache_folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """What tests of sweeps share: a stand-in for a run that starts at once, and the real command."""
 
 from experiments.executors import Work
-from experiments.executors.local import Local, Share
+from experiments.executors.local import Local, Resources
 from experiments.plan import PlannedRun
 from tests.conftest import start_python
 from tests.runs import lines, run
@@ -48,8 +48,8 @@ class FakeRuns(Local):
         self.modes = modes
 
     def open(self, work):
-        self._shares = [Share("all cores")] * min(2, len(work))
-        return ["all cores"] * len(self._shares)
+        self._slots = [Resources("all cores")] * min(2, len(work))
+        return ["all cores"] * len(self._slots)
 
     def divide(self, runs):
         return [

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from bn_vgg.augment import OFF, mixup_shares, of_labels, training_images, training_losses
+from bn_vgg.augment import OFF, mix_over_labels, mixup_shares, training_images, training_losses
 from bn_vgg.steps import is_wrong, to_intensities
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -88,7 +88,7 @@ def test_images_and_labels_are_mixed_by_one_share(batch):
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
     sure = partial(is_wrong, 20 * jax.nn.one_hot(batch["label"], 2))
     others = share * 0 + (1 - share) * (batch["label"] != batch["partner_label"])
-    np.testing.assert_allclose(of_labels(sure, batch, key, ALL), others, atol=1e-6)
+    np.testing.assert_allclose(mix_over_labels(sure, batch, key, ALL), others, atol=1e-6)
 
 
 def test_what_an_example_draws_is_its_own(batch):

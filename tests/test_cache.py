@@ -16,7 +16,7 @@ from bn_vgg.data import sources
 from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.images import UnreadableImage
 from bn_vgg.data.sources import Record, Source
-from bn_vgg.errors import NotThereError, UserError
+from bn_vgg.errors import NotFoundError, UserError
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_few_unreadable_images_are_left_out_and_listed(fake, tmp_path):
 def test_a_source_that_is_gone_is_replaced_by_its_cache_and_no_other(fake, refuse, tmp_path):
     fake()
     build(tmp_path)
-    refuse(NotThereError("it is gone"))
+    refuse(NotFoundError("it is gone"))
     assert len(build(tmp_path).keys) == 10
     for other in ({"min_side": 9}, {"spec": "./other"}):
         with pytest.raises(UserError, match="it is gone"):
@@ -171,10 +171,10 @@ def test_a_system_error_is_not_called_damage(fake, tmp_path, monkeypatch, number
 def test_a_relative_path_is_another_in_another_folder(spec, fake, refuse, tmp_path, monkeypatch):
     fake()
     build(tmp_path, spec)
-    refuse(NotThereError(f"no {spec}"))
+    refuse(NotFoundError(f"no {spec}"))
     build(tmp_path, spec)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(NotThereError):
+    with pytest.raises(NotFoundError):
         build(tmp_path, spec)
 
 

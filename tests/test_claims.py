@@ -38,10 +38,10 @@ class TestStatistics:
 
     def test_chance_on_the_same_images(self):
         """At most a + b of the images differ: sqrt(0.2 / 1000) = 0.014 is a standard error."""
-        assert not stats.beyond_chance(0.113, 0.087, 1000)
-        assert stats.beyond_chance(0.115, 0.085, 1000)
-        assert not stats.beyond_chance(0.13, 0.105, 0)
-        assert stats.beyond_chance(0.14, 0.105, 0)
+        assert not stats.is_significant(0.113, 0.087, 1000)
+        assert stats.is_significant(0.115, 0.085, 1000)
+        assert not stats.is_significant(0.13, 0.105, 0)
+        assert stats.is_significant(0.14, 0.105, 0)
 
 
 class TestErrors:

@@ -128,7 +128,7 @@ def test_the_time_to_an_error_is_without_compiling():
 def test_whatever_differs_makes_a_group(other, field, tmp_path):
     write(tmp_path, "a", "group", [0.2, 0.3])
     write(tmp_path, "b", "group", [0.2, 0.3], **other)
-    found, epochs, _ = read_runs(tmp_path, comparison.apart(["model.norm"]))
+    found, epochs, _ = read_runs(tmp_path, comparison.extra_keys(["model.norm"]))
     assert comparison.seconds_to(epochs, 25).isna().all()  # their lines have no seconds
     runs, fields, _ = comparison.group(found, ["model.norm"])
     assert fields == ["model.norm", field]
@@ -149,7 +149,7 @@ def test_what_precise_statistics_are_of_matters_where_they_are_reported(
 
 def test_a_field_that_no_run_has_recorded():
     by = ["eval.compared_examples"]
-    runs, _, _ = read_runs(ROOT / "experiments/results/demo_runs", comparison.apart(by))
+    runs, _, _ = read_runs(ROOT / "experiments/results/demo_runs", comparison.extra_keys(by))
     with pytest.raises(UserError, match=r"none of these runs has recorded eval\.compared_examples"):
         comparison.group(runs, by)
 

@@ -11,7 +11,7 @@ from bn_vgg import cli
 from bn_vgg.errors import UserError
 from experiments import state, status
 from experiments.driver import Driver
-from experiments.executors import Ended
+from experiments.executors import Outcome
 from experiments.state import DONE, FAILED, RUNNING, TO_DO, RunState, Sweep
 from tests.sweep_runs import FakeRuns, planned
 
@@ -22,7 +22,7 @@ def drive(out, runs=RUNS, modes=None, executor=None, until=float("inf"), attempt
     """Drives stand-ins; returns the driver and the states that the runs are in."""
     executor = executor or FakeRuns(out, modes or {})
     work = executor.divide(runs)
-    with state.driving(str(out), list(runs)) as sweep:
+    with state.open_sweep(str(out), list(runs)) as sweep:
         driver = Driver(executor, sweep, len(executor.open(work)), attempts)
         driver.drive(work, until)
     return driver, states(out)
@@ -30,13 +30,13 @@ def drive(out, runs=RUNS, modes=None, executor=None, until=float("inf"), attempt
 
 def plan_sweep(out, runs=RUNS):
     """Plans a sweep in its folder, and makes none of its runs."""
-    with state.driving(str(out), list(runs)):
+    with state.open_sweep(str(out), list(runs)):
         pass
 
 
 def states(out):
     sweep = state.read_sweep(str(out))
-    return [of.state for of in sweep.states(driven=state.is_driven(str(out)))]
+    return [of.state for of in sweep.states(active=state.is_active(str(out)))]
 
 
 def starts(out, *names):
@@ -114,7 +114,7 @@ class TestDriver:
                 ended = super().poll(process)
                 if ended and self.lost:
                     self.lost -= 1
-                    return Ended(1, "preempted", lost=True)
+                    return Outcome(1, "preempted", lost=True)
                 return ended
 
         executor = Lossy(tmp_path, {"a": "crash once"})
@@ -182,13 +182,13 @@ class TestFolder:
             state.read_sweep(str(tmp_path))
 
     def test_two_drivers_are_one_too_many(self, tmp_path):
-        with state.driving(str(tmp_path), RUNS) as sweep:
-            sweep.note(RUNS[0], RUNNING)
+        with state.open_sweep(str(tmp_path), RUNS) as sweep:
+            sweep.record(RUNS[0], RUNNING)
             assert states(tmp_path)[0] == RUNNING
             with pytest.raises(UserError, match=f"{tmp_path} is in use by process"):
                 plan_sweep(tmp_path)
         assert states(tmp_path)[0] == TO_DO
-        with state.driving(str(tmp_path), RUNS):  # which goes on without it for a while
+        with state.open_sweep(str(tmp_path), RUNS):  # which goes on without it for a while
             assert states(tmp_path)[0] == TO_DO
 
     def test_a_damaged_run_and_a_result_of_fewer_epochs(self, tmp_path):

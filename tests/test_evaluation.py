@@ -89,7 +89,7 @@ def test_moments_against_numpy_with_padding():
     rng = np.random.default_rng(0)
     x, weights = rng.normal(2, 3, (7, 4, 5, 3)), np.array([1, 1, 1, 1, 1, 0, 0], np.float32)
     halves = [
-        Moments.of(jnp.asarray(x[part], jnp.float32), weights[part], None)
+        Moments.from_batch(jnp.asarray(x[part], jnp.float32), weights[part], None)
         for part in (slice(0, 3), slice(3, 7))
     ]
     moments = Moments.empty(3).merge(halves[0]).merge(halves[1])

@@ -56,12 +56,12 @@ def test_full_in_mid_run(disk, tiny_config, cartoon_folder, cache_folder, tmp_pa
     """Whatever comes first to the full disk says so: an epoch's line, or a checkpoint."""
     arguments = (disk / "run", cartoon_folder, cache_folder, "--notensorboard")
     process = start_run(*arguments, epochs=EPOCHS)
-    while len(checkpoint.steps(disk / "run" / "checkpoints")) < 2:
+    while len(checkpoint.list_steps(disk / "run" / "checkpoints")) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     fill(disk, 0)
     assert re.match(r"error: cannot write .*[\d,]+ bytes.* No space left", error_of(process))
-    kept = checkpoint.steps(disk / "run" / "checkpoints")
+    kept = checkpoint.list_steps(disk / "run" / "checkpoints")
     trained = load(disk / "run", "latest")
     for step in kept:
         checkpoint.read(disk / "run" / "checkpoints", step, trained.state)
@@ -101,7 +101,7 @@ def test_no_room_for_a_checkpoint_is_told_of_in_one_line(disk):
     process = start_python("-c", SAVES, disk, 24576)
     what = r"cannot write a checkpoint of 40,000 bytes in \S+ \([\d,]+ bytes are free\): .*space"
     assert re.match(f"error: {what}", error_of(process))
-    assert checkpoint.steps(disk / "checkpoints") == [1]
+    assert checkpoint.list_steps(disk / "checkpoints") == [1]
 
 
 def test_no_room_for_tensorboards_files(disk):

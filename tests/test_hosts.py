@@ -194,9 +194,9 @@ def test_hosts_that_disagree_refuse_to_start(hosts, noise_folder, tmp_path):
 def meet(address, index, seconds=300):
     code = f"""
 from bn_vgg import multihost
-multihost._MEETING_SECONDS = {seconds}
+multihost._CONNECT_SECONDS = {seconds}
 print("meeting", flush=True)
-with multihost.joined({address!r}, 2, {index}):
+with multihost.join({address!r}, 2, {index}):
     pass
 """
     return start_python("-c", code)
@@ -206,7 +206,7 @@ def test_one_that_meets_nobody_says_so_and_ctrl_c_ends_it_at_once():
     alone = meet(free_address(), 1, seconds=1)
     _, errors = alone.communicate(timeout=60)
     assert alone.returncode == EXIT_HOST_LOST, errors
-    assert "error: the processes did not meet in 1 seconds" in errors
+    assert "error: the processes did not connect within 1 seconds" in errors
 
     alone = meet(free_address(), 0)
     assert alone.stdout.readline() == "meeting\n"

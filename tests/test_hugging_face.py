@@ -9,7 +9,7 @@ from PIL import Image
 from bn_vgg.data.cache import open_or_build
 from bn_vgg.data.hugging_face import hugging_face_images
 from bn_vgg.data.splits import split
-from bn_vgg.errors import NotThereError, UserError
+from bn_vgg.errors import NotFoundError, UserError
 from tests.image_files import encode, write_folder
 
 datasets = pytest.importorskip("datasets")
@@ -96,7 +96,7 @@ def test_what_cannot_be_used_is_told_in_a_line(tmp_path, monkeypatch):
     }.items():
         with pytest.raises(UserError, match=message):
             hugging_face_images(name)
-    with pytest.raises(NotThereError, match=r"no folder '\./pets'"):
+    with pytest.raises(NotFoundError, match=r"no folder '\./pets'"):
         hugging_face_images("./pets")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[hf\]'"):

@@ -122,7 +122,7 @@ class TestBatches:
 class TestChunks:
     def test_device_and_host_give_the_same_crops(self):
         cache = make_cache(np.random.default_rng(1).integers(CROP, 9, (23, 2), endpoint=True))
-        cut_on_device = jax.jit(jax.vmap(lambda b, p: crops.crops_of(b, p, CROP), (0, None)))
+        cut_on_device = jax.jit(jax.vmap(lambda b, p: crops.gather_crops(b, p, CROP), (0, None)))
 
         def batches_of(chunks):
             found = []
@@ -163,7 +163,7 @@ class TestChunks:
         )
         one, both = (
             np.stack([
-                crops.crops_of({k: x[i] for k, x in chunk.batches.items()}, chunk.pixels, CROP)
+                crops.gather_crops({k: x[i] for k, x in chunk.batches.items()}, chunk.pixels, CROP)
                 for i in range(chunk.num_steps)
             ])
             for chunk in (plain, mixed)

@@ -113,7 +113,7 @@ class TestTables:
         runs, _ = made_up({"full": map(lines_of, courses)})
         runs["best_valid_error_rate"] = runs["test_error_rate"] = [0.1, 0.12, 0.05]
         runs["wall_seconds"], runs["test_error_rate_precise"] = [60.0, 70.0, 7200.0], None
-        assert list(tables.longest(runs)["seed"]) == [2]
+        assert list(tables.longest_runs(runs)["seed"]) == [2]
         found = tables.cells(runs)[["epochs", "seeds", "best validation", "time"]]
         assert found.to_numpy().tolist() == [
             ["2", "2", "11.0% ± 1.0", "65.0 s ± 5.0"], ["3", "1", "5.0%", "2.0 h"]

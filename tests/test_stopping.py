@@ -172,6 +172,6 @@ def test_stopped_before_it_trains(start, tmp_path):
 
 def test_a_hangup_that_nohup_ignores_stays_ignored():
     code = "import os, signal; from bn_vgg import stopping; stopping.raise_on_terminate()\n"
-    code += "stopping.StopRequest().during(lambda: os.kill(os.getpid(), signal.SIGHUP))"
+    code += "stopping.StopRequest().listen_during(lambda: os.kill(os.getpid(), signal.SIGHUP))"
     nohup = subprocess.run(["nohup", sys.executable, "-c", code], cwd=ROOT, capture_output=True)
     assert nohup.returncode == 0, nohup.stderr

@@ -5,7 +5,7 @@ import pytest
 
 from bn_vgg.errors import UserError
 from experiments import state
-from experiments.executors.local import Share, share_out
+from experiments.executors.local import Resources, divide_hardware
 from tests.runs import lines, num_lines, wait_for_checkpoint
 from tests.sweep_runs import finish, run_alone, start, write_preset
 
@@ -74,35 +74,35 @@ def test_what_is_wrong_is_said_in_a_line(sweep):
 
 class TestShares:
     def test_a_processors_cores_are_shared_out_two_to_a_run(self):
-        assert share_out("cpu", 1, [0, 1], None, None) == [Share("all cores")]
+        assert divide_hardware("cpu", 1, [0, 1], None, None) == [Resources("all cores")]
         cores = [0, 1, 2, 5, 7]
-        assert [of.cores for of in share_out("cpu", 1, cores, None, None)] == [(0, 2), (1, 5)]
-        assert [of.cores for of in share_out("cpu", 1, [3, 4], 9, None)] == [(3,), (4,)]
-        assert len(share_out("cpu", 1, range(8), None, 4)) == 2
-        assert [of.cores for of in share_out("cpu", 1, range(8), 1, 2)] == [(0, 1)]
-        assert [len(of.cores) for of in share_out("cpu", 1, range(8), 3, 4)] == [4, 4]
-        assert share_out("cpu", 1, range(8), 1, None) == [Share("all cores")]
+        assert [of.cores for of in divide_hardware("cpu", 1, cores, None, None)] == [(0, 2), (1, 5)]
+        assert [of.cores for of in divide_hardware("cpu", 1, [3, 4], 9, None)] == [(3,), (4,)]
+        assert len(divide_hardware("cpu", 1, range(8), None, 4)) == 2
+        assert [of.cores for of in divide_hardware("cpu", 1, range(8), 1, 2)] == [(0, 1)]
+        assert [len(of.cores) for of in divide_hardware("cpu", 1, range(8), 3, 4)] == [4, 4]
+        assert divide_hardware("cpu", 1, range(8), 1, None) == [Resources("all cores")]
 
     def test_each_gpu_has_a_run_of_its_own(self, monkeypatch):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        environments = [of.environment for of in share_out("gpu", 3, [0], 2, None)]
+        environments = [of.environment for of in divide_hardware("gpu", 3, [0], 2, None)]
         assert environments == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
-        environments = [of.environment for of in share_out("gpu", 3, [0], None, 2)]
+        environments = [of.environment for of in divide_hardware("gpu", 3, [0], None, 2)]
         assert environments == [{"CUDA_VISIBLE_DEVICES": "4,6"}]
 
     def test_each_tpu_chip_has_a_run_of_its_own(self, monkeypatch):
         monkeypatch.delenv("TPU_VISIBLE_CHIPS", raising=False)
-        first, *_, last = share_out("tpu", 4, [0], None, None)
+        first, *_, last = divide_hardware("tpu", 4, [0], None, None)
         alone = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
         assert alone.items() <= first.environment.items()
         assert [of.environment["TPU_VISIBLE_CHIPS"] for of in (first, last)] == ["0", "3"]
-        pairs = share_out("tpu", 4, [0], None, 2)
+        pairs = divide_hardware("tpu", 4, [0], None, 2)
         assert [of.environment["TPU_VISIBLE_CHIPS"] for of in pairs] == ["0,1", "2,3"]
-        (whole,) = share_out("tpu", 4, [0], None, 4)
+        (whole,) = divide_hardware("tpu", 4, [0], None, 4)
         assert "TPU_CHIPS_PER_PROCESS_BOUNDS" not in whole.environment
 
     @pytest.mark.parametrize(("platform", "per_run"), [("gpu", 5), ("tpu", 3), ("tpu", 5)])
     def test_what_the_hardware_does_not_have(self, platform, per_run):
         with pytest.raises(UserError, match=f"--devices_per_run={per_run}"):
-            share_out(platform, 4, [0], None, per_run)
+            divide_hardware(platform, 4, [0], None, per_run)

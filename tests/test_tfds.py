@@ -58,7 +58,7 @@ def test_published_splits_reach_the_run(folder, tmp_path, monkeypatch):
     def open_source(name):
         # TFDS lets several processes prepare a set at once, and all but one fail.
         (lock,) = tmp_path.glob(".*.lock")
-        with pytest.raises(UserError, match="in use by process"), locking.held(lock):
+        with pytest.raises(UserError, match="in use by process"), locking.hold_lock(lock):
             pass
         return tfds_images(name, data_dir=folder)
 

@@ -156,7 +156,7 @@ def test_flaxs_own_fit_as_they_are(name):
     kwargs = {"num_groups": 2} if name == "GroupNorm" else {}
     made = factory(f"flax.linen:{name}", axis_name="batch", **kwargs)
     assert made.replaces_bias == (name != "RMSNorm")
-    assert made.averages == (name == "BatchNorm")
+    assert made.has_averages == (name == "BatchNorm")
     assert made.settings["epsilon"] == 1e-4
     # Statistics of single examples must not cross devices.
     assert ("axis_name" in made.settings) == (name == "BatchNorm")

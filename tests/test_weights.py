@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bn_vgg.errors import UserError
-from bn_vgg.weights import named_arrays, start_from, torch_state_dict
+from bn_vgg.weights import load_weights, named_arrays, torch_state_dict
 from configs import default
 from tests.conftest import ROOT
 from tests.runs import run, same, state
@@ -30,7 +30,7 @@ def exported(tmp_path):
 def test_weights_and_by_choice_statistics_are_replaced(exported, statistics):
     path, arrays = exported
     _, _, fresh = build("full")
-    found = named_arrays(start_from(fresh, str(path), statistics=statistics).variables)
+    found = named_arrays(load_weights(fresh, str(path), statistics=statistics).variables)
     for name, x in named_arrays(fresh.variables).items():
         taken = statistics or name.startswith("params/")
         np.testing.assert_array_equal(found[name], arrays[name] if taken else x)
@@ -41,14 +41,14 @@ def test_what_does_not_fit_is_named(exported, tmp_path):
     _, _, other = build("full", hidden_units=9)
     message = r"in .*weights.npz params/hidden/bias is \(8,\), not \(9,\); params/hidden/kernel is"
     with pytest.raises(UserError, match=message):
-        start_from(other, str(path), statistics=True)
+        load_weights(other, str(path), statistics=True)
     _, _, other = build("none")
     with pytest.raises(UserError, match=r"params/block0/conv/bias is \(not there\), not \(4,\)"):
-        start_from(other, str(path), statistics=False)
+        load_weights(other, str(path), statistics=False)
     (tmp_path / "torn.npz").write_bytes(path.read_bytes()[:500])
     for name in ("torn.npz", "missing.npz"):
         with pytest.raises(UserError, match=f"init.weights: cannot read .*{name}: "):
-            start_from(other, f"{tmp_path}/{name}", statistics=True)
+            load_weights(other, f"{tmp_path}/{name}", statistics=True)
 
 
 def test_a_run_starts_from_another(trained_run, fork_command, tiny_config, cache_folder, tmp_path):

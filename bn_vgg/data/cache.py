@@ -1,13 +1,13 @@
-"""Images decoded and scaled once, then read from disk by any number of runs.
+"""Caches of decoded and scaled images, which are made once and read by any number of runs.
 
-A cache is a folder named by what it was made of: the source's content and the settings. It holds
+A cache is a folder, named by a digest of the source's content and the settings. It holds
 
   images.bin   all pixels, uint8 RGB, one image after the other;
-  index.npz    `sizes` (height, width), `labels`, `keys`, `splits`, one row an image;
+  index.npz    `sizes` (height, width), `labels`, `keys`, `splits`, one row for each image;
   about.json   the source, classes, settings, and which images were left out and why.
 
-It is built under another name and renamed when complete, so one that is there is whole. One
-process builds it, others wait.
+It is built under another name and renamed when it is complete. One process builds it while others
+wait.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ from bn_vgg import locking
 from bn_vgg.data import sources
 from bn_vgg.data.images import UnreadableImage, scale_shorter_side
 from bn_vgg.data.sources import Source
-from bn_vgg.errors import NotThereError, UserError, cannot_write, one_line
+from bn_vgg.errors import NotFoundError, UserError, one_line, wrap_write_errors
 
-# Part of every cache's name: raise it when the same source and settings give other bytes.
+# Part of every cache's digest. Increase it when the same source and settings give other bytes.
 _FORMAT = 1
-# A source of which more than this is unreadable is not the data that was meant.
+# With a larger share of unreadable images the source is refused.
 _MAX_UNREADABLE = 0.05
 
 
@@ -55,7 +55,7 @@ def choose_folder(named: str | None = None) -> Path:
 
 @dataclass(frozen=True)
 class ImageCache:
-    """Decoded images, read from disk as they are used."""
+    """Decoded images, memory-mapped from disk."""
 
     pixels: np.ndarray  # of all images one after the other, uint8, memory-mapped
     starts: np.ndarray  # where each image begins in `pixels`, int64, (N,)
@@ -74,36 +74,40 @@ class ImageCache:
 
 
 def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False) -> ImageCache:
-    """Opens the cache for a source, building it where there is none.
+    """Opens the cache of a source, or builds it if there is none.
 
-    Once its cache exists, a TFDS or Hugging Face set is not opened again, and files may be deleted:
-    training then needs neither the libraries nor the archive. `min_side` is what each image's
-    shorter side is scaled to, in pixels; `folder` is where caches are kept.
+    Once the cache exists, training needs neither the archive nor TFDS or Hugging Face's library.
+
+    Args:
+      spec: `config.data.source`.
+      min_side: to which each image's shorter side is scaled, in pixels.
+      folder: of all caches.
+      quiet: whether to show no progress.
 
     Raises:
       UserError: the source cannot be used, or the folder cannot be read or written.
     """
     kind = ""
-    with contextlib.suppress(NotThereError):
+    with contextlib.suppress(NotFoundError):
         kind = sources.kind(spec)
     # A relative path depends on the current folder.
     place = spec if kind in ("tfds", "hf", "cartoons") else _absolute(spec)
     settings = f"{place}\0{min_side}\0{_FORMAT}".encode("utf-8", "backslashreplace")
-    # Holds the name of the cache that this spec led to last time.
+    # This file holds the name of the cache that was last made from `spec`.
     note = folder / "sources" / hashlib.blake2b(settings, digest_size=16).hexdigest()
     known = None
     with contextlib.suppress(OSError, ValueError):
-        name = note.read_text().strip()  # empty where the machine died while it was written
+        name = note.read_text().strip()  # empty if the machine crashed while writing it
         known = folder / name if name and (folder / name).is_dir() else None
     try:
         if known and kind in ("tfds", "hf"):
             return _open(known)
-        with contextlib.ExitStack() as alone:
-            if kind == "tfds":  # of several processes that prepare a set at once all but one fail
-                with cannot_write(f"the image cache in {folder} (--cache_dir names another)"):
-                    alone.enter_context(_alone(folder, note.name))
+        with contextlib.ExitStack() as stack:
+            if kind == "tfds":  # TFDS fails if two processes prepare the same set
+                with wrap_write_errors(f"the image cache in {folder} (--cache_dir names another)"):
+                    stack.enter_context(_exclusive(folder, note.name))
             source = sources.open_source(spec)
-    except NotThereError as error:
+    except NotFoundError as error:
         if not known:
             raise
         _say(f"{error}; using the cache made from it earlier, {known}")
@@ -112,11 +116,11 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
     cache = folder / f"images-{min_side}px-{hashlib.blake2b(content, digest_size=12).hexdigest()}"
     try:
         if not cache.is_dir():
-            with _alone(folder, cache.name):
+            with _exclusive(folder, cache.name):
                 if not cache.is_dir():
                     _build(source, min_side, cache, quiet)
         if known != cache:
-            with contextlib.suppress(OSError):  # who may only read does without
+            with contextlib.suppress(OSError):  # the folder may be read-only
                 note.parent.mkdir(exist_ok=True)
                 note.write_text(cache.name)
     except OSError as error:
@@ -130,11 +134,14 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
-    """Waits while another process prepares what `name` stands for."""
+def _exclusive(folder: Path, name: str) -> Iterator[None]:
+    """Waits while another process builds `name`, and keeps others waiting meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = "waiting for {}, which builds the image cache"
-    with locking.held(folder / f".{name}.lock", wait=lambda owner: _say(waiting.format(owner))):
+
+    def wait(owner: str) -> None:
+        _say(f"waiting for {owner}, which builds the image cache")
+
+    with locking.hold_lock(folder / f".{name}.lock", wait=wait):
         yield
 
 
@@ -185,7 +192,7 @@ def _read(folder: Path) -> ImageCache:
 
 def _build(source: Source, min_side: int, cache: Path, quiet: bool) -> None:
     building = cache.with_name(f"building-{cache.name}")
-    shutil.rmtree(building, ignore_errors=True)  # by a process that was killed
+    shutil.rmtree(building, ignore_errors=True)  # left by a killed process
     try:
         building.mkdir()
         records, sizes, unreadable = _write_images(source, min_side, building / "images.bin", quiet)
@@ -214,7 +221,7 @@ def _build(source: Source, min_side: int, cache: Path, quiet: bool) -> None:
 
 
 def _write_images(source: Source, min_side: int, path: Path, quiet: bool):
-    """Returns the records of the images written, their sizes, and why others were not, by key."""
+    """Returns the written images' records and sizes, and the errors of all others by key."""
     count = len(source.records)
     kept, sizes, unreadable = [], [], {}
     bar = tqdm(
@@ -241,7 +248,7 @@ def _write_images(source: Source, min_side: int, path: Path, quiet: bool):
 
 
 def _decoded(source: Source, min_side: int) -> Iterator[np.ndarray | str]:
-    """Yields each image's pixels, or why it cannot be read, from as many threads as cores."""
+    """Yields each image's pixels, or the reason why it cannot be read; in order, by threads."""
 
     def scaled(read: Callable[[], Image.Image]) -> np.ndarray | str:
         try:
@@ -251,6 +258,6 @@ def _decoded(source: Source, min_side: int) -> Iterator[np.ndarray | str]:
 
     readers = iter(source.readers())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # This bounds what is decoded but not yet written.
+        # Batches bound the memory of images that are decoded but not yet written.
         while some := list(itertools.islice(readers, 256)):
             yield from pool.map(scaled, some)

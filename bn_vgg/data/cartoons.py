@@ -1,7 +1,7 @@
-"""Heads of cats and dogs that are drawn, not downloaded: the data of the demo and of the tests.
+"""Drawings of cats and dogs, for the demo and the tests.
 
-The classes differ in shape alone (ears, muzzle, pupils, whiskers). Colours, sizes, places,
-backgrounds, clutter and light have one distribution for both.
+The classes differ only in shape (ears, muzzle, pupils, whiskers). Colours, sizes, positions,
+backgrounds, clutter and light have the same distribution for both.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from bn_vgg.data.sources import Record, Source
 from bn_vgg.errors import UserError
 
-# Raise it when a change here changes a pixel: it is part of cache keys.
+# Part of cache keys. Increase it when a change here changes a pixel.
 VERSION = 2
 MAX_IMAGES = 1_000_000
 
@@ -25,7 +25,7 @@ _PINK, _DARK, _WHITE = (232, 130, 142), (34, 28, 32), (250, 248, 244)
 def cartoons(num_images: int = 4000) -> Source:
     """Draws cats (even indices) and dogs: RGB, both sides from 35 to 120 pixels.
 
-    Image i is a function of i alone. Raises UserError unless there are 2 to MAX_IMAGES of them.
+    Image i depends only on i. Raises a UserError unless there are 2 to MAX_IMAGES images.
     """
     if not 2 <= num_images <= MAX_IMAGES:
         raise UserError(f"cartoons:{num_images}: give at least 2, at most {MAX_IMAGES:,}")
@@ -59,7 +59,7 @@ def draw(index: int) -> Image.Image:
     head.thumbnail((extent, extent))
     head = head.rotate(dice.uniform(-35, 35), Image.Resampling.BICUBIC, expand=True)
     head = head.crop(head.getbbox())
-    # Up to an eighth of it may lie outside.
+    # Up to an eighth of the head may be outside the image.
     over = np.array(head.size) // 8
     x, y = (round(dice.uniform(-a, b + a)) for a, b in zip(over, size - head.size, strict=True))
     canvas.paste(head, (x, y), head)

@@ -1,7 +1,7 @@
-"""Which crop of which image: where crops lie, and how they are cut on the host or the device.
+"""Crops: random and five-crop positions, and cutting them on the host or on the device.
 
-Everything random is a function of (seed, purpose, epoch, position) by NumPy's Philox, whose raw
-output is fixed for good: the same for any number of devices and hosts, and after a restart.
+Random numbers are a function of (seed, purpose, epoch, position) by NumPy's Philox, whose raw
+output never changes. They are the same for any number of devices and hosts, and after a restart.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# What a stream of random numbers is for. A new purpose never shifts another's numbers.
+# Purposes of random numbers. A new purpose does not change the numbers of the others.
 _ORDER, _CROPS = 0, 1
 
 
@@ -23,19 +23,19 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 def random_corners(seed: int, epoch: int, sizes_N2: np.ndarray, crop_size: int) -> np.ndarray:
     """Draws the top and left of one crop of each image, uniformly over all that fit.
 
-    `sizes_N2` has height and width of the image at each position of the epoch, at least
+    `sizes_N2` are height and width of the image at each position of the epoch, at least
     `crop_size`. Returns (N, 2), int64.
     """
     bits = _random_bits(seed, _CROPS, epoch, sizes_N2.size).reshape(sizes_N2.shape)
     choices = (sizes_N2 - crop_size + 1).astype(np.uint64)
-    # Multiply and shift: exact, and without a remainder's bias that could matter.
+    # Multiply and shift, in integers; the bias is below choices / 2**32.
     return ((bits >> np.uint64(32)) * choices >> np.uint64(32)).astype(np.int64)
 
 
 def five_corners(height, width, crop_size: int) -> np.ndarray:
-    """Returns the top and left of the four corner crops and the central one of images.
+    """Returns the top and left of the four corner crops and the central crop.
 
-    `height` and `width` are one image's or (N,); the result is (5, 2) or (N, 5, 2), int64.
+    `height` and `width` are numbers or (N,); the result is (5, 2) or (N, 5, 2), int64.
     """
     bottom, right = np.asarray(height) - crop_size, np.asarray(width) - crop_size
     zero = np.zeros_like(bottom)
@@ -50,11 +50,11 @@ def five_crops(image_HWC: np.ndarray, crop_size: int) -> np.ndarray:
     return np.stack([image_HWC[y : y + crop_size, x : x + crop_size] for y, x in corners])
 
 
-def places(corners: np.ndarray, starts: np.ndarray, widths: np.ndarray):
-    """Returns each crop's first byte in the flat pixels, and the bytes from row to row, int64.
+def crop_offsets(corners: np.ndarray, starts: np.ndarray, widths: np.ndarray):
+    """Returns each crop's offset in the flat pixels, and its row stride, in bytes, int64.
 
-    `corners` (..., 2) are top and left; `starts`, the images' first bytes, and `widths`, in pixels,
-    broadcast to (...), the shape of both results.
+    `corners` (..., 2) are top and left. `starts`, the images' offsets in bytes, and `widths`, in
+    pixels, broadcast to (...), the shape of both results.
     """
     strides = widths * 3
     first = starts + corners[..., 0] * strides + corners[..., 1] * 3
@@ -62,10 +62,9 @@ def places(corners: np.ndarray, starts: np.ndarray, widths: np.ndarray):
 
 
 def cut_crops(pixels: np.ndarray, crop_start, row_stride, crop_size: int) -> np.ndarray:
-    """Copies crops (..., K, H, W, 3) out of flat `pixels` on the host.
+    """Copies crops (..., K, H, W, 3) from the flat `pixels` on the host.
 
-    `crop_start` (..., K) is the first byte of each crop, `row_stride` (..., K) the bytes from row
-    to row.
+    `crop_start` and `row_stride`, (..., K), are those of `crop_offsets`.
     """
     result = np.empty((*crop_start.shape, crop_size, crop_size, 3), np.uint8)
     for index in np.ndindex(crop_start.shape):
@@ -76,10 +75,10 @@ def cut_crops(pixels: np.ndarray, crop_start, row_stride, crop_size: int) -> np.
     return result
 
 
-def crops_of(batch: Mapping[str, Any], pixels, crop_size: int):
-    """Returns a batch's crops (N, K, H, W, 3), uint8, inside a compiled step.
+def gather_crops(batch: Mapping[str, Any], pixels, crop_size: int):
+    """Returns a batch's crops (N, K, H, W, 3), uint8, within a compiled step.
 
-    `batch` is one of `Chunk.batches`, `pixels` is `Chunk.pixels`.
+    `batch` is one batch of `Chunk.batches`, `pixels` is `Chunk.pixels`.
     """
     if pixels is None:
         return batch["crops"]

@@ -14,11 +14,11 @@ from PIL import Image
 
 from bn_vgg.data import images
 from bn_vgg.data.images import UnreadableImage
-from bn_vgg.errors import NotThereError, UserError, one_line
+from bn_vgg.errors import NotFoundError, UserError, one_line
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
-# Of one image file: bounds what a hostile archive can make a read allocate.
+# The largest image file that is read, so that a damaged archive cannot exhaust the memory.
 MAX_BYTES = 256 * 2**20
 
 
@@ -26,12 +26,12 @@ MAX_BYTES = 256 * 2**20
 class ImageFile:
     """An image file in a folder or in a zip archive."""
 
-    name: str  # path within the folder or archive that was given, with forward slashes
-    parent: str  # name of the folder that holds the file, empty at an archive's root
+    name: str  # path within the given folder or archive, with forward slashes
+    parent: str  # name of the file's folder, empty at an archive's root
     size: int  # in bytes, uncompressed
     stamp: int  # an archive's CRC-32, or the modification time in ns
-    container: str  # path of the folder or archive that was given, without symbolic links
-    path: str  # unique: what is named or linked twice has the same
+    container: str  # path of the given folder or archive, without symbolic links
+    path: str  # without symbolic links: the same for a file that is given or linked twice
     read: Callable[[], bytes]
 
     def decode(self) -> Image.Image:
@@ -40,25 +40,25 @@ class ImageFile:
             raise UnreadableImage(f"{self.size:,} bytes: more than {MAX_BYTES:,}")
         try:
             data = self.read()
-        except Exception as error:  # a damaged archive makes zipfile raise a dozen types
+        except Exception as error:  # zipfile raises many types for a damaged archive
             raise UnreadableImage(one_line(error)) from error
         return images.decode(data)
 
 
 def list_images(spec: str) -> list[ImageFile]:
-    """Lists the images that a path, a pattern or several of them with commas between name.
+    """Lists the images of a path, a glob pattern, or several of these separated by commas.
 
-    Each path is a folder, a zip archive or an image file. Folders are searched to the bottom,
-    through links too; hidden files and archives inside are passed over. What is named twice is
-    listed once. Names are in natural order; where two folders or archives hold equal ones, every
-    name starts with the folder's or archive's own.
+    Each path is a folder, a zip archive or an image file. Folders are searched recursively and
+    through links; hidden files, and archives in folders, are ignored. No file is listed twice.
+    Names are in natural order. If two folders or archives hold equal names, every name is prefixed
+    with its folder or archive.
 
     Raises:
       UserError: a path does not exist, cannot be read or holds no image.
     """
     found: dict[str, ImageFile] = {}
     for path in _expand(spec):
-        # Of two members of an archive with one name the later counts, as when extracting.
+        # Of two members of an archive with the same name the last counts, as in unzipping.
         found = {file.path: file for file in _list_path(path)} | found
     files = list(found.values())
     if len({file.name for file in files}) < len(files):
@@ -68,21 +68,21 @@ def list_images(spec: str) -> list[ImageFile]:
 
 
 def natural_key(text: str) -> tuple[list, str]:
-    """Returns a sort key by which 2 comes before 10; the text itself decides ties."""
+    """Returns a sort key by which 2 comes before 10; ties are broken by the text itself."""
     parts: list = re.split("([0-9]+)", text.casefold())
-    # By the number of digits, then by the digits: int() refuses more than 4,300 of them.
+    # Not `int`, which refuses more than 4,300 digits.
     parts[1::2] = [(len(digits), digits) for digits in (p.lstrip("0") for p in parts[1::2])]
     return parts, text
 
 
 def _expand(spec: str) -> list[str]:
-    if whole := _matches(spec):  # a path may itself hold commas and brackets
+    if whole := _matches(spec):  # a path may contain commas and brackets
         return whole
     paths = []
     for part in filter(None, map(str.strip, spec.split(","))):
         matches = _matches(part)
         if not matches and glob.has_magic(part):
-            raise NotThereError(f"{part!r} matches no folder, zip archive or image; {_here()}")
+            raise NotFoundError(f"{part!r} matches no folder, zip archive or image; {_here()}")
         paths += matches or [os.path.expanduser(part)]
     if not paths:
         raise UserError("no images given: name a zip archive, a folder or a pattern such as *.zip")
@@ -110,8 +110,8 @@ def _list_path(path: str) -> list[ImageFile]:
         raise UserError(f"this user may not read {where!r}: chmod it, or use a copy") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         where = error.filename if os.path.isdir(path) else path
-        raise NotThereError(f"{where!r} does not exist, or links to nothing; {_here()}") from error
-    except Exception as error:  # zipfile raises a dozen types on a damaged directory
+        raise NotFoundError(f"{where!r} does not exist, or links to nothing; {_here()}") from error
+    except Exception as error:  # zipfile raises many types for a damaged archive
         raise UserError(
             f"{path!r} is not a folder, an image or a complete zip archive ({one_line(error)}): "
             "copy or download it again"
@@ -125,7 +125,7 @@ def _list_path(path: str) -> list[ImageFile]:
 
 
 def _in_folder(top: str) -> Iterator[ImageFile]:
-    pending, seen = [top], set()  # linked folders come after the others
+    pending, seen = [top], set()
     while pending:
         for folder, folders, names in os.walk(pending.pop(0), onerror=_raise):
             real = os.path.realpath(folder)
@@ -135,13 +135,13 @@ def _in_folder(top: str) -> Iterator[ImageFile]:
             seen.add(real)
             folders[:] = [name for name in folders if not _is_hidden(name)]
             paths = [os.path.join(folder, name) for name in folders]
-            pending += sorted(filter(os.path.islink, paths))  # `walk` passes over these
+            pending += sorted(filter(os.path.islink, paths))  # `os.walk` does not enter links
             for name in names:
                 path = os.path.join(folder, name)
                 if _is_hidden(name):
                     continue
                 if os.path.islink(path):
-                    os.stat(path)  # one that leads nowhere may be a class: that is an error
+                    os.stat(path)  # a broken link may stand for a whole class: raise an error
                 if _is_image(name) and os.path.isfile(path):
                     yield _on_disk(top, os.path.relpath(path, top), os.path.join(real, name))
 
@@ -166,14 +166,14 @@ def _on_disk(top: str, inner: str, path: str = "") -> ImageFile:
 
 def _in_archive(path: str) -> Iterator[ImageFile]:
     archive = zipfile.ZipFile(path)
-    lock = threading.Lock()  # ZipFile counts its open members without one
+    lock = threading.Lock()  # opening a member of a ZipFile is not thread-safe
 
     def read(info: zipfile.ZipInfo) -> bytes:
         with lock, archive.open(info) as member:
-            return member.read(info.file_size + 1)  # no more than its header says
+            return member.read(info.file_size + 1)  # at most the size in its header
 
     for info in archive.infolist():
-        # Some programs write backslashes, and some a leading "./".
+        # Some programs write backslashes or a leading "./".
         parts = [p for p in info.filename.replace("\\", "/").split("/") if p not in ("", ".")]
         if not parts or info.is_dir() or not _is_image(parts[-1]) or any(map(_is_hidden, parts)):
             continue
@@ -193,12 +193,12 @@ def _is_image(name: str) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    # The others are of macOS's archives, Synology's and QNAP's thumbnails, and Windows.
+    # Folders of macOS archives, of thumbnails on Synology and QNAP, and of Windows.
     return name.startswith(".") or name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
 
 
 def _encodable(name: str) -> str:
-    """Escapes bytes that are no UTF-8: hashing them would fail."""
+    """Escapes bytes that are not UTF-8, because they cannot be hashed or written."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Images of a Hugging Face set, from the Hub or a folder; only here is `datasets` imported."""
+"""Images of a Hugging Face set, from the Hub or a local folder."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 from bn_vgg.data import images
 from bn_vgg.data.sources import Record, Source, is_folder
-from bn_vgg.errors import NotThereError, UserError, needing, telling
+from bn_vgg.errors import NotFoundError, UserError, wrap_errors, wrap_import_errors
 
 _ADVICE = "; check the name and the network; a folder is written hf:./folder"
 
@@ -17,10 +17,10 @@ _ADVICE = "; check the name and the network; a folder is written hf:./folder"
 def hugging_face_images(name: str) -> Source:
     """Opens `uoft-cs/cifar10`, `NAME:CONFIGURATION`, or a folder such as `./pets`.
 
-    A folder holds what `save_to_disk` wrote, or files that `load_dataset` reads. The first Image
-    and the first ClassLabel are taken; rows without either are left out. The records have the set's
-    splits where several have labels. A key is `train/00000012`, split and position. The
-    fingerprint covers classes, records and the images' encoded bytes.
+    A folder is one that `save_to_disk` wrote, or that `load_dataset` can read. The first Image and
+    the first ClassLabel column are used; rows without either are left out. Records have the set's
+    splits if several of these have labels. A key is `train/00000012`, split and position. The
+    fingerprint is a digest of classes, records and encoded images.
 
     Raises:
       UserError: `datasets` is not installed; there is no such set, it cannot be downloaded or read,
@@ -32,7 +32,7 @@ def hugging_face_images(name: str) -> Source:
     encoded = type(features[image])(decode=False)
 
     def rows() -> Iterator[tuple[str, int, int, bytes]]:
-        with telling(f"Hugging Face set {name!r}", _ADVICE):
+        with wrap_errors(f"Hugging Face set {name!r}", _ADVICE):
             for split, dataset in splits.items():
                 rows = dataset.select_columns([image, label]).cast_column(image, encoded)
                 for position, row in enumerate(rows):
@@ -55,10 +55,10 @@ def hugging_face_images(name: str) -> Source:
 def _load(name: str) -> dict[str, Any]:
     folder = os.path.expanduser(name) if is_folder(name) else None
     if folder and not os.path.isdir(folder):
-        raise NotThereError(f"config.data.source: no folder {folder!r}")
-    with needing("hf"):
+        raise NotFoundError(f"config.data.source: no folder {folder!r}")
+    with wrap_import_errors("hf"):
         import datasets
-    with telling(f"Hugging Face set {name!r}", _ADVICE):
+    with wrap_errors(f"Hugging Face set {name!r}", _ADVICE):
         if folder and {"state.json", "dataset_dict.json"} & set(os.listdir(folder)):
             found = datasets.load_from_disk(folder)
         else:

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to an upright 8-bit RGB image of a given shorter side."""
+"""Decodes image files to upright 8-bit RGB, and scales them."""
 
 import io
 
@@ -9,22 +9,22 @@ from bn_vgg.errors import one_line
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 
-# A strip of 1 x 50,000 pixels would become 128 x 6,400,000. Panoramas stay far below this.
+# Scaling 1 x 50,000 pixels would give 128 x 6,400,000. Panoramas are far below this ratio.
 MAX_ASPECT_RATIO = 20
 
 
 class UnreadableImage(Exception):  # noqa: N818 - a state of the data, not a fault of the program
-    """An image that cannot be used; the message is one line that says why."""
+    """An image cannot be used; the message is one line that says why."""
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decodes an image file to upright 8-bit RGB; of a GIF its first frame.
+    """Decodes an image file, of a GIF its first frame, to upright 8-bit RGB.
 
-    The EXIF orientation is applied, transparency laid over white, 16-bit grey divided by 257.
+    Applies the EXIF orientation, blends transparency over white, and divides 16-bit grey by 257.
 
     Raises:
-      UnreadableImage: the data is truncated, no image of these types, has more than twice
-        `PIL.Image.MAX_IMAGE_PIXELS`, or grey levels of a range that the file does not tell.
+      UnreadableImage: the data is truncated or not one of `FORMATS`; the image has more than twice
+        `PIL.Image.MAX_IMAGE_PIXELS`, or grey levels of an unknown range.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -32,15 +32,15 @@ def decode(data: bytes) -> Image.Image:
             return upright_rgb(image)
     except UnreadableImage:
         raise
-    except UnidentifiedImageError as error:  # its text holds only the address of the BytesIO
+    except UnidentifiedImageError as error:  # its message has only the address of the BytesIO
         reason = f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image" if data else "empty file"
         raise UnreadableImage(reason) from error
-    except Exception as error:  # Pillow's decoders raise nearly every built-in one on bad data
+    except Exception as error:  # Pillow's decoders raise many types for damaged data
         raise UnreadableImage(one_line(error)) from error
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image of any mode as `decode` does, which explains how."""
+    """Converts an image of any mode to upright 8-bit RGB, see `decode`."""
     rgb = _rgb(image)
     rgb.getexif()[ExifTags.Base.Orientation] = _orientation(image)
     return ImageOps.exif_transpose(rgb)
@@ -60,7 +60,7 @@ def scale_shorter_side(image: Image.Image, side: int) -> Image.Image:
             f"{image.width}x{image.height} pixels: one side is more than {MAX_ASPECT_RATIO} times "
             "the other"
         )
-    scaled = (2 * longer * side + shorter) // (2 * shorter)  # in whole numbers, halves upwards
+    scaled = (2 * longer * side + shorter) // (2 * shorter)  # in integers, rounding half up
     size = (side, scaled) if image.width <= image.height else (scaled, side)
     return image.resize(size, Image.Resampling.BICUBIC)
 
@@ -68,18 +68,18 @@ def scale_shorter_side(image: Image.Image, side: int) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF beside sound pixels is common: do not lose the image for it
+    except Exception:  # damaged EXIF data is common in sound images
         return 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        levels = np.asarray(image)  # `convert` would clip them at 255
+        levels = np.asarray(image)  # `convert` would clip at 255
         if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
             raise UnreadableImage("grey levels of more than 16 bits, of an unknown range")
         image = Image.fromarray(np.rint(levels / 257).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    # By way of an array, which has none of the file's metadata: some are damaged.
+    # Through an array, which drops the file's metadata, because they may be damaged.
     return Image.fromarray(np.asarray(image.convert("RGB")))

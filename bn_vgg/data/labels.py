@@ -1,4 +1,4 @@
-"""Image files as a labelled source: the class is in the file's name or its folder's."""
+"""Image files as a labelled source: classes by file names or by folders."""
 
 import hashlib
 import re
@@ -13,9 +13,9 @@ from bn_vgg.errors import UserError
 
 _KAGGLE = re.compile(r"(?P<label>[^.]+)\.(?P<rest>[0-9]+\.[^.]+)")
 _TEST_FOLDER = re.compile(r"test(ing)?([ _-]?(set|data|images))?\d*")
-# Folders that, without others, make no classes; the first is an archive's root.
+# Folders that are not classes; the first is an archive's root.
 _NO_CLASS = re.compile(r"|train(ing)?|valid(ation)?|val|test\d*")
-# Where this share of the names is like Kaggle's, the others are strays.
+# With this share of names like Kaggle's, files with other names are ignored.
 _NEARLY_ALL = 0.9
 
 # A file, its class, and its name within the class.
@@ -23,19 +23,21 @@ _Labelled = tuple[ImageFile, str, str]
 
 
 def labelled_files(spec: str) -> Source:
-    """Opens images whose names or folders say what they show.
+    """Opens images that are labelled by their names or folders.
 
-    A class is either in the names, `<class>.<number>.<extension>`, as Kaggle has it (`cat.12.jpg`),
-    or it is the folder that holds the file, as Microsoft has it (`PetImages/Cat/12.jpg`). Classes
-    are lower case and in alphabetical order. A record's key is `cat/12.jpg` in either layout;
-    another file with the same key has `@` and its name added. Unlabelled files in `test` or
-    `test1`, and a few strays among Kaggle's names, are left out; standard error says so.
+    The class is either part of the file's name, `<class>.<number>.<extension>`, as in Kaggle's
+    archive (`cat.12.jpg`), or the name of its folder, as in Microsoft's (`PetImages/Cat/12.jpg`).
+    Classes are lower case and in alphabetical order. A record's key is `cat/12.jpg` in either
+    layout; if another file has the same key, `@` and the file's name are appended. Unlabelled files
+    in `test` or `test1`, and a few files that are not named like Kaggle's others, are left out,
+    with a message on standard error.
 
-    The fingerprint covers keys, sizes and, for archives, the CRC-32 of every image; for folders
-    the modification times. No image is read for it, and it does not depend on the paths.
+    The fingerprint is a digest of keys, sizes and each image's CRC-32 (archives) or modification
+    time (folders). It reads no image and does not depend on the paths.
 
     Raises:
-      UserError: as for `list_images`; no two classes are found; or names and folders disagree.
+      UserError: as for `list_images`; there are fewer than two classes; or names and folders give
+        different classes.
     """
     keyed: dict[str, tuple[str, ImageFile]] = {}
     for file, class_name, rest in _classify(list_images(spec), spec):
@@ -73,34 +75,35 @@ def _classify(files: list[ImageFile], spec: str) -> list[_Labelled]:
         else:
             strays.append(file)
         by_folder.append((file, folder, base))
-    _say_left_out(unlabelled, "without labels", spec)
+    _report_left_out(unlabelled, "without labels", spec)
     names, folders = _classes(by_name), _classes(by_folder)
     have_names = len(names) > 1
     have_folders = len(folders) > 1 and folders[0] and not all(map(_NO_CLASS.fullmatch, folders))
     if have_names and have_folders and _disagree(by_name, by_folder):
         raise UserError(
-            f"{spec!r}: by the files' names the classes are {_some(names)} (as in "
-            f"{by_name[0][0].name!r}), by their folders {_some(folders)}: rename either, so that "
-            "they agree or only one of them makes classes"
+            f"{spec!r}: by the files' names the classes are {_shorten(names)} (as in "
+            f"{by_name[0][0].name!r}), by their folders {_shorten(folders)}: rename either, so "
+            "that they agree or only one of them makes classes"
         )
     if have_folders and (strays or not have_names):
         return by_folder
     if have_names and len(by_name) >= _NEARLY_ALL * len(by_folder):
-        _say_left_out(strays, "not named <class>.<number>.<extension>", spec)
+        _report_left_out(strays, "not named <class>.<number>.<extension>", spec)
         return by_name
     unclear = [file.name for file in strays if have_names or not file.parent][:1]
     problem = f"nothing says what {unclear[0]!r} shows" if unclear else "two classes are needed"
     raise UserError(
-        f"{spec!r}: {problem} (classes by the files' names: {_some(names)}; by their folders: "
-        f"{_some(folders)}); call all files cat.1.jpg, dog.1.jpg, ... or put each class in a "
+        f"{spec!r}: {problem} (classes by the files' names: {_shorten(names)}; by their folders: "
+        f"{_shorten(folders)}); call all files cat.1.jpg, dog.1.jpg, ... or put each class in a "
         "folder of its own"
     )
 
 
 def _disagree(by_name: list[_Labelled], by_folder: list[_Labelled]) -> bool:
-    """Whether names and folders make different groups; cat.1.jpg in cats, dog.1.jpg in dogs do not.
+    """Whether names and folders group the files differently.
 
-    Folders in which only some files are named like Kaggle's do not count.
+    They do not for cat.1.jpg in cats and dog.1.jpg in dogs. Folders where only some files are named
+    like Kaggle's are ignored.
     """
     sizes = Counter(folder for _, folder, _ in by_folder)
     named = Counter(_folder(file) for file, _, _ in by_name)
@@ -124,11 +127,11 @@ def _is_for_test(file: ImageFile) -> bool:
     return any(map(_TEST_FOLDER.fullmatch, [*file.name.lower().split("/")[:-1], _folder(file)]))
 
 
-def _some(names: list[str]) -> str:
+def _shorten(names: list[str]) -> str:
     return ", ".join(filter(None, names[:6])) + (", ..." if len(names) > 6 else "") or "none"
 
 
-def _say_left_out(files: list[ImageFile], why: str, spec: str) -> None:
+def _report_left_out(files: list[ImageFile], why: str, spec: str) -> None:
     if files:
         text = f"{spec}: left out {len(files)} images {why}, such as {files[0].name!r}"
         tqdm.write(text, file=sys.stderr)

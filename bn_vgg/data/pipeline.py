@@ -1,8 +1,8 @@
-"""From cached images to chunks: several batches that one call of a compiled program takes.
+"""From cached images to chunks, the batches for one call of a compiled program.
 
-Batches are integers, drawn on the host for a whole epoch: which crops of which images. A split's
-images are one flat array of bytes. It is kept on the devices, where the step cuts its crops out of
-it and only integers travel, or on the host, where Grain's threads cut the same crops.
+For each epoch the host draws integers that say which crops of which images form a batch. A split's
+images are one flat array of bytes. It is kept on the devices, where the step cuts its crops and
+only integers are transferred; or on the host, where Grain's threads cut the same crops.
 """
 
 import os
@@ -14,35 +14,34 @@ import numpy as np
 from jax import lax
 
 from bn_vgg.data.cache import ImageCache
-from bn_vgg.data.crops import cut_crops, epoch_order, five_corners, places, random_corners
+from bn_vgg.data.crops import crop_offsets, cut_crops, epoch_order, five_corners, random_corners
 from bn_vgg.data.splits import Splits
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
 
 PLACEMENTS = ("auto", "device", "host")
-# Steps of a chunk, at most: enough that starting one costs nothing.
+# Steps of a chunk at most. With ten, the cost of a call is negligible.
 _MAX_STEPS = 10
-# On a CPU a chunk is short, so that Ctrl-C is soon obeyed: 100 images of 128x128 take seconds.
+# A CPU takes seconds for 100 images of 128x128, and Ctrl-C waits for the end of a chunk.
 _MAX_CPU_PIXELS = 2_000_000
 # Positions in the flat array are int32 on the device.
 _MAX_BYTES = 2**31 - 1
 
-# S batches of N examples, by name: `crop_start` and `row_stride` (S, N, K), int64, say where the K
-# crops of each example are in the flat pixels, in bytes; `label`, with mixup `partner_label`, and
-# `position` (S, N), int32; `mask` (S, N), float32. With images on the host `crops`
-# (S, N, K, H, W, C), uint8, takes the place of the first two.
+# S batches of N examples with K crops each: `crop_start` and `row_stride` (S, N, K), int64, see
+# `crop_offsets`; `label`, `position` and, with mixup, `partner_label`, int32, and `mask`, float32,
+# (S, N). If images are on the host, `crops` (S, N, K, H, W, C), uint8, replaces the first two.
 Batches = dict[str, np.ndarray]
 
 
 class Chunk(NamedTuple):
     """Batches for one call of a compiled program, on the devices."""
 
-    batches: dict[str, Any]  # see `Batches`; with several devices these are the first axis
-    pixels: Any  # the split's, flat uint8; None where they are on the host
+    batches: dict[str, Any]  # see `Batches`; with several devices the first axis is over these
+    pixels: Any  # of the split, flat uint8; None if they are on the host
     num_steps: int
 
     def step(self, index: int, devices: Devices) -> "Chunk":
-        """Returns the chunk of the batch with this index alone."""
+        """Returns the chunk of only the batch with this index."""
         axis = 0 if devices.axis_name is None else 1
         one = {
             key: lax.slice_in_dim(array, index, index + 1, axis=axis)
@@ -54,18 +53,18 @@ class Chunk(NamedTuple):
 class Split(NamedTuple):
     """The images of one split."""
 
-    pixels: Any  # flat uint8, on the host (others may lie between them) or on the devices
-    starts: np.ndarray  # the first byte of each, int64, (N,)
+    pixels: Any  # flat uint8; on the host with those of all splits, on the devices alone
+    starts: np.ndarray  # offset of each image, in bytes, int64, (N,)
     sizes: np.ndarray  # height and width in pixels, int64, (N, 2)
     labels: np.ndarray  # int32, (N,)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Bytes of each image, int64, (N,)."""
+        """Size of each image in bytes, int64, (N,)."""
         return self.sizes.prod(axis=1) * 3
 
     def on_device(self, devices: Devices, num_bytes: int) -> "Split":
-        """Copies the images to every device without what lies between them, padded at the end."""
+        """Copies only this split's images to every device, padded to `num_bytes`."""
         packed = np.zeros(num_bytes, np.uint8)
         ends = np.cumsum(self.lengths)
         starts = ends - self.lengths
@@ -78,9 +77,8 @@ class Data:
     """The images of a run, and the chunks of batches that its steps take.
 
     Attributes:
-      seed: of the order and the crops.
-      description: the numbers of images and where they are kept, for a person.
-      steps_per_epoch: training batches of an epoch; a last incomplete one is dropped.
+      description: the numbers of images and their placement, to be printed.
+      steps_per_epoch: training batches of an epoch; an incomplete last one is dropped.
       train_split, valid_split, test_split: the images, all on the devices or all `on_host`.
     """
 
@@ -90,18 +88,18 @@ class Data:
         """Places the images of `config.data.source`.
 
         Raises:
-          UserError: too few images for a batch, or `config.data.placement` is `device` and they
-            do not fit there.
+          UserError: there are too few images for a batch, or `config.data.placement` is `device`
+            and they do not fit there.
         """
         self._eval_config, self._devices = config["eval"], devices
-        self.seed, self._batch_size = config["seed"], config["batch_size"]
+        self._seed, self._batch_size = config["seed"], config["batch_size"]
         self._crop_size, self._mixup = config["data"]["crop_size"], config["augment"]["mixup"]
         if len(splits.train) < self._batch_size:
             raise UserError(
                 f"config.batch_size: {len(splits.train)} training images do not fill a batch of "
                 f"{self._batch_size}"
             )
-        # More than a split's examples would be padding alone.
+        # A batch larger than the largest split would contain only more padding.
         most = max(map(len, splits))
         share = -(-min(self._eval_config["batch_size"], most) // devices.count)
         self._eval_batch_size = share * devices.count
@@ -113,7 +111,7 @@ class Data:
         self._unplaced = on_host[0]
         self.on_host = not _fits(config["data"]["placement"], on_host)
         train, *held_out = (int(split.lengths.sum()) for split in on_host)
-        # Both are evaluated by one program, compiled for their common length.
+        # One compiled program evaluates both, so they need the same length.
         self.train_split, self.valid_split, self.test_split = (
             split if self.on_host else split.on_device(devices, num_bytes)
             for split, num_bytes in zip(on_host, (train, max(held_out), max(held_out)), strict=True)
@@ -124,11 +122,11 @@ class Data:
         )
 
     def train(self, epoch: int, *, skip: int = 0) -> Iterator[Chunk]:
-        """Yields the training batches of `epoch`, counted from 0, without the first `skip`."""
+        """Yields the training batches of `epoch`, counted from 0, except the first `skip`."""
         return self._chunks(self.train_split, self._epoch(epoch, self.train_split), skip)
 
     def precise(self, epoch: int) -> Iterator[Chunk]:
-        """Yields the first training batches of `epoch`, over which PreciseBN averages."""
+        """Yields the first training batches of `epoch`, for PreciseBN."""
         count = -(-self._eval_config["precise_examples"] // self._batch_size)
         batches = self._epoch(epoch, self.train_split)
         return self._chunks(self.train_split, {key: a[:count] for key, a in batches.items()})
@@ -139,7 +137,7 @@ class Data:
         return self._chunks(split, batches)
 
     def compared(self) -> Iterator[Chunk]:
-        """Yields the central crops of the first validation images, in batches as in training."""
+        """Yields the central crops of the first validation images, in batches of `batch_size`."""
         count, split = self._eval_config["compared_examples"], self.valid_split
         first = Split(split.pixels, *(each[:count] for each in split[1:4]))
         batches = eval_batches(first, self._batch_size, self._crop_size)
@@ -147,13 +145,13 @@ class Data:
         return self._chunks(split, batches)
 
     def first_crops(self) -> np.ndarray:
-        """The crops of the first training batch: (N, H, W, C), uint8."""
+        """Returns the crops of the first training batch: (N, H, W, C), uint8."""
         batches = self._epoch(0, self._unplaced)
         first, stride = batches["crop_start"][0], batches["row_stride"][0]
         return cut_crops(self._unplaced.pixels, first, stride, self._crop_size)[:, 0]
 
     def _epoch(self, epoch: int, split: Split) -> Batches:
-        batches = train_batches(split, self.seed, epoch, self._batch_size, self._crop_size)
+        batches = train_batches(split, self._seed, epoch, self._batch_size, self._crop_size)
         return with_partners(batches) if self._mixup else batches
 
     def _chunks(self, split: Split, batches: Batches, skip: int = 0) -> Iterator[Chunk]:
@@ -178,7 +176,7 @@ class Data:
         if not self.on_host:
             yield from map(to_devices, map(on_host, indices))
             return
-        # Grain costs a third of a second to import, and is needed only here.
+        # Imported only here, because it takes a third of a second.
         import grain
 
         threads = max(1, min(8, (os.cpu_count() or 1) - 1))
@@ -189,10 +187,10 @@ class Data:
 
 
 def chunk_length(num_batches: int, num_pixels: int) -> int:
-    """Returns how many of `num_batches` batches, of `num_pixels` each, make a chunk.
+    """Returns the number of batches, of `num_pixels` each, that form a chunk.
 
-    A divisor of `num_batches` where one is near the limit, because a last chunk of another length
-    is compiled for itself.
+    It is a divisor of `num_batches` if there is one near the limit, because a shorter last chunk
+    would have to be compiled, too.
     """
     limit = min(_MAX_STEPS, num_batches)
     if jax.default_backend() == "cpu":
@@ -202,15 +200,15 @@ def chunk_length(num_batches: int, num_pixels: int) -> int:
 
 
 def train_batches(split: Split, seed: int, epoch: int, batch_size: int, crop_size: int) -> Batches:
-    """Draws one epoch: every example at most once, in full batches, one random crop of each.
+    """Draws the order and random crops of one epoch: full batches, each example at most once.
 
-    Returns `crop_start` (K = 1), `row_stride`, `label` and `position`, the example's in the epoch.
-    The batch size is over all hosts.
+    Returns `crop_start` (K = 1), `row_stride`, `label` and `position`, that of the example in the
+    epoch. `batch_size` is over all hosts.
     """
     count = len(split.labels)
     order = epoch_order(seed, epoch, count)
     corners = random_corners(seed, epoch, split.sizes[order], crop_size)
-    first, stride = places(corners, split.starts[order], split.sizes[order, 1])
+    first, stride = crop_offsets(corners, split.starts[order], split.sizes[order, 1])
     num_batches = count // batch_size
     used, shape = num_batches * batch_size, (num_batches, batch_size)
     return {
@@ -222,7 +220,7 @@ def train_batches(split: Split, seed: int, epoch: int, batch_size: int, crop_siz
 
 
 def with_partners(batches: Batches) -> Batches:
-    """Adds to each example the crop and `partner_label` of its partner: the one before it."""
+    """Adds the crop and the `partner_label` of each example's partner, the previous example."""
     twice = {
         name: np.concatenate([batches[name], np.roll(batches[name], 1, axis=1)], axis=2)
         for name in ("crop_start", "row_stride")
@@ -231,17 +229,16 @@ def with_partners(batches: Batches) -> Batches:
 
 
 def eval_batches(split: Split, batch_size: int, crop_size: int) -> Batches:
-    """Lays out every example's five crops, each example once; the last batch is padded.
+    """Returns batches of every example's five crops; the last batch is padded.
 
-    Where every image is as large as a crop, the five are one and it comes once. Returns
-    `crop_start` (the centre last), `row_stride`, `label` and `mask` (0 for padding). The
-    batch size is over all hosts.
+    If all images are as large as a crop, there is only one crop. Returns `crop_start` (the central
+    crop last), `row_stride`, `label` and `mask` (0 for padding). `batch_size` is over all hosts.
     """
     count = len(split.labels)
     corners_N52 = five_corners(split.sizes[:, 0], split.sizes[:, 1], crop_size)
     if (split.sizes == crop_size).all():
         corners_N52 = corners_N52[:, -1:]
-    first, stride = places(corners_N52, split.starts[:, None], split.sizes[:, None, 1])
+    first, stride = crop_offsets(corners_N52, split.starts[:, None], split.sizes[:, None, 1])
     num_batches = -(-count // batch_size)
     chosen = np.resize(np.arange(count), num_batches * batch_size)
     index, shape = np.arange(len(chosen)), (num_batches, batch_size)
@@ -254,7 +251,7 @@ def eval_batches(split: Split, batch_size: int, crop_size: int) -> Batches:
 
 
 def _fits(placement: str, splits: list[Split]) -> bool:
-    """Decides whether `splits` are placed on the device."""
+    """Whether `splits` are to be placed on the device."""
     if placement == "host":
         return False
     sizes = [int(split.lengths.sum()) for split in splits]
@@ -270,7 +267,7 @@ def _fits(placement: str, splits: list[Split]) -> bool:
 
 
 def _room() -> int:
-    """Bytes for images on each device: half of an accelerator's memory, a quarter of a CPU's."""
+    """Returns the bytes for images on each device: half of a GPU's memory, a quarter of a CPU's."""
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
     if min(limits) > 0:
         return min(limits) // 2

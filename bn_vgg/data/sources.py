@@ -1,4 +1,4 @@
-"""Labelled images wherever they come from, and which source `config.data.source` names."""
+"""Sources of labelled images, and how `config.data.source` selects one."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from bn_vgg.errors import NotThereError, UserError
+from bn_vgg.errors import NotFoundError, UserError
 
 _CHOICES = (
     "config.data.source takes a TFDS name (cats_vs_dogs), a Hugging Face name "
@@ -20,10 +20,10 @@ _CHOICES = (
 class Record(NamedTuple):
     """One labelled image, before it is read."""
 
-    # Unique; the part before an `@` decides the split, so that copies of an image share one.
+    # Unique. The split depends on the part before an `@`, so that copies of an image share one.
     key: str
     label: int  # index into the source's `class_names`
-    split: str = ""  # `train`, `validation` or `test` where the publisher assigned one
+    split: str = ""  # `train`, `validation` or `test` if the publisher assigned one
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class Source:
     fingerprint: str  # hexadecimal digest of the content
     class_names: tuple[str, ...]
     records: Sequence[Record]  # in an order that depends on the content alone
-    # Yields, for each record in order, what decodes its image as upright RGB, in any thread, or
-    # raises UnreadableImage.
+    # Returns a function for each record, in order, which decodes the image as upright RGB in any
+    # thread, or raises UnreadableImage.
     readers: Callable[[], Iterable[Callable[[], Image.Image]]]
 
 
 def kind(spec: str) -> str:
-    """Returns `cartoons`, `files`, `tfds`, `hf` or `hf_folder`; raises UserError otherwise.
+    """Returns `cartoons`, `files`, `tfds`, `hf` or `hf_folder`, or raises a UserError.
 
-    A bare word is a name: a folder in the working directory is written `./name`. After `hf:` a
-    folder comes first.
+    A single word is a TFDS name; a folder in the working directory is written `./name`. After `hf:`
+    an existing folder takes precedence over a name.
     """
     if not spec:
         raise UserError(f"config.data.source is empty; {_CHOICES}")
@@ -55,20 +55,20 @@ def kind(spec: str) -> str:
         return "tfds"
     if spec.startswith(("/", ".", "~")) or set(spec) & set("*?[,") or os.path.exists(spec):
         return "files"
-    # With a builder's configuration, imagenet_resized/32x32; but data/PetImags is a mistyped path.
+    # imagenet_resized/32x32 is a TFDS name; data/PetImags is a mistyped path if data/ exists.
     is_path = spec.endswith(".zip") or os.path.isdir(spec.partition("/")[0])
     if re.fullmatch(r"\w+/[\w.-]+", spec) and not is_path:
         return "tfds"
-    raise NotThereError(f"config.data.source: no file or folder {spec!r}; {_CHOICES}")
+    raise NotFoundError(f"config.data.source: no file or folder {spec!r}; {_CHOICES}")
 
 
 def is_folder(name: str) -> bool:
-    """Whether what follows `hf:` is a folder here, not a name on the Hub."""
+    """Whether the part after `hf:` is a local folder, not a name on the Hub."""
     return name.startswith(("/", ".", "~")) or os.path.isdir(name)
 
 
 def open_source(spec: str) -> Source:
-    """Opens `spec`; imports what that kind of source needs, and only that."""
+    """Opens `config.data.source`; imports only the libraries that it needs."""
     match kind(spec):
         case "cartoons":
             from bn_vgg.data.cartoons import cartoons

@@ -1,4 +1,4 @@
-"""Which examples are for training, validation and test: one fixed shuffle of their keys."""
+"""Splits examples into training, validation and test sets by a fixed shuffle of their keys."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from bn_vgg.errors import UserError
 
 
 class Splits(NamedTuple):
-    """Indices of examples, int64, disjoint; each in the order of the fixed shuffle."""
+    """Disjoint indices of examples, int64, in the order of the fixed shuffle."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -20,12 +20,10 @@ class Splits(NamedTuple):
 def split(
     keys: Sequence[str], published: Sequence[str], *, valid_examples: int, test_examples: int
 ) -> Splits:
-    """Holds out the last `test_examples` for test and those before them for validation.
+    """Holds out the last `test_examples` for test, and `valid_examples` before them for validation.
 
-    Where the data's publisher brings a `validation` or `test` split, it is used whole, and only
-    the missing one is held out of the training examples.
-
-    `published` is `train`, `validation`, `test` or empty, one per example.
+    A `validation` or `test` split by the data's publisher is used as it is; only a missing one is
+    held out of the training examples. `published` is each example's `Record.split`.
 
     Raises:
       UserError: no example is left for training.
@@ -50,11 +48,11 @@ def split(
 def shuffled(keys: Sequence[str]) -> np.ndarray:
     """Orders examples by a digest of their keys; returns indices, int64.
 
-    A file keeps its place when others are added, left out or listed in another order.
+    The order of two files does not depend on which other files there are.
     """
 
     def place(index: int) -> tuple[bytes, str]:
-        # Copies of one image differ only after the `@`, and stay together.
+        # The keys of copies of one image differ only after the `@`; keep them together.
         image = keys[index].partition("@")[0]
         return hashlib.blake2b(image.encode(), digest_size=16).digest(), keys[index]
 

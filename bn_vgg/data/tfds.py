@@ -1,7 +1,6 @@
-"""Images of a TensorFlow Datasets (TFDS) set, which TFDS downloads and prepares.
+"""Images of a TensorFlow Datasets (TFDS) set.
 
-The only module that imports TFDS. It is itself imported only when a cache has to be built from
-a TFDS set: what TFDS brings along, TensorFlow above all, takes seconds to load.
+Imported only to build a cache from a TFDS set, because TFDS and TensorFlow take seconds to import.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from PIL import Image
 
 from bn_vgg.data import images
 from bn_vgg.data.sources import Record, Source
-from bn_vgg.errors import UserError, telling
+from bn_vgg.errors import UserError, wrap_errors
 
 SPLITS = ("train", "validation", "test")
 
@@ -26,40 +25,41 @@ _CATALOG = "https://tensorflow.org/datasets/catalog"
 _OTHERS = "config.data.source also takes a path or glob to zip files or folders, or cartoons"
 
 
-with telling("cannot import TensorFlow Datasets", "; reinstall tensorflow-datasets"):
+with wrap_errors("cannot import TensorFlow Datasets", "; reinstall tensorflow-datasets"):
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
 
 def tfds_images(name: str, *, data_dir: str | None = None) -> Source:
-    """Opens the images of a TFDS set, downloaded and prepared where they are not yet.
+    """Opens the images of a TFDS set, which TFDS downloads and prepares if necessary.
 
     The set needs an 8-bit image and a class label at the top level of its features. Images with a
-    negative label (unknown) are left out. The records have TFDS's splits where several have labels.
+    negative (unknown) label are left out. Records have TFDS's splits if several of these have
+    labels.
 
-    A key is `cat/12.jpg`, class and file name as in `labelled_files`, where the set tells file
-    names and these keys are unique; otherwise `train/00000012`, TFDS's split and its order.
+    A key is `cat/12.jpg`, class and file name as in `labelled_files`, if the set has file names and
+    these keys are unique; otherwise `train/00000012`, TFDS's split and position.
 
-    The fingerprint covers name, configuration, version, classes and records. It trusts TFDS's
-    rule that other images take another version: the encoded bytes of cats_vs_dogs vary between
-    machines.
+    The fingerprint is a digest of name, configuration, version, classes and records. It does not
+    cover the encoded images, because those of cats_vs_dogs vary between machines; TFDS gives other
+    images another version.
 
     Raises:
       UserError: there is no such set, it is not for image classification, or it cannot be
         downloaded, written or read.
     """
     builder = _builder(name, data_dir)
-    # Before gigabytes are downloaded in vain.
+    # Checked before gigabytes are downloaded.
     image_key, label_key = _image_and_label(name, builder.info)
     _prepare(builder)
     info = builder.info
-    # image/filename in cats_vs_dogs, for instance, and file_name in imagenet2012.
+    # image/filename in cats_vs_dogs, file_name in imagenet2012.
     texts = [key for key in info.features if isinstance(info.features[key], tfds.features.Text)]
     file_keys = [key for key in texts if re.search("file_?name$", key)][:1]
 
     def file_name(example: dict[str, Any]) -> str:
         paths = [example[key].decode(errors="replace") for key in file_keys]
-        # Of a key's `@`, see `Record`.
+        # `@` has a meaning in a key, see `Record`.
         return re.split(r"[/\\]", paths[0])[-1].replace("@", "%40") if paths else ""
 
     rows = [
@@ -96,10 +96,10 @@ def tfds_images(name: str, *, data_dir: str | None = None) -> Source:
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
-    with telling(f"TFDS cannot open {name!r}", f"; see {_CATALOG}; {_OTHERS}"):
+    with wrap_errors(f"TFDS cannot open {name!r}", f"; see {_CATALOG}; {_OTHERS}"):
         try:
             return tfds.builder(name, data_dir=data_dir)
-        except tfds.core.DatasetNotFoundError as error:  # its text lists a thousand sets
+        except tfds.core.DatasetNotFoundError as error:  # its message lists a thousand sets
             known = tfds.list_builders(with_community_datasets=False)
             close = difflib.get_close_matches(name, known, n=1)
             guess = f"did you mean {close[0]}? " if close else ""
@@ -112,7 +112,7 @@ def _image_and_label(name: str, info: Any) -> tuple[str, str]:
     is_dict = isinstance(info.features, tfds.features.FeaturesDict)
     features = dict(info.features.items()) if is_dict else {"": info.features}
     for pair in (info.supervised_keys, ("image", "label")):
-        # Supervised keys may be missing, three, or nested.
+        # There may be no supervised keys, three of them, or nested ones.
         if not pair or len(pair) != 2 or not all(isinstance(key, str) for key in pair):
             continue
         image, label = map(features.get, pair)
@@ -131,7 +131,7 @@ def _prepare(builder: Any) -> None:
         f"; check the network, and that {builder.data_dir} can be written and has room "
         f"(TFDS_DATA_DIR sets another folder); {_OTHERS}"
     )
-    with telling(f"TFDS cannot download and prepare {builder.info.full_name}", advice):
+    with wrap_errors(f"TFDS cannot download and prepare {builder.info.full_name}", advice):
         with contextlib.suppress(RuntimeError):
             tf.config.set_visible_devices([], "GPU")  # JAX needs its memory
         with contextlib.suppress(ImportError):
@@ -140,18 +140,18 @@ def _prepare(builder: Any) -> None:
             # Without a network TFDS's 10 retries take 204 seconds, 5 take 6.
             downloader.MAX_RETRIES = 5
         with contextlib.redirect_stdout(sys.stderr):
-            # Does nothing where the set is there already, in whatever format.
+            # Does nothing if the set is already prepared, in any format.
             builder.download_and_prepare()
 
 
 def _labelled(builder: Any, label: str) -> Iterator[tuple[str, int, dict]]:
-    """Yields split, position and features of the examples with a label; images stay encoded."""
+    """Yields split, position and features of all labelled examples, with encoded images."""
     features = builder.info.features
     encoded = [key for key in features if isinstance(features[key], tfds.features.Image)]
     decoders = dict.fromkeys(encoded, tfds.decode.SkipDecoding())
     in_order = tfds.ReadConfig(interleave_cycle_length=1)
     advice = f"; delete {builder.data_dir} or set TFDS_DATA_DIR to another folder, and run again"
-    with telling(f"cannot read the TFDS set {builder.info.full_name}", advice):
+    with wrap_errors(f"cannot read the TFDS set {builder.info.full_name}", advice):
         for split in filter(builder.info.splits.__contains__, SPLITS):
             if builder.info.file_format.value == "array_record":  # which tf.data cannot read
                 examples = builder.as_data_source(split, decoders=decoders)

@@ -4,17 +4,17 @@ A network is a Flax module. `config.model.name` names one of `MODELS`, or your o
 `package.module:Class`. `__call__(images_NHWC, *, train, positions_N=None)` returns logits
 (N, num_classes), float32; `vgg.py` explains the arguments. Its fields are recognized by name:
 
-  norm              a `NormFactory`: `norm.after(conv, x, train=train)` convolves, by `layers.Conv`,
-                    and normalizes; `norm.activate(x, train=train)` normalizes. In one module
-                    give each a `name`;
-  dropout_rate      for `layers.Dropout`; set to 0 where statistics are taken without dropout;
-  num_classes       outputs;
+  norm              a `NormFactory`: `norm.after(conv, x, train=train)` convolves by a `layers.Conv`
+                    and normalizes; `norm.activate(x, train=train)` normalizes and applies ReLU.
+                    Give each a `name` if a module has several;
+  dropout_rate      for `layers.Dropout`; it is set to 0 to compute statistics without dropout;
+  num_classes       number of outputs;
   dtype, precision  of the computation, for `layers.Conv` and `flax.linen.Dense`;
-  features, hidden_units, padding  if it has them, from `config.model`;
-  axis_name         if it has it: of `jax.lax.pmean`, for batch statistics of its own.
+  features, hidden_units, padding  (optional) from `config.model`;
+  axis_name         (optional) for `jax.lax.pmean`, if the network has batch statistics of its own.
 
-All others are set from `config.model.kwargs`. What a module reports, once, by
-`self.sow("intermediates", "output", x)` is observed at every evaluation.
+All other fields are set from `config.model.kwargs`. An output that a module reports, once, by
+`self.sow("intermediates", "output", x)` is summarized at every evaluation.
 """
 
 import inspect
@@ -26,17 +26,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from bn_vgg.errors import UserError
-from bn_vgg.models.lookup import blaming, find_class
+from bn_vgg.models.lookup import find_class, wrap_plugin_errors
 from bn_vgg.models.norms import make_norm_factory
 from bn_vgg.models.resnet import ResNet
 from bn_vgg.models.vgg import VGG
 
 MODELS: dict[str, type[nn.Module]] = {"vgg8": VGG, "resnet": ResNet}
-# Fields that other networks may lack.
+# Fields that a network need not have.
 _OPTIONAL = {"features", "hidden_units", "padding", "axis_name"}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-# Of products of float32 numbers. Unless `HIGHEST` is asked for, TPUs round the factors to bfloat16
-# and NVIDIA's GPUs to TensorFloat-32, whose significands have 11 bits instead of 24.
+# Of float32 products. Without `HIGHEST`, TPUs round the factors to bfloat16, and NVIDIA GPUs to
+# TensorFloat-32, whose significand has 11 bits instead of 24.
 PRECISIONS = {"highest": lax.Precision.HIGHEST, "tensorfloat32": lax.Precision.HIGH}
 
 
@@ -59,10 +59,10 @@ def make_model(
     """Builds the network from the fields of `config.model`, which configs/default.py explains.
 
     `axis_name` is the mapped axis over which devices share a batch, None under plain `jit`.
-    `common` are fields of networks by the same name.
+    `common` are the fields that networks have by the same name.
 
     Raises:
-      UserError: as `make_norm_factory`; or there is no such network, or it does not take `kwargs`.
+      UserError: as `make_norm_factory`; or the network does not exist or accept `kwargs`.
     """
     axis_name = None if per_device_stats else axis_name
     factory = make_norm_factory(
@@ -74,7 +74,7 @@ def make_model(
         "norm": factory, "dtype": DTYPES[dtype], "axis_name": axis_name,
         "precision": PRECISIONS[precision] if dtype == "float32" else None,
     }  # fmt: skip
-    with blaming("config.model.name", name, build):
+    with wrap_plugin_errors("config.model.name", name, build):
         takes = list(inspect.signature(build).parameters)
     if missing := set(common) - set(takes) - _OPTIONAL:
         raise UserError(f"config.model.name: {name} has no field {min(missing)}")
@@ -84,5 +84,5 @@ def make_model(
             f"config.model.kwargs: {name} takes no {unknown[0]!r}; "
             f"it takes: {', '.join(own) or 'nothing'}"
         )
-    with blaming("config.model.name", name, build):
+    with wrap_plugin_errors("config.model.name", name, build):
         return build(**{x: common[x] for x in takes if x in common}, **(kwargs or {}))

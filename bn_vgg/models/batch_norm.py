@@ -1,14 +1,14 @@
 """Normalizers by statistics over the batch and all positions, for each channel.
 
-For evaluation they keep running statistics in the collection `batch_stats`, float32. Fields that
-are common to them are set from `config.model`:
+For evaluation they keep running statistics in the collection `batch_stats`, float32. Their common
+fields are set from `config.model`:
 
   momentum   weight of the old value in the running statistics, at least 0 and less than 1
   epsilon    added to a variance before its square root, positive
-  average    running statistics are averages of the `variance`, as in Flax, or of the `stdev`,
-             as in the 2016 post; either is kept as a variance
-  axis_name  mapped axis over which devices share a batch; None where the batch is whole
-  dtype      of the result; None keeps the input's. Statistics are float32 always.
+  average    the running statistic averages the `variance`, as in Flax, or the `stdev` (standard
+             deviation), as in the 2016 post; it is always stored as a variance
+  axis_name  mapped axis over which devices share a batch; None if one device has all of it
+  dtype      of the result; None means the input's. Statistics are always float32.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from jax import lax
 
 from bn_vgg.errors import UserError
 
-# What is averaged from batch to batch as a function of the variance, and its inverse.
+# The averaged statistic as a function of the variance, and the inverse function.
 AVERAGES = {"variance": (lambda var: var, lambda var: var), "stdev": (jnp.sqrt, jnp.square)}
 
 
@@ -38,7 +38,7 @@ class MeanOnlyBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, use_running_average: bool, mean_of_x: Callable | None = None):
-        """Normalizes `x` (..., C). With `mean_of_x` the layer costs no more than a bias."""
+        """Normalizes `x` (..., C). With `mean_of_x` this costs no more than adding a bias."""
         channels = x.shape[-1]
         running = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
@@ -46,7 +46,7 @@ class MeanOnlyBatchNorm(nn.Module):
             mean = running.value
         else:
             mean = mean_of_x() if mean_of_x else mean_over_batch(x)
-            # `init` has no mapped axis, and its batch is not for learning from.
+            # `init` has no mapped axis, and must not update the running mean.
             if not self.is_initializing():
                 if self.axis_name is not None:
                     mean = lax.pmean(mean, self.axis_name)
@@ -63,12 +63,12 @@ def mean_over_batch(x):
 def batch_moments(x, axes: tuple[int, ...], axis_name: str | None = None):
     """Computes mean and biased variance as Flax's BatchNorm does, float32.
 
-    They are over `axes`, which stay with size 1, and over a mapped axis.
+    Both are over `axes`, which remain with size 1, and over the mapped axis, if any.
     """
     x = x.astype(jnp.float32)
     means = x.mean(axes, keepdims=True), lax.square(x).mean(axes, keepdims=True)
     mean, mean_square = lax.pmean(means, axis_name) if axis_name else means
-    # Rounding can make the difference negative where a channel hardly varies.
+    # If a channel hardly varies, rounding can make the difference negative.
     return mean, jnp.maximum(0.0, mean_square - lax.square(mean))
 
 
@@ -79,10 +79,10 @@ def normalize_by(x, moments, epsilon: float):
 
 
 class MomentNorm(nn.Module):
-    """Base of the normalizers by mean and variance: running statistics, scale and bias.
+    """Base class of normalizers by mean and variance, with running statistics, scale and bias.
 
     Running statistics start from mean 0 and variance 1. A subclass defines
-    `_normalize_batch(x, running)`, which normalizes a training batch and calls `_move`.
+    `_normalize_batch(x, running)`, which normalizes a training batch and calls `_update_running`.
     """
 
     momentum: float = 0.99
@@ -95,12 +95,12 @@ class MomentNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, use_running_average: bool):
-        """Normalizes `x` (N, ..., C); in training moves the running statistics."""
+        """Normalizes `x` (N, ..., C); in training updates the running statistics."""
         channels, like_x = x.shape[-1:], (1,) * (x.ndim - 1) + x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         running = mean.value.reshape(like_x), var.value.reshape(like_x)
-        # `init` takes a batch of any size: it only learns the shapes.
+        # `init` may get a batch of any size, such as one that `ghost_size` does not divide.
         if use_running_average or self.is_initializing():
             normal = normalize_by(x, running, self.epsilon)
         else:
@@ -110,10 +110,10 @@ class MomentNorm(nn.Module):
         y = normal * scale.reshape(like_x) + bias.reshape(like_x)
         return y.astype(self.dtype or x.dtype)
 
-    def _move(self, running, batch) -> None:
-        """Moves the running statistics towards the batch's, mean and variance each."""
+    def _update_running(self, running, batch) -> None:
+        """Averages the batch's mean and variance into the running statistics."""
         from_var, to_var = AVERAGES[self.average]
-        # The loss does not depend on them, and a square root has no slope at 0.
+        # They do not affect the loss, but the gradient of a square root at 0 would be a NaN.
         (old_mean, old_var), (mean, var) = running, lax.stop_gradient(batch)
         keep, learn = self.momentum, 1 - self.momentum
         new_mean = keep * old_mean + learn * mean
@@ -125,13 +125,13 @@ class MomentNorm(nn.Module):
 class FullBatchNorm(MomentNorm):
     """Batch normalization: y = scale * (x - mean) / sqrt(var + epsilon) + bias.
 
-    Ioffe and Szegedy 2015, "Batch Normalization". Computed by Flax's BatchNorm; only the running
-    averages are ours. It replaces the convolution's bias even without one of its own, because the
-    mean takes away any constant.
+    Ioffe and Szegedy 2015, "Batch Normalization". Computed by Flax's BatchNorm, except for the
+    running averages. It replaces the convolution's bias even if `use_bias` is False, because
+    subtracting the mean cancels any constant.
 
     Attributes:
-      use_scale: whether there is a learned scale, from 1.
-      use_bias: whether there is a learned bias, from 0.
+      use_scale: whether there is a learned scale, starting from 1.
+      use_bias: whether there is a learned bias, starting from 0.
     """
 
     use_scale: bool = True
@@ -139,29 +139,29 @@ class FullBatchNorm(MomentNorm):
 
     @nn.compact
     def __call__(self, x, use_running_average: bool):
-        """Normalizes `x` (..., C); in training moves the running statistics."""
+        """Normalizes `x` (..., C); in training updates the running statistics."""
         flax_norm = nn.BatchNorm(
-            # With 0, Flax stores the batch's own statistics. They are averaged below.
+            # With momentum 0 Flax stores the batch's statistics, which are averaged below.
             momentum=0.0, epsilon=self.epsilon, dtype=self.dtype or x.dtype,
             use_scale=self.use_scale, use_bias=self.use_bias, axis_name=self.axis_name,
         )  # fmt: skip
         nn.share_scope(self, flax_norm)
-        running = self._stored()
+        running = self._read_running()
         y = flax_norm(x, use_running_average=use_running_average)
         if not use_running_average and not self.is_initializing():
-            self._move(running, self._stored())
+            self._update_running(running, self._read_running())
         return y
 
-    def _stored(self):
+    def _read_running(self):
         return tuple(self.get_variable("batch_stats", name) for name in ("mean", "var"))
 
 
 class GhostBatchNorm(MomentNorm):
-    """Ghost batch normalization: `FullBatchNorm` of each `ghost_size` consecutive examples.
+    """Ghost batch normalization: batch normalization of sub-batches of `ghost_size` examples.
 
     Hoffer, Hubara and Soudry 2017, "Train longer, generalize better", algorithm 1. Running
-    statistics move once for each batch, towards the mean over its sub-batches of their means and
-    variances (or standard deviations); the paper moves them once for each sub-batch.
+    statistics are updated once for each batch, with the sub-batches' average mean and variance (or
+    standard deviation); the paper updates them once for each sub-batch.
 
     Attributes:
       ghost_size: examples of a sub-batch; it must divide each device's share of the batch.
@@ -182,7 +182,7 @@ class GhostBatchNorm(MomentNorm):
         from_var, to_var = AVERAGES[self.average]
         means = mean.mean(axis=0), from_var(var).mean(axis=0)
         over_ghosts, spread = lax.pmean(means, self.axis_name) if self.axis_name else means
-        self._move(running, (over_ghosts, to_var(spread)))
+        self._update_running(running, (over_ghosts, to_var(spread)))
         return normalize_by(ghosts, (mean, var), self.epsilon).reshape(x.shape)
 
 
@@ -190,20 +190,20 @@ class BatchRenorm(MomentNorm):
     """Batch renormalization: y = scale * ((x - mean) / sigma * r + d) + bias.
 
     Ioffe 2017, "Batch Renormalization", algorithm 1. mean and sigma = sqrt(var + epsilon) are the
-    batch's. r and d, constants to the gradient, pull the result, within bounds, to what the
-    running statistics would give:
+    batch's. r and d, through which no gradient flows, correct the result, within bounds, to what
+    the running statistics would give:
 
       r = clip(sigma / sigma_running, 1 / r_max, r_max)
       d = clip((mean - mean_running) / sigma_running, -d_max, d_max)
 
     The bounds start at 1 and 0, which is `FullBatchNorm`, and rise linearly after a warm-up. The
-    defaults are the paper's; the recipe's 60 epochs are some 12,000 updates and end near bounds of
-    1.4 and 1.75. `batch_stats` counts the `updates`. r and d are in what is compared as the batch's
-    and as precise statistics, too.
+    defaults are the paper's; the recipe's 60 epochs are about 12,000 updates and end near bounds of
+    1.4 and 1.75. `batch_stats` counts the `updates`. Evaluation by batch statistics uses r and d,
+    too.
 
     Attributes:
-      r_max: final bound of r and of 1 / r, at least 1.
-      d_max: final bound of d, at least 0.
+      r_max: final upper bound of r and of 1 / r, at least 1.
+      d_max: final upper bound of abs(d), at least 0.
       warmup_updates: updates before the bounds begin to rise.
       r_max_updates: updates after which r_max is reached.
       d_max_updates: updates after which d_max is reached.
@@ -223,7 +223,7 @@ class BatchRenorm(MomentNorm):
         batch = batch_moments(x, tuple(range(x.ndim - 1)), self.axis_name)
         r, d = self._corrections(running, batch, self.updates.value)
         self.updates.value = self.updates.value + 1
-        self._move(running, batch)
+        self._update_running(running, batch)
         return normalize_by(x, batch, self.epsilon) * r + d
 
     def _corrections(self, running, batch, updates):

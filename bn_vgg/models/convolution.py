@@ -1,9 +1,9 @@
-"""A 3x3 convolution whose gradients are fast on every kind of device.
+"""A 3x3 convolution with fast gradients on CPUs, NVIDIA GPUs and TPUs.
 
-CPU: XLA's own gradients take ten times as long as its forward pass. Here they are matrix products
-and a forward convolution. NVIDIA GPU: XLA does not recognize the kernel gradient of a 'full'
-convolution, and cuDNN wants channels in multiples of 8; both are arranged here. TPU: the kernel
-gradient is written so that XLA moves less memory. The code is chosen when a program is lowered.
+CPU: XLA's gradients take ten times as long as its forward pass; here they are matrix products and
+a forward convolution. GPU: XLA does not map the kernel gradient of a 'full' convolution to cuDNN,
+which also needs channels in multiples of 8; here both are padded. TPU: the kernel gradient is
+written such that XLA moves less memory. The platform is chosen when a program is lowered.
 """
 
 from functools import cache, partial
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# cuDNN's tensor-core kernels take 16 bytes of channels at a time, 8 of bfloat16. It would pad other
-# numbers of channels in a pass of its own before every call.
+# cuDNN's tensor-core kernels need channels in multiples of 16 bytes, which are 8 in bfloat16.
+# Otherwise cuDNN pads them in a separate pass before every call.
 _CUDA_CHANNELS = 8
 
 
@@ -22,9 +22,9 @@ _CUDA_CHANNELS = 8
 def cpu_compiler_options() -> dict[str, str] | None:
     """Returns options for `jax.jit` that make the training step faster on a CPU, or None.
 
-    jaxlib 0.10 hands some operations to YNNPACK, whose convolutions are two to ten times slower
-    than XLA's own and whose reductions five times faster. The option, which keeps the reductions
-    alone, is experimental: a jaxlib that does not know it fails to compile with it.
+    jaxlib 0.10 uses YNNPACK for some operations. Its convolutions are two to ten times slower than
+    XLA's, and its reductions five times faster, so this option selects only the reductions. It is
+    experimental: a jaxlib without it fails to compile.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     try:
@@ -38,8 +38,8 @@ def cpu_compiler_options() -> dict[str, str] | None:
 def conv3x3(x_NHWC, kernel_33IO, padding: int, precision: lax.Precision | None):
     """Convolves (N, H, W, I) with stride 1: (N, H + 2 * padding - 2, W + 2 * padding - 2, O).
 
-    `padding` are the zeros on each of the four sides: 1 ('same') or 2 ('full'). `precision` is
-    that of products on accelerators; a CPU does not round them.
+    `padding` is the number of zeros on each of the four sides: 1 ('same') or 2 ('full').
+    `precision` is that of products on accelerators; a CPU does not round them.
     """
     arrays = x_NHWC, kernel_33IO
     return _by_platform(
@@ -48,9 +48,9 @@ def conv3x3(x_NHWC, kernel_33IO, padding: int, precision: lax.Precision | None):
 
 
 def mean_of_full_conv(x_NHWC, kernel_33IO):
-    """Computes the mean of a 'full' convolution's result, (O,), float32, without convolving.
+    """Computes the mean of a 'full' convolution's output, (O,), float32, without convolving.
 
-    With padding 2 every pixel meets every tap of the kernel exactly once, so
+    With padding 2 every pixel is multiplied by every tap of the kernel exactly once, so
 
       mean(conv(x, W)) = (mean(x) @ W.sum(taps)) * (H * W) / ((H + 2) * (W + 2)).
     """
@@ -62,7 +62,7 @@ def mean_of_full_conv(x_NHWC, kernel_33IO):
 
 
 def plain_conv(x, kernel, padding, precision):
-    """The same as `conv3x3` by XLA's own operation, with XLA's own gradients."""
+    """The same as `conv3x3`, with XLA's gradients."""
     pads = ((padding, padding), (padding, padding))
     return lax.conv_general_dilated(
         x, kernel, (1, 1), pads, dimension_numbers=_LAYOUT, precision=precision
@@ -74,7 +74,7 @@ def _conv_forward(x, kernel, padding, precision):
 
 
 def _conv_backward(padding, precision, residuals, grad):
-    # Chosen one by one, so that the gradient of the images, which nobody asks for, is not computed.
+    # Two calls, so that XLA can drop the unused gradient of the first layer's input.
     return _by_platform(
         (*residuals, grad), padding, precision,
         cpu=_cpu_input_gradient, cuda=_cuda_input_gradient, default=_xla_input_gradient,
@@ -107,7 +107,7 @@ def _xla_kernel_gradient(x, kernel, grad, padding, precision):
 
 
 def _cuda_conv(x, kernel, padding, precision):
-    """`plain_conv` as a 'same' convolution of what `_pad_for_cuda` returns."""
+    """`plain_conv` as a 'same' convolution of the padded input."""
     channels = kernel.shape[3]
     kernel = _pad_channels(kernel, (2, 3))
     return plain_conv(_pad_for_cuda(x, padding), kernel, 1, precision)[..., :channels]
@@ -122,8 +122,8 @@ def _cuda_input_gradient(x, kernel, grad, padding, precision):
 def _cuda_kernel_gradient(x, kernel, grad, padding, precision):
     """The gradient of `_cuda_conv`'s 'same' convolution.
 
-    XLA turns it into cuDNN's backward-filter call. That of a 'full' convolution it turns into a
-    convolution with a filter as large as the image, which takes ten times as long.
+    XLA maps it to cuDNN's backward-filter call. The gradient of a 'full' convolution it turns into
+    a convolution with a filter as large as the image, which takes ten times as long.
     """
     _, _, inputs, outputs = kernel.shape
     x, kernel, grad = _pad_for_cuda(x, padding), _pad_channels(kernel, (2, 3)), _pad_channels(grad)
@@ -131,26 +131,26 @@ def _cuda_kernel_gradient(x, kernel, grad, padding, precision):
 
 
 def _pad_for_cuda(x, padding):
-    """Pads channels, and the images by what `padding` exceeds that of a 'same' convolution."""
+    """Pads the channels, and the images by `padding` - 1 on each side."""
     margin = (padding - 1, padding - 1)
-    # Without the barrier XLA would fold the padding into the convolution. The forward and the
-    # backward pass have the same expression, which is computed once.
+    # Without the barrier XLA would merge the padding into the convolution. XLA computes this
+    # expression once for the forward and the backward pass.
     return lax.optimization_barrier(jnp.pad(_pad_channels(x), ((0, 0), margin, margin, (0, 0))))
 
 
 def _pad_channels(array, axes=(3,)):
-    """Appends zeros to `axes` up to a multiple of `_CUDA_CHANNELS`."""
+    """Pads `axes` with zeros to a multiple of `_CUDA_CHANNELS`."""
     widths = [(0, -size % _CUDA_CHANNELS * (i in axes)) for i, size in enumerate(array.shape)]
     return jnp.pad(array, widths)
 
 
 def _tpu_kernel_gradient(x, kernel, grad, padding, precision):
-    """The output's gradient convolved with the images: the flipped kernel's gradient.
+    """Convolves the output's gradient with the images, and flips the result.
 
-    XLA prefers the smaller of the two as the filter. To swap them it would flip the whole of the
-    output's gradient in memory, where this flips the 3x3 result.
+    XLA makes the smaller operand the filter. If it had to swap the operands itself, it would flip
+    the output's whole gradient in memory; this flips only the 3x3 result.
     """
-    # The sum is over the examples, which take the place of a convolution's channels.
+    # The examples, over which the gradient is summed, take the place of input channels.
     spec = lax.ConvDimensionNumbers((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1))
     pads = ((2 - padding, 2 - padding), (2 - padding, 2 - padding))
     flipped_33OI = lax.conv_general_dilated(
@@ -160,10 +160,10 @@ def _tpu_kernel_gradient(x, kernel, grad, padding, precision):
 
 
 def _cpu_conv(x, kernel, padding, precision):
-    """`plain_conv` on a CPU, two neighbouring columns at a time where that is faster.
+    """`plain_conv` on a CPU. If that is faster, it computes two neighbouring columns at a time.
 
-    These are the output channels of one 3x4 convolution with stride 2. A quarter of its products
-    are with zeros, but 20 channels fill a processor's registers badly and 40 well.
+    Both are output channels of one 3x4 convolution with stride 2. A quarter of its products are
+    with zeros, but 40 channels use the CPU's vector registers better than 20.
     """
     out_channels = kernel.shape[3]
     out_width = x.shape[2] + 2 * padding - 2
@@ -181,10 +181,10 @@ def _cpu_input_gradient(x, kernel, grad, padding, precision):
 
 
 def _cpu_kernel_gradient(x, kernel, grad, padding, precision):
-    """The sum, over a few examples at a time, of matrix products of unrolled windows.
+    """Sums matrix products of unrolled windows, over a few examples at a time.
 
-    Measured on two cores: small images are best taken together while the windows of some 9,000
-    pixels fit a core's cache, and two such products at once keep both cores busy.
+    On two cores it was fastest to take two groups of examples at a time, one for each core, with
+    about 9,000 pixels each, whose windows fit into a core's cache.
     """
     count, height, width, in_channels = x.shape
     product = _unroll_input if in_channels < 8 else _unroll_both
@@ -202,9 +202,10 @@ def _cpu_kernel_gradient(x, kernel, grad, padding, precision):
 
 
 def _unroll_input(padding, x_NHWI, grad_NHWO):
-    """(12 I, P) times (P, 2 O): windows of 3x4 input pixels by two pixels of the gradient.
+    """Multiplies (12 I, P) by (P, 2 O): windows of 3x4 input pixels, and two gradient pixels.
 
-    Best for the three channels of an image. As in `_cpu_conv`, a quarter of it is not needed.
+    It is the fastest for the three channels of an image. As in `_cpu_conv`, a quarter of the
+    products is not needed.
     """
     _, height, width, _ = grad_NHWO.shape
     pairs = -(-width // 2)
@@ -220,39 +221,39 @@ def _unroll_input(padding, x_NHWI, grad_NHWO):
 
 
 def _unroll_both(padding, x_NHWI, grad_NHWO):
-    """(3 I, P) times (P, 3 O): three rows of the input by three columns of the gradient.
+    """Multiplies (3 I, P) by (P, 3 O): three rows of the input, three columns of the gradient.
 
-    Tap (a, b) multiplies row h + a - padding of the input in output row h, and column w in output
-    column w + padding - b. Where channels are few, two columns count as one of twice as many
-    channels, with four columns of the gradient.
+    Tap (a, b) multiplies row h + a - padding of the input for output row h, and column w for output
+    column w + padding - b. With few channels, two columns are merged to one with twice as many
+    channels; then there are four columns of the gradient.
     """
     _, _, width, in_channels = x_NHWI.shape
     _, height, out_width, out_channels = grad_NHWO.shape
     size = 2 if in_channels <= 32 else 1
     groups, shifts = -(-width // size), 2 // size + 1
     x = jnp.pad(x_NHWI, ((0, 0), (padding, padding), (0, groups * size - width), (0, 0)))
-    left = 2 - padding  # a column that a 'same' convolution's output lacks
+    left = 2 - padding  # a 'same' convolution's output has one column less on each side
     right = (groups + shifts - 1) * size - left - out_width
     grad = jnp.pad(grad_NHWO, ((0, 0), (0, 0), (left, right), (0, 0)))
     x, grad = _group_columns(x, size), _group_columns(grad, size)
     rows = jnp.concatenate([x[:, a : a + height] for a in range(3)], axis=3)
     columns = jnp.concatenate([grad[:, :, s : s + groups] for s in range(shifts)], axis=3)
     products = _product(rows, columns).reshape(3, size, in_channels, size + 2, out_channels)
-    # Tap b of column j of a group is met in column j + 2 - b of the gradient's.
+    # Tap b of column j of a group is in the gradient's column j + 2 - b.
     return jnp.stack(
         [sum(products[:, j, :, j + 2 - b] for j in range(size)) for b in range(3)], axis=1
     )
 
 
 def _group_columns(x_NHWC, size: int):
-    """Turns `size` neighbouring columns into the channels of one."""
+    """Merges `size` neighbouring columns into one with `size` times the channels."""
     *rest, columns, channels = x_NHWC.shape
     return x_NHWC.reshape(*rest, columns // size, size * channels)
 
 
 def _product(left_NHWA, right_NHWB):
     """The sum over all pixels of the products of their channels: (A, B), float32."""
-    # Each half of the examples by itself: XLA computes the two at the same time.
+    # In two halves, which XLA computes in parallel.
     halves = 2 if len(left_NHWA) % 2 == 0 else 1
     left, right = (a.reshape(halves, -1, a.shape[-1]) for a in (left_NHWA, right_NHWB))
     numbers = (((1,), (1,)), ((0,), (0,)))

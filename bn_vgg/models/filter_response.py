@@ -16,8 +16,8 @@ class FilterResponseNorm(nn.Module):
       y = max(scale * x / sqrt(mean(x ** 2) + eps) + bias, tau)
 
     Attributes:
-      eps: positive. Not named `epsilon`, because the configuration's is made for a variance.
-      dtype: of the result; None keeps the input's.
+      eps: positive. Not named `epsilon`, so that it is not set from `config.model.norm_epsilon`.
+      dtype: of the result; None means the input's.
     """
 
     eps: float = 1e-6

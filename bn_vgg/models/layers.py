@@ -1,7 +1,8 @@
-"""Layers that networks are built of, and what is reported of a network's layers.
+"""Layers of which networks are built, and access to what layers report.
 
-Modules report their `output`, see `models`, and normalizers what they are given, `before_norm`. A
-layer is called by its module's path, such as `block0` or `stage1.block0`, without a last `norm`.
+Networks report outputs of layers as `output`, see `models`; the inputs of normalizers are reported
+as `before_norm`. A layer's name is its module's path, such as `block0` or `stage1.block0`, without
+a final `norm`.
 """
 
 import math
@@ -25,7 +26,7 @@ class Conv(nn.Module):
     """A 3x3 convolution with Glorot uniform kernel and an optional bias from 0.
 
     `padding` is a key of `PADDINGS`, `dtype` that of the computation, and `precision` that of
-    products of float32 numbers on accelerators.
+    float32 products on accelerators.
     """
 
     features: int
@@ -36,65 +37,65 @@ class Conv(nn.Module):
     strides: int = 1
 
     @nn.compact
-    def __call__(self, x_NHWC, weights_of: Callable[[jax.Array], jax.Array] | None = None):
-        """Convolves (N, H, W, I) with what `weights_of` computes from the kernel (3, 3, I, O)."""
+    def __call__(self, x_NHWC, reparametrize: Callable[[jax.Array], jax.Array] | None = None):
+        """Convolves (N, H, W, I) with the kernel (3, 3, I, O) or with `reparametrize(kernel)`."""
         shape = (3, 3, x_NHWC.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape, jnp.float32)
-        weights = weights_of(kernel) if weights_of else kernel
+        weights = reparametrize(kernel) if reparametrize else kernel
         y = conv3x3(
             x_NHWC.astype(self.dtype), weights.astype(self.dtype),
             PADDINGS[self.padding], self.precision,
         )  # fmt: skip
-        # The gradients of `conv3x3` are of stride 1 alone.
+        # `conv3x3` has gradients only for stride 1.
         y = y[:, :: self.strides, :: self.strides]
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return y
 
-    def mean_of_result(self, x_NHWC, weights_of: Callable[[jax.Array], jax.Array] | None = None):
-        """Computes the result's mean for each channel, float32, from the input, if `knows_mean`."""
+    def mean_of_output(self, x_NHWC, reparametrize: Callable[[jax.Array], jax.Array] | None = None):
+        """Computes the output's mean of each channel, float32, if `has_cheap_mean`."""
         kernel: jax.Array = self.get_variable("params", "kernel")
-        weights = weights_of(kernel) if weights_of else kernel
+        weights = reparametrize(kernel) if reparametrize else kernel
         return mean_of_full_conv(x_NHWC.astype(self.dtype), weights.astype(self.dtype))
 
     @property
-    def knows_mean(self) -> bool:
-        """Whether the mean of the result is cheaper to compute from the input."""
+    def has_cheap_mean(self) -> bool:
+        """Whether the output's mean can be computed from the input, without convolving."""
         return (self.padding, self.strides, self.use_bias) == ("full", 1, False)
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask depends on the key and on each example's position alone.
+    """Dropout whose masks depend only on the epoch's key and each example's position.
 
-    A mask drawn for the batch as a whole would change with the number of devices that share it.
-    Kept values are scaled by 1 / (1 - rate) in training.
+    A mask drawn for the whole batch would depend on the number of devices that share it. In
+    training the remaining values are scaled by 1 / (1 - rate).
     """
 
     rate: float
 
     @nn.compact
     def __call__(self, x, positions_N, train: bool):
-        """Drops entries of `x` (N, ...) independently, by the rng stream `epoch`, see `streams`."""
+        """Drops entries of `x` (N, ...) independently, by the stream `epoch` of `rng_streams`."""
         if not train or self.rate == 0:
             return x
         keys_N = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("epoch"), positions_N)
-        keep = jax.vmap(lambda key: _draw_kept(key, self.rate, x.shape[1:]))(keys_N)
+        keep = jax.vmap(lambda key: _keep_mask(key, self.rate, x.shape[1:]))(keys_N)
         return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
 
 
-def streams(rng, positions_N) -> dict[str, jax.Array]:
-    """Returns the random streams of a training pass; `rng` is the epoch's key.
+def rng_streams(rng, positions_N) -> dict[str, jax.Array]:
+    """Returns the random number streams of a training pass; `rng` is the epoch's key.
 
-    `Dropout` draws from `epoch` by examples' positions. Others, such as `nn.Dropout`, draw from
-    `dropout`: its key differs in each step and on each device.
+    `Dropout` draws from `epoch` and folds in the examples' positions. Other modules, such as
+    `nn.Dropout`, draw from `dropout`, whose key differs in each step and on each device.
     """
     return {"epoch": rng, "dropout": jax.random.fold_in(rng, positions_N[0])}
 
 
-def _draw_kept(key, rate: float, shape: tuple[int, ...]):
-    # Drawing costs more than the rest of dropout. At a rate of 1/2 one random bit decides, a 32nd
-    # of what `bernoulli` draws.
+def _keep_mask(key, rate: float, shape: tuple[int, ...]):
+    # Random numbers cost more than the rest of dropout. At rate 1/2 one bit for each value is
+    # enough, a 32nd of what `bernoulli` draws.
     if rate != 0.5:
         return jax.random.bernoulli(key, 1 - rate, shape)
     size = math.prod(shape)
@@ -104,9 +105,9 @@ def _draw_kept(key, rate: float, shape: tuple[int, ...]):
 
 
 def layer_activations(collections: Mapping[str, Any], which: str) -> dict[str, jax.Array]:
-    """Returns by layer, (N, ..., C), what was reported as `which`: `output` or `before_norm`.
+    """Returns what was reported as `which`, `output` or `before_norm`: (N, ..., C) by layer.
 
-    `collections` are what `apply` returned, with `mutable=["intermediates"]`.
+    `collections` is the second result of `apply(..., mutable=["intermediates"])`.
     """
     reported = flatten_dict(collections.get("intermediates", {}))
     reported = {_layer(path): xs for path, xs in reported.items() if path[-1] == which}
@@ -125,9 +126,9 @@ def layer_statistics(batch_stats: Mapping[str, Any]) -> dict[str, dict[str, jax.
 
 
 def layer_channels(model: nn.Module, side: int) -> dict[str, dict[str, int]]:
-    """Returns the channels by layer of `output` and `before_norm`, see `layer_activations`.
+    """Returns the number of channels of each layer's `output` and `before_norm`.
 
-    Nothing is computed. `side` is that of the input images, in pixels.
+    The network is traced, not computed. `side` is that of the input images, in pixels.
     """
     images = jnp.zeros((1, side, side, 3), jnp.float32)
     _, collections = jax.eval_shape(

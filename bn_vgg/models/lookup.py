@@ -1,4 +1,4 @@
-"""Finds a class by its name in a registry, or a user-defined one as `package.module:Class`."""
+"""Looks up classes by their names in a registry, or user-defined ones as `package.module:Class`."""
 
 import contextlib
 import difflib
@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from bn_vgg.errors import UserError, described
+from bn_vgg.errors import UserError, describe_error
 
 
 def find_class(
@@ -16,10 +16,10 @@ def find_class(
 ) -> Callable[..., Any]:
     """Returns the class or function that a field of the configuration names.
 
-    `other_names` of what is in the registry are only suggested.
+    `other_names`, which map to names in the registry, are only used for suggestions.
 
     Raises:
-      UserError: there is none, or its module cannot be imported.
+      UserError: there is no such class, or its module cannot be imported.
     """
     if name in registry:
         return registry[name]
@@ -39,16 +39,16 @@ def find_class(
         )
     try:
         found = pkgutil.resolve_name(name)
-    except (Exception, SystemExit) as error:  # whatever the module's own code raises
-        raise UserError(f"{field}: cannot import {name}: {described(error)}") from error
+    except (Exception, SystemExit) as error:  # any error of the module's own code
+        raise UserError(f"{field}: cannot import {name}: {describe_error(error)}") from error
     if not callable(found):
         raise UserError(f"{field}={name} is no class or function")
     return found
 
 
 @contextlib.contextmanager
-def blaming(field: str, name: str, build: Callable) -> Iterator[None]:
-    """Turns an exception of a user-defined class into a UserError that names its file and line."""
+def wrap_plugin_errors(field: str, name: str, build: Callable) -> Iterator[None]:
+    """Turns an error of a user-defined class into a UserError that names its file and line."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -57,4 +57,4 @@ def blaming(field: str, name: str, build: Callable) -> Iterator[None]:
         file = getattr(sys.modules.get(build.__module__), "__file__", None)
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
         where = f" in {file}, line {lines[-1]}" if lines else ""
-        raise UserError(f"{field}={name} failed{where}: {described(error)}") from error
+        raise UserError(f"{field}={name} failed{where}: {describe_error(error)}") from error

@@ -2,19 +2,19 @@
 
 A normalizer is a Flax module between a convolution and its ReLU. `config.model.norm` names one of
 `NORMALIZERS`, or your own as `package.module:Class` (or a function that takes `name` and returns a
-module). Flax's own, such as `flax.linen:RMSNorm`, need no change. `__call__` takes `x`
-(N, H, W, C) and returns the same shape and dtype. All else is optional and recognized by its name:
+module). Flax's own, such as `flax.linen:RMSNorm`, work unchanged. `__call__` takes `x` (N, H, W, C)
+and returns the same shape and dtype. Everything else is optional and recognized by its name:
 
   fields      (or parameters of the function) `momentum`, `epsilon`, `axis_name`, `dtype` and
               `average` are set from `config.model`, all others from `config.model.norm_kwargs`.
               While precise statistics are taken, `momentum` is a traced number.
   arguments   of `__call__`:
               `use_running_average`   False in training, True in evaluation;
-              `mean_of_x`             a function that computes x's mean for each channel, (C,),
-                                      without a pass over x; None where there is no such way.
-  statistics  that last from batch to batch are in the collection `batch_stats`. Those called
-              `mean` and `var`, (C,), are compared with PreciseBN's at every evaluation.
-  random      numbers come from the stream `dropout`, see `layers.streams`.
+              `mean_of_x`             a function that returns x's mean of each channel, (C,),
+                                      without a pass over x; None if that is not possible.
+  statistics  that persist between batches are in the collection `batch_stats`. Those called `mean`
+              and `var`, (C,), are compared with PreciseBN's at every evaluation.
+  random      numbers are drawn from the stream `dropout`, see `layers.rng_streams`.
   attributes  `replaces_bias`         True: the convolution in front has no bias (default: as the
                                       field `use_bias` of Flax's normalizers says);
               `has_activation`        True: no ReLU follows;
@@ -22,8 +22,8 @@ module). Flax's own, such as `flax.linen:RMSNorm`, need no change. `__call__` ta
   methods     `kernel(kernel_33IO)`   computes the weights for the convolution from its kernel.
 
 `axis_name` is the mapped axis over which devices share a batch, for `jax.lax.pmean`. It is set only
-for normalizers that take `use_running_average`: the statistics of single examples must not cross
-devices.
+for normalizers that take `use_running_average`: others have statistics of single examples, which
+must not be averaged over devices.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bn_vgg.errors import UserError, differences
+from bn_vgg.errors import UserError, describe_differences
 from bn_vgg.models.batch_norm import BatchRenorm, FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
 from bn_vgg.models.filter_response import FilterResponseNorm
 from bn_vgg.models.layers import Conv
-from bn_vgg.models.lookup import blaming, find_class
+from bn_vgg.models.lookup import find_class, wrap_plugin_errors
 from bn_vgg.models.weight_norm import WeightNorm, WeightNormMeanOnly
 
 
@@ -61,34 +61,33 @@ NORMALIZERS: dict[str, Callable[..., nn.Module]] = {
     "batch_renorm": BatchRenorm,
     "weight_norm": WeightNorm,
     "weight_norm_mean_only": WeightNormMeanOnly,
-    # Of each example's groups of channels (Wu and He 2018). 10 divides the recipe's 20 and 50; the
-    # paper's 32 does not.
+    # Wu and He 2018. 10 groups divide the recipe's 20 and 50 channels; the paper's 32 do not.
     "group": partial(nn.GroupNorm, num_groups=10),
-    # Of each example as a whole (Ba, Kiros and Hinton 2016): `group` with one group.
+    # Ba, Kiros and Hinton 2016: `group` with a single group.
     "layer": partial(nn.LayerNorm, reduction_axes=(1, 2, 3)),
-    # Of each example's channels (Ulyanov, Vedaldi and Lempitsky 2016): a group for each channel.
+    # Ulyanov, Vedaldi and Lempitsky 2016: `group` with a group for each channel.
     "instance": nn.InstanceNorm,
     "filter_response": FilterResponseNorm,
 }
-# Where running statistics come from in training with dropout: the pass that the loss uses, or a
-# second one without dropout.
+# With dropout, running statistics come from the loss's own pass, or from a second one without
+# dropout.
 PASSES = ("dropout", "clean")
 
 _FIELD = "config.model.norm"
 _ARGUMENTS = ("use_running_average", "mean_of_x")
-# What others call some of `NORMALIZERS`, and `use_running_average`.
+# Common names of some of `NORMALIZERS`, and of `use_running_average`.
 _OTHER_NAMES = {"batch": "full", "bn": "full", "identity": "none"}
 _OTHER_MODES = ("train", "training", "is_training", "deterministic")
 
 
 @dataclasses.dataclass(frozen=True)
 class NormFactory:
-    """Makes the normalizers of a network, which sees neither their name nor their settings."""
+    """Makes a network's normalizers, so that networks depend on no particular normalizer."""
 
     name: str  # `config.model.norm`
     build: Callable[..., nn.Module]  # the module's class, or the function that returns one
     settings: Mapping[str, Any]  # keyword arguments of `build`
-    given: tuple[str, ...]  # the optional arguments that `__call__` takes
+    call_arguments: tuple[str, ...]  # the optional arguments that `__call__` takes
     # See the docstring of this file.
     replaces_bias: bool
     has_activation: bool
@@ -96,8 +95,8 @@ class NormFactory:
     stats_pass: str  # one of `PASSES`
 
     @property
-    def averages(self) -> bool:
-        """Whether there are running averages, of weight `momentum`."""
+    def has_averages(self) -> bool:
+        """Whether the normalizers keep running averages, with weight `momentum`."""
         return "momentum" in self.settings
 
     def with_momentum(self, momentum) -> "NormFactory":
@@ -105,33 +104,35 @@ class NormFactory:
         return dataclasses.replace(self, settings={**self.settings, "momentum": momentum})
 
     def make(self, name: str = "norm") -> nn.Module:
-        """Makes a normalizer; within a module's `__call__` it becomes the submodule `name`."""
+        """Makes a normalizer, which becomes the submodule `name` of the calling module."""
         return self.build(**self.settings, name=name)
 
     def after(self, conv: Conv, x_NHWC, *, train: bool, name: str = "norm"):
-        """Convolves `x_NHWC`, with the weights that the normalizer wants, and normalizes.
+        """Convolves `x_NHWC` by `conv` and normalizes the result.
 
-        To be called within a module's `__call__`; the normalizer becomes its submodule `name`.
-        `conv` has a bias unless `replaces_bias`.
+        Call it in a module's `__call__`; the normalizer becomes the submodule `name`. `conv` should
+        have a bias unless `replaces_bias`.
 
         Raises:
           UserError: a user-defined normalizer fails, or returns another shape or dtype.
         """
         norm = self.make(name)
-        weights_of = partial(self._weights, norm) if hasattr(norm, "kernel") else None
-        y = conv(x_NHWC, weights_of)
-        mean_of_y = partial(conv.mean_of_result, x_NHWC, weights_of) if conv.knows_mean else None
+        reparametrize = partial(self._weights, norm) if hasattr(norm, "kernel") else None
+        y = conv(x_NHWC, reparametrize)
+        mean_of_y = (
+            partial(conv.mean_of_output, x_NHWC, reparametrize) if conv.has_cheap_mean else None
+        )
         return self.normalize(norm, y, train=train, mean_of_x=mean_of_y)
 
     def relu(self, y):
-        """Applies a ReLU to the normalizer's result, unless it has an activation of its own."""
+        """Applies a ReLU, unless the normalizer has an activation of its own."""
         return y if self.has_activation else nn.relu(y)
 
     def activate(self, x, *, train: bool, name: str = "norm"):
-        """Normalizes `x` where no convolution precedes, and applies a ReLU as `relu` does.
+        """Normalizes `x`, which need not come from a convolution, and applies `relu`.
 
         Raises:
-          UserError: as `after`; or the normalizer is one of a convolution's weights.
+          UserError: as `after`; or the normalizer normalizes a convolution's weights.
         """
         norm = self.make(name)
         if hasattr(norm, "kernel"):
@@ -139,26 +140,26 @@ class NormFactory:
         return self.relu(self.normalize(norm, x, train=train))
 
     def normalize(self, norm: nn.Module, x, *, train: bool, mean_of_x=None):
-        """Calls `norm`, which `make` made, and reports its input as `before_norm`."""
+        """Calls `norm`, a result of `make`, and reports its input as `before_norm`."""
         norm.sow("intermediates", "before_norm", x)
         offered = {"use_running_average": not train, "mean_of_x": mean_of_x}
-        with blaming(_FIELD, self.name, self.build):
-            y = norm(x, **{name: offered[name] for name in self.given})
+        with wrap_plugin_errors(_FIELD, self.name, self.build):
+            y = norm(x, **{name: offered[name] for name in self.call_arguments})
         self._check_same("its result", y, x)
         return y
 
     def _weights(self, norm: Any, kernel_33IO) -> jax.Array:
-        with blaming(_FIELD, self.name, self.build):
+        with wrap_plugin_errors(_FIELD, self.name, self.build):
             weights = norm.kernel(kernel_33IO)
         self._check_same("the result of its kernel()", weights, kernel_33IO)
         return weights
 
     def check_statistics(self, before, after) -> None:
-        """Checks that a training step keeps the arrays of `batch_stats`, or raises a UserError."""
+        """Raises a UserError if a training step changes shapes or dtypes in `batch_stats`."""
         self._check_same("after a training step batch_stats/", after, before)
 
     def _check_same(self, what: str, found, wanted) -> None:
-        if differing := differences(_types_of(found, what), _types_of(wanted, what)):
+        if differing := describe_differences(_types_of(found, what), _types_of(wanted, what)):
             raise UserError(f"{_FIELD}={self.name}: {differing}")
 
 
@@ -173,16 +174,16 @@ def _types_of(tree, name: str) -> dict[str, str]:
 def make_norm_factory(
     norm: str, norm_kwargs: Mapping[str, Any], *, axis_name: str | None, stats_pass: str, **common
 ) -> NormFactory:
-    """Looks up `config.model.norm` and binds the settings that it has fields for.
+    """Looks up `config.model.norm` and binds the settings for which it has fields.
 
     `common` are `momentum`, `epsilon`, `average` and `dtype`, which batch_norm.py explains.
 
     Raises:
       UserError: there is no such normalizer, it cannot be imported, does not fit the interface, or
-        does not take `norm_kwargs`.
+        does not accept `norm_kwargs`.
     """
     build = find_class(_FIELD, norm, NORMALIZERS, _OTHER_NAMES)
-    with blaming(_FIELD, norm, build):
+    with wrap_plugin_errors(_FIELD, norm, build):
         takes = list(inspect.signature(build).parameters)
     own = [name for name in takes if name not in (*common, "axis_name", "name", "parent")]
     unknown = sorted(set(norm_kwargs) - set(own), key=str)
@@ -192,10 +193,10 @@ def make_norm_factory(
             f"it takes: {', '.join(own) or 'nothing'}"
         )
     settings = {name: value for name, value in common.items() if name in takes} | {**norm_kwargs}
-    with blaming(_FIELD, norm, build):
+    with wrap_plugin_errors(_FIELD, norm, build):
         example = build(**settings, name="norm")
-    given = _arguments_of(norm, example)
-    if "use_running_average" in given:
+    call_arguments = _arguments_of(norm, example)
+    if "use_running_average" in call_arguments:
         if axis_name is not None and "axis_name" not in takes:
             raise UserError(
                 f"{_FIELD}={norm} has no axis_name, for jax.lax.pmean: the statistics of several "
@@ -206,7 +207,7 @@ def make_norm_factory(
         name=norm,
         build=build,
         settings=settings,
-        given=given,
+        call_arguments=call_arguments,
         replaces_bias=getattr(example, "replaces_bias", getattr(example, "use_bias", False)),
         has_activation=getattr(example, "has_activation", False),
         initializes_from_data=getattr(example, "initializes_from_data", False),
@@ -215,13 +216,13 @@ def make_norm_factory(
 
 
 def _arguments_of(norm: str, module) -> tuple[str, ...]:
-    """Which of `_ARGUMENTS` the module's `__call__` takes."""
+    """Returns those of `_ARGUMENTS` that the module's `__call__` takes."""
     if not isinstance(module, nn.Module) or not callable(module):
         raise UserError(f"{_FIELD}={norm} is no normalizer: it makes no linen module with __call__")
     parameters = list(inspect.signature(module.__call__).parameters.values())
     for p in parameters[1:]:
         needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        # A default value would silently be the same in training and evaluation.
+        # With a default value it would be the same in training and evaluation, unnoticed.
         similar = difflib.get_close_matches(p.name, _ARGUMENTS, cutoff=0.8)
         if p.name not in _ARGUMENTS and (needed or similar or p.name in _OTHER_MODES):
             raise UserError(

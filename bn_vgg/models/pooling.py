@@ -1,7 +1,7 @@
-"""2x2 max pooling that remembers which of the four was the largest.
+"""2x2 max pooling that stores the index of each maximum.
 
-Its gradient reads one byte for each square, where XLA's own reads the whole input again. On a TPU
-the gradient is XLA's own: one pass there, where this one takes four.
+Its gradient reads one byte for each square, while XLA's reads the whole input again. TPUs use XLA's
+gradient, which takes one pass there instead of four.
 """
 
 import jax
@@ -12,10 +12,10 @@ from jax import lax
 
 @jax.custom_vjp
 def max_pool_2x2(x_NHWC):
-    """Takes the maximum of each 2x2 square: (N, H // 2, W // 2, C).
+    """Returns the maximum of each 2x2 square: (N, H // 2, W // 2, C).
 
-    A last odd row or column is dropped. The gradient goes to the first of equal values in reading
-    order, as in cuDNN, XLA and PyTorch.
+    An odd last row or column is dropped. The gradient goes to the first of equal values in
+    row-major order, as in cuDNN, XLA and PyTorch.
     """
     a, b, c, d = _quarters(x_NHWC)
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
@@ -25,7 +25,7 @@ def _forward(x):
     a, b, c, _ = _quarters(x)
     largest = max_pool_2x2(x)
     first = jnp.where(a == largest, 0, jnp.where(b == largest, 1, jnp.where(c == largest, 2, 3)))
-    # XLA keeps only what the backward pass of the platform reads.
+    # XLA keeps only the residuals that the platform's backward pass reads.
     return largest, (first.astype(jnp.int8), x)
 
 
@@ -55,7 +55,7 @@ def _gradient(first, x, grad):
 
 
 def _quarters(x):
-    """Upper left, upper right, lower left and lower right of every square."""
+    """Returns the upper left, upper right, lower left and lower right of every square."""
     _, height, width, _ = x.shape
     even = x[:, : height // 2 * 2, : width // 2 * 2]
     return [even[:, row::2, column::2] for row in range(2) for column in range(2)]

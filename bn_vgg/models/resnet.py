@@ -1,4 +1,4 @@
-"""Residual networks as for CIFAR, with the same normalizers between convolutions and ReLUs."""
+"""Residual networks of the CIFAR type, with pluggable normalizers."""
 
 from functools import partial
 from typing import Any
@@ -50,17 +50,17 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A convolution, three stages of residual blocks, global average pooling, the output.
+    """A convolution, three stages of residual blocks, global average pooling, an output layer.
 
     He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2, with shortcut A;
-    with `pre_activation` He et al. 2016, "Identity Mappings in Deep Residual Networks". Kernels
-    start Glorot uniform, as the recipe's do.
+    with `pre_activation` He et al. 2016, "Identity Mappings in Deep Residual Networks". Kernels are
+    initialized Glorot uniform, as in the recipe.
 
     Attributes:
       depth: 6 n + 2 layers, for n blocks in each stage.
-      width: channels of the first stage; the next ones have twice and four times as many.
-      pre_activation: whether normalizer and ReLU come before each convolution. Otherwise a
-        normalizer with an activation of its own applies it before the shortcut is added, too.
+      width: channels of the first stage; the second and third have twice and four times as many.
+      pre_activation: whether normalizer and ReLU come before each convolution. If not, a
+        normalizer with its own activation also applies it before the shortcut is added.
       num_classes, norm, dropout_rate, dtype, precision: as in `VGG`.
     """
 

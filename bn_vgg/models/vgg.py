@@ -15,8 +15,8 @@ from bn_vgg.models.pooling import max_pool_2x2
 class Block(nn.Module):
     """Convolution, normalization, ReLU, dropout and, with `pool`, 2x2 max pooling.
 
-    ReLU is applied last, to a quarter of the values. It commutes with dropout and pooling: the
-    result is the same, bit for bit.
+    ReLU is applied last, to a quarter of the values. This does not change the result, because it
+    commutes with dropout and max pooling.
     """
 
     features: int
@@ -41,14 +41,12 @@ class Block(nn.Module):
 
 
 class VGG(nn.Module):
-    """Blocks with 2x2 max pooling after every second one, a hidden layer, the output.
-
-    Modules are named so that their paths sort in the network's order.
+    """Blocks, with 2x2 max pooling after every second one, a hidden layer, and an output layer.
 
     Attributes:
       features: feature maps of each convolution.
       norm: makes the normalizer between each convolution and its ReLU.
-      dropout_rate: on every ReLU's output, before the pooling.
+      dropout_rate: of every ReLU's output, before pooling.
       dtype: of the computation; parameters and logits are float32.
       padding, precision: as in `Conv`.
     """
@@ -68,9 +66,9 @@ class VGG(nn.Module):
 
         Args:
           images_NHWC: intensities from 0 to 1, (N, H, W, C).
-          train: batch statistics and dropout, instead of running statistics.
-          positions_N: each example's position in the epoch, int, which the dropout masks depend
-            on. Needed only in training with dropout.
+          train: whether to use batch statistics and dropout, instead of running statistics.
+          positions_N: each example's position in the epoch, int, for dropout masks. Needed only in
+            training with dropout.
         """
         x = images_NHWC.astype(self.dtype)
         for i, features in enumerate(self.features):

@@ -1,8 +1,8 @@
 """Normalizers of a convolution's weights, initialized from a batch of training images.
 
-Salimans and Kingma 2016, "Weight Normalization". With raw weights v the convolution uses
-v / ||v||, the norm taken for each output channel; multiplying its result by a learned scale is
-the same as multiplying the weights. The dense layers are not normalized.
+Salimans and Kingma 2016, "Weight Normalization". The convolution's weights are v / ||v||, with the
+norm of each output channel. The learned scale multiplies the convolution's output, which is the
+same as multiplying the weights. Dense layers are not normalized.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from jax import lax
 
 from bn_vgg.models.batch_norm import MeanOnlyBatchNorm, mean_over_batch
 
-# A channel that hardly varies over the first batch, such as a dead one, would start with a huge or
-# infinite scale. The weights have norm 1, so other channels' standard deviations are far larger.
+# Limits the scale of a channel that hardly varies over the first batch, such as a dead one. Other
+# channels' standard deviations are far larger, because the weights have norm 1.
 _LEAST_STDEV = 1e-3
 
 
@@ -28,13 +28,12 @@ def unit_kernel(kernel_33IO):
 class WeightNorm(nn.Module):
     """Weight normalization: y = scale * conv(x, v / ||v||) + bias.
 
-    Salimans and Kingma 2016, sections 2 and 3. With m and s a channel's mean and standard deviation
-    over the first batch, scale starts from 1 / s and bias from -m / s, so that y has mean 0 and
-    variance 1 there. (Flax's `nn.WeightNorm` sees no results and cannot do that; otherwise it is
-    the same function.)
+    Salimans and Kingma 2016, sections 2 and 3. If m and s are a channel's mean and standard
+    deviation over the first batch, scale starts from 1 / s and bias from -m / s, so that y has mean
+    0 and variance 1 there. Flax's `nn.WeightNorm` has no such initialization.
 
     Attributes:
-      dtype: of the result; None keeps the input's.
+      dtype: of the result; None means the input's.
     """
 
     dtype: Any = None
@@ -45,7 +44,7 @@ class WeightNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """Scales and shifts `x` (..., C), computed with the weights of `kernel`."""
+        """Scales and shifts `x` (..., C), the output of a convolution with `kernel`'s weights."""
         scale = self.param("scale", lambda _: 1 / _stdev_over_batch(x))
         bias = self.param("bias", lambda _: -mean_over_batch(x) / _stdev_over_batch(x))
         like_x = (1,) * (x.ndim - 1) + x.shape[-1:]
@@ -65,15 +64,15 @@ class WeightNormMeanOnly(MeanOnlyBatchNorm):
 
     @nn.compact
     def __call__(self, x, use_running_average: bool, mean_of_x: Callable | None = None):
-        """Normalizes `x` (..., C), computed with the weights of `kernel`."""
+        """Normalizes `x` (..., C), the output of a convolution with `kernel`'s weights."""
         scale = self.param("scale", lambda _: 1 / _stdev_over_batch(x))
         t = x.astype(jnp.float32) * scale.reshape((1,) * (x.ndim - 1) + (-1,))
-        # `t` in place of `x`: the running mean's distance is told in its standard deviations.
+        # Report `t` instead of `x`, because the running mean is of `t`.
         reported = t.astype(x.dtype)
         self.sow("intermediates", "before_norm", reported, reduce_fn=lambda _, own: (own,))
         y = super().__call__(
             t,
-            # `init` has no running mean yet, and the layers above initialize from the result.
+            # In `init` use the batch's mean, because later layers initialize from the result.
             use_running_average=use_running_average and not self.is_initializing(),
             mean_of_x=(lambda: scale * mean_of_x()) if mean_of_x else None,
         )

@@ -1,4 +1,4 @@
-"""Where the processes of a sweep are executed: this machine, a Ray cluster, a cloud."""
+"""Executors run a sweep's processes: on this machine, a Ray cluster or a cloud."""
 
 import shlex
 from collections.abc import Sequence
@@ -10,31 +10,31 @@ from experiments.plan import PlannedRun
 
 @dataclass(frozen=True)
 class Work:
-    """What one process does: `python` with these arguments makes these runs."""
+    """The work of one process: `python` with these arguments trains these runs."""
 
-    name: str  # the run's folder, or which shard of the sweep it is
+    name: str  # the run's folder, or the shard of the sweep
     arguments: tuple[str, ...]
     runs: tuple[PlannedRun, ...]
 
 
 @dataclass(frozen=True)
-class Ended:
+class Outcome:
     """How a process ended."""
 
     status: int  # see bn_vgg/errors.py
-    error: str = ""  # in a line
-    lost: bool = False  # its machine went away, which is no failure of the process
+    error: str = ""  # one line
+    lost: bool = False  # whether its machine went away, which does not count as an attempt
 
 
 class Executor:
-    """Starts processes, each in a slot, and follows them."""
+    """Starts processes in slots, and polls and stops them."""
 
-    poll_seconds = 0.5  # between looks at what is running
-    # A stopped process finishes its steps, a slow CPU for 15 seconds, and keeps a checkpoint.
+    poll_seconds = 0.5  # between polls
+    # A stopped process finishes its chunk, 15 seconds on a slow CPU, and writes a checkpoint.
     stop_seconds = 90.0
 
     def __init__(self, out: str, flags: Sequence[str]):
-        """`out` is the sweep's folder or address, `flags` are further ones of `bn_vgg.main`."""
+        """`out` is the sweep's folder or address; `flags` are further flags of `bn_vgg.main`."""
         self._out, self._flags = out, flags
 
     def divide(self, runs: Sequence[PlannedRun]) -> list[Work]:
@@ -44,21 +44,21 @@ class Executor:
         ]
 
     def command(self, work: Work) -> str:
-        """The shell command that does the same."""
+        """Returns the shell command that does the same."""
         return shlex.join(["python", *work.arguments])
 
     def open(self, work: Sequence[Work]) -> list[str]:
-        """Looks for the hardware. Returns the slots' names, at most one for each work."""
+        """Finds the hardware. Returns the slots' names, at most one for each work."""
         raise NotImplementedError
 
     def start(self, work: Work, slot: int) -> Any:
         """Starts a process in a free slot and returns it."""
         raise NotImplementedError
 
-    def poll(self, process: Any) -> Ended | None:
-        """How a process ended; None while it is running."""
+    def poll(self, process: Any) -> Outcome | None:
+        """Returns how a process ended; None while it is running."""
         raise NotImplementedError
 
     def stop(self, process: Any) -> None:
-        """Asks a process to keep what it has and end; `poll` tells when it has."""
+        """Asks a process to save its state and end; it has ended when `poll` says so."""
         raise NotImplementedError

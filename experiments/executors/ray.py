@@ -1,8 +1,8 @@
-"""An existing Ray cluster: a task for each run, on whichever node has room for it.
+"""The executor for an existing Ray cluster: a task for each run, on any node with room for it.
 
-The nodes need the code, its packages and the sweep's folder at the same path: a shared file
-system or `gs://`. Ray begins a run on a node that dies again elsewhere, where it goes on from
-its last checkpoint.
+All nodes need the code, its packages and the sweep's folder at the same path, which is on a shared
+file system or `gs://`. If a node dies, Ray starts its runs on other nodes, where they resume from
+their last checkpoints.
 """
 
 import os
@@ -12,32 +12,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bn_vgg.errors import UserError, needing
-from experiments.executors import Ended, Executor, Work
+from bn_vgg.errors import UserError, wrap_import_errors
+from experiments.executors import Executor, Outcome, Work
 from experiments.executors.local import Process
 
 
 class Ray(Executor):
-    """The executor."""
+    """See `Executor`."""
 
     poll_seconds = 2.0
 
     def __init__(self, out: str, flags: Sequence[str], address: str = "auto"):
-        """Raises a UserError where Ray is not installed; all nodes must see `out`."""
-        with needing("ray"):
+        """Raises a UserError if Ray is not installed. All nodes must have access to `out`."""
+        with wrap_import_errors("ray"):
             import ray
         super().__init__(out if "://" in out else os.path.abspath(out), flags)
         self._address, self._ray = address, ray
 
     def open(self, work: Sequence[Work]) -> list[str]:
-        """A slot for each run: Ray queues those that the nodes have no room for.
+        """Returns a slot for each run, because Ray queues runs until there is room.
 
         Raises:
-          UserError: there is no cluster, or none of its nodes could ever hold a run.
+          UserError: there is no cluster, or no node has the resources of a run.
         """
         host, colon, port = self._address.removeprefix("ray://").rpartition(":")
         try:
-            if colon and port.isdecimal():  # Ray itself would try for minutes
+            if colon and port.isdecimal():  # Ray itself would wait for minutes
                 socket.create_connection((host, int(port)), timeout=10).close()
             self._ray.init(
                 self._address, ignore_reinit_error=True, log_to_driver=False,
@@ -49,7 +49,7 @@ class Ray(Executor):
                 "`ray start --head`, see experiments/README.md"
             ) from error
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        for run in (each.runs[0] for each in work):  # otherwise Ray would wait for ever
+        for run in (each.runs[0] for each in work):  # Ray would wait forever
             if not any(all(n.get(k, 0) >= x for k, x in run.resources.items()) for n in nodes):
                 raise UserError(
                     f"{run.folder} asks for {run.resources} (config.resources), but no node has "
@@ -61,7 +61,7 @@ class Ray(Executor):
         resources = dict(work.runs[0].resources)
         cpus, gpus = resources.pop("CPU", 0), resources.pop("GPU", 0)
         folder = "/tmp/bn_vgg" if "://" in self._out else self._out
-        # XLA would take three quarters of a GPU's memory, for one of the runs that share it.
+        # Without this, the first run on a shared GPU would take three quarters of its memory.
         environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if 0 < gpus < 1 else {}
         task = self._ray.remote(
             max_retries=3,  # after a node died
@@ -69,7 +69,7 @@ class Ray(Executor):
         )(_execute).options(name=work.name)  # fmt: skip
         return task.remote(work.arguments, f"{folder}/{work.name}.out", environment)
 
-    def poll(self, process: Any) -> Ended | None:
+    def poll(self, process: Any) -> Outcome | None:
         if not self._ray.wait([process], timeout=0)[0]:
             return None
         errors = self._ray.exceptions
@@ -77,21 +77,21 @@ class Ray(Executor):
             return self._ray.get(process)
         except errors.RayError as error:
             said = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
-            return Ended(1, said, lost=isinstance(error, errors.NodeDiedError))
+            return Outcome(1, said, lost=isinstance(error, errors.NodeDiedError))
 
     def stop(self, process: Any) -> None:
         self._ray.cancel(process)
 
 
-def _execute(arguments: Sequence[str], output: str, environment: dict[str, str]) -> Ended:
-    """The task: makes a run in a process of its own."""
+def _execute(arguments: Sequence[str], output: str, environment: dict[str, str]) -> Outcome:
+    """The Ray task: trains a run in another process."""
     os.chdir(Path(__file__).resolve().parents[2])
     process = Process(arguments, Path(output), environment)
     try:
         while (ended := process.poll()) is None:
             time.sleep(0.5)
         return ended
-    except KeyboardInterrupt:  # the task is cancelled
+    except KeyboardInterrupt:  # raised when the task is cancelled
         process.popen.terminate()
         process.popen.wait(Ray.stop_seconds)
         raise

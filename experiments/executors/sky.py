@@ -1,9 +1,8 @@
-"""SkyPilot: managed jobs on Cloud TPU VMs, or on whatever the task file asks for.
+"""The executor for SkyPilot: managed jobs on Cloud TPU VMs, or other machines of the task file.
 
-SkyPilot makes the machines, tries other zones, and begins a job again that was preempted; the
-run goes on from its working directory in the bucket, where its results are read, too. Of a
-host with several chips a job makes a shard of the sweep, a run on each chip; a pod's hosts make
-one run together.
+SkyPilot creates the machines, tries other zones, and restarts jobs after a preemption; a run then
+resumes from its working directory in the bucket. On a host with several chips a job is a shard of
+the sweep, with a run on each chip. The hosts of a pod train one run together.
 """
 
 import hashlib
@@ -15,46 +14,46 @@ from pathlib import Path
 from typing import Any
 
 from bn_vgg import cli, provenance
-from bn_vgg.errors import EXIT_BUG, EXIT_USER_ERROR, UserError, needing, one_line
-from experiments.executors import Ended, Executor, Work
+from bn_vgg.errors import EXIT_BUG, EXIT_USER_ERROR, UserError, one_line, wrap_import_errors
+from experiments.executors import Executor, Outcome, Work
 from experiments.plan import PlannedRun
 
 TASK = Path(__file__).resolve().parents[1] / "tpu_vm.yaml"
-# Chips of each kind of TPU. A v5p is called by its cores, two a chip.
+# The number of chips of each TPU type. The names of v5p count cores, two for each chip.
 _SIZES = (1, 4, 8, 16, 32, 64, 128, 256)
 CHIPS = {f"tpu-{kind}-{size}": size for kind in ("v5litepod", "v6e") for size in _SIZES}
 CHIPS |= {f"tpu-v5p-{size}": size // 2 for size in _SIZES[2:]}
 
 
 class Sky(Executor):
-    """The executor."""
+    """See `Executor`."""
 
     poll_seconds = 30.0
-    stop_seconds = 0.0  # a cancelled job ends by itself
+    stop_seconds = 0.0  # need not wait for cancelled jobs
 
     def __init__(
         self, out: str, flags: Sequence[str], sweep_flags: Sequence[str], task_file: str,
         jobs: int | None = None, per_run: int | None = None,
     ):  # fmt: skip
-        """Prepares, without a call to the cloud.
+        """Reads the task file, without calls to the cloud.
 
-        `flags` are of `bn_vgg.main`, `sweep_flags` those of `experiments.sweep` that make the same
-        plan in a job. At most `jobs` machines run at once; on a host of several chips each run has
-        `per_run` (1).
+        `flags` are of `bn_vgg.main`, and `sweep_flags` of `experiments.sweep`, for the same plan in
+        a shard. At most `jobs` machines run at once. On a host with several chips each run has
+        `per_run` chips (None: 1).
 
         Raises:
-          UserError: `out` is a folder of this machine, SkyPilot is not installed, or the task
-            cannot be read or does not ask for one known kind of accelerator.
+          UserError: `out` is a local folder, SkyPilot is not installed, or the task cannot be read
+            or does not request one known type of accelerator.
         """
         if not out.startswith("gs://"):
             raise UserError(f"--out={out}: with sky it is an address that all see, gs://BUCKET/…")
-        with needing("sky"):
+        with wrap_import_errors("sky"):
             import sky
         super().__init__(out, flags)
         self._sky, self._task_file, self._sweep_flags = sky, task_file, sweep_flags
         self._jobs, self._per_run = jobs, per_run or 1
-        self._adopted: set[int] = set()  # jobs of an earlier start
-        self._launched: set[str] = set()  # names of jobs
+        self._adopted: set[int] = set()  # ids of jobs that an earlier command launched
+        self._launched: set[str] = set()  # names of jobs that this command launched
         found = [each.accelerators or {} for each in self._make_task().resources]
         kinds = {name: int(count) for each in found for name, count in each.items()}
         if len(kinds) != 1:
@@ -65,12 +64,12 @@ class Sky(Executor):
         self._accelerator, self._devices = kind, CHIPS.get(kind, count)
 
     def divide(self, runs: Sequence[PlannedRun]) -> list[Work]:
-        """A job for each run, or for each shard where hosts have several chips.
+        """Divides the sweep into a job for each run or, if hosts have several chips, each shard.
 
         Raises:
-          UserError: the chips that a run would have cannot share its batch, or there are fewer.
+          UserError: a run's chips cannot share its batch equally, or there are too few chips.
         """
-        # v5e and v6e have up to 8 chips on one host, v5p has 4; more are a pod of several hosts.
+        # A host has up to 8 chips of v5e or v6e, or 4 of v5p. More chips are a pod of hosts.
         largest = 4 if self._accelerator.startswith("tpu-v5p") else 8
         pod = self._accelerator in CHIPS and self._devices > largest
         chips = self._devices if pod else self._per_run
@@ -96,7 +95,7 @@ class Sky(Executor):
         return Work(f"shard {index} of {count}", tuple(arguments), tuple(runs))
 
     def command(self, work: Work) -> str:
-        """What launches the same job from a shell."""
+        """Returns the shell command that launches the same job."""
         return shlex.join([
             "sky", "jobs", "launch", "--yes", f"--name={self.job_name(work)}",
             f"--workdir={TASK.parents[1]}",
@@ -105,16 +104,16 @@ class Sky(Executor):
         ])  # fmt: skip
 
     def open(self, work: Sequence[Work]) -> list[str]:
-        """See `Executor`: SkyPilot queues what there is no room for."""
+        """Returns a slot for each work, because SkyPilot queues jobs."""
         return [f"SkyPilot ({self._accelerator})"] * len(work)
 
     def job_name(self, work: Work) -> str:
-        """The same from start to start, so that a sweep that was killed finds its jobs again."""
+        """Returns the same name after a restart, so that a killed sweep finds its jobs."""
         told = f"{self._out} {work.name}"
         return f"bn-vgg-{hashlib.blake2b(told.encode(), digest_size=5).hexdigest()}"
 
     def start(self, work: Work, slot: int) -> Any:
-        """Launches the work's job, or finds it. Returns its id, or how that failed."""
+        """Launches the work's job, or finds it. Returns its id, or the outcome if that fails."""
         name = self.job_name(work)
         try:
             if found := self._queue(skip_finished=True, name_match=name):
@@ -124,43 +123,43 @@ class Sky(Executor):
                 task = self._make_task()
                 task.update_envs(_variables(work))
                 (job_id,), _ = self._sky.get(self._sky.jobs.launch(task, name=name))
-        except Exception as error:  # SkyPilot's, and those of what it calls
+        except Exception as error:  # any error of SkyPilot or the cloud's libraries
             why = f"SkyPilot: {type(error).__name__}: {one_line(error)}"
-            return Ended(EXIT_BUG, why, lost=name in self._launched)  # it may well go on
+            return Outcome(EXIT_BUG, why, lost=name in self._launched)  # may still run
         self._launched.add(name)
         cli.show(f"{work.name}: managed job {job_id}, `sky jobs logs {job_id}`")
         return job_id
 
-    def poll(self, process: Any) -> Ended | None:
-        if isinstance(process, Ended):
+    def poll(self, process: Any) -> Outcome | None:
+        if isinstance(process, Outcome):
             return process
         try:
             (record,) = self._queue(job_ids=[process])
-        except Exception as error:  # the job is found again by its name
+        except Exception as error:  # `start` finds the job again by its name
             time.sleep(self.poll_seconds)
-            return Ended(EXIT_BUG, f"SkyPilot: {one_line(error)}", lost=True)
+            return Outcome(EXIT_BUG, f"SkyPilot: {one_line(error)}", lost=True)
         if not record.status.is_terminal():
             return None
         status, reason = record.status.value, " ".join((record.failure_reason or "").split())
         if status == "SUCCEEDED":
-            return Ended(0)
+            return Outcome(0)
         said = f"job {process} is {status}: {reason or 'see its log'}"
         if listed := re.search(r"exit codes? \[?([\d, ]+)", reason):  # of each host of a pod
             codes = [int(code) for code in re.findall(r"\d+", listed[1])]
-            return Ended(EXIT_USER_ERROR if EXIT_USER_ERROR in codes else max(codes), said)
-        if status == "CANCELLED":  # by somebody; an adopted one by the end of an earlier start
+            return Outcome(EXIT_USER_ERROR if EXIT_USER_ERROR in codes else max(codes), said)
+        if status == "CANCELLED":  # adopted jobs may have been cancelled by the earlier command
             adopted = process in self._adopted
-            return Ended(EXIT_BUG if adopted else EXIT_USER_ERROR, said, lost=adopted)
-        # No room, no rights, a setup that fails: the same happens at the next attempt.
+            return Outcome(EXIT_BUG if adopted else EXIT_USER_ERROR, said, lost=adopted)
+        # These would fail again.
         impossible = status in ("FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE")
-        return Ended(EXIT_USER_ERROR if impossible else EXIT_BUG, said)
+        return Outcome(EXIT_USER_ERROR if impossible else EXIT_BUG, said)
 
     def stop(self, process: Any) -> None:
-        if isinstance(process, Ended):
+        if isinstance(process, Outcome):
             return
         try:
             self._sky.get(self._sky.jobs.cancel(job_ids=[process]))
-        except Exception as error:  # the other jobs are to be cancelled, too
+        except Exception as error:  # go on to cancel the other jobs
             cli.show(f"job {process} was not cancelled: {one_line(error)}; see `sky jobs queue`")
 
     def _queue(self, **which: Any) -> list[Any]:
@@ -168,13 +167,13 @@ class Sky(Executor):
         request = self._sky.jobs.queue_v2(refresh=True, fields=None, **which)
         try:
             return self._sky.get(request)[0]
-        except self._sky.exceptions.ClusterDoesNotExist:  # the controller: no job was ever launched
+        except self._sky.exceptions.ClusterDoesNotExist:  # no job was ever launched
             return []
 
     def _make_task(self) -> Any:
         try:
             task = self._sky.Task.from_yaml(self._task_file)
-        except Exception as error:  # whatever SkyPilot raises for a file that it cannot read
+        except Exception as error:  # SkyPilot raises many types for a wrong file
             raise UserError(f"--sky_task={self._task_file}: {one_line(error)}") from error
         if "ARGUMENTS" not in str(task.run):
             raise UserError(f"--sky_task={self._task_file}: its `run` does not use $ARGUMENTS")
