@@ -26,7 +26,7 @@ from bn_vgg.steps import init_state as _init_state
 from bn_vgg.steps import make_train_step as _make_train_step
 
 # Images that `predict` processes at once.
-BATCH = 100
+PREDICT_BATCH_SIZE = 100
 
 
 def get_config(name: str) -> ConfigDict:
@@ -61,7 +61,7 @@ def train(
 
 
 def make_model(config: ConfigDict) -> Any:
-    """Builds the network of a configuration for one device; a UserError if that is invalid."""
+    """Builds a configuration's network for one device; a UserError if it is invalid."""
     check_config(config.to_dict())
     return _make_model(**config.to_dict()["model"])
 
@@ -94,8 +94,8 @@ def make_train_step(config: ConfigDict, model: Any):
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """A network with a checkpoint's state, NumPy arrays, and its run's configuration."""
+class TrainedModel:
+    """A trained network: model, a checkpoint's state (NumPy arrays) and configuration."""
 
     model: Any
     state: TrainState
@@ -122,22 +122,22 @@ class Trained:
     def predict_crops(self, crops: Sequence[np.ndarray]) -> np.ndarray:
         """Returns class probabilities, (N, classes), of N images' five crops each."""
         found = [np.zeros((0, len(self.class_names)), np.float32)]
-        for first in range(0, len(crops), BATCH):
-            some = np.stack(crops[first : first + BATCH])
+        for first in range(0, len(crops), PREDICT_BATCH_SIZE):
+            some = np.stack(crops[first : first + PREDICT_BATCH_SIZE])
             # Padded to one shape, so that it is compiled once.
-            padded = np.resize(some, (BATCH, *some.shape[1:]))
+            padded = np.resize(some, (PREDICT_BATCH_SIZE, *some.shape[1:]))
             found.append(np.asarray(self._predict(padded))[: len(some)])
         return np.concatenate(found)
 
     @functools.cached_property
     def _predict(self) -> Callable[[np.ndarray], jax.Array]:
-        variables = jax.device_put(self.state.reported)
+        variables = jax.device_put(self.state.eval_variables)
         return functools.partial(
             jax.jit(make_predict_step(self.model, self.config["eval"]["flips"])), variables
         )
 
 
-def load(workdir: str | Path, which: str = "best") -> Trained:
+def load(workdir: str | Path, which: str = "best") -> TrainedModel:
     """Reads the `best` or the `latest` checkpoint of a run.
 
     If the latest one is damaged, it logs a warning and takes the newest intact one.
@@ -153,13 +153,13 @@ def load(workdir: str | Path, which: str = "best") -> Trained:
     run.check_format()
     config, class_names = run.read("config.json"), run.read("data.json")["class_names"]
     # Only GPUs have TensorFloat-32, but a network that was trained with it runs anywhere.
-    elsewhere = {} if jax.default_backend() == "gpu" else {"precision": "highest"}
+    precision_override = {} if jax.default_backend() == "gpu" else {"precision": "highest"}
     with wrap_errors(f"{workdir}/config.json does not fit this version of the code"):
-        model = _make_model(**config["model"] | elsewhere)
+        model = _make_model(**config["model"] | precision_override)
     side, optimizer = config["data"]["crop_size"], make_optimizer(config, steps_per_epoch=1000)
     like = jax.eval_shape(
         lambda: _init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
-    ).for_evaluation(config, model)
+    ).with_precise_stats(config, model)
     found, damaged = checkpoint.read_all(run.checkpoints, like)
     if not found:
         missing = UserError(f"{workdir} has no checkpoint yet: the first comes after an epoch")
@@ -175,7 +175,7 @@ def load(workdir: str | Path, which: str = "best") -> Trained:
         if step > newest:
             logging.warning("%s; step %d is the newest that is intact", why, newest)
     if which == "latest":
-        return Trained(model, found[newest][1], config, class_names, newest)
+        return TrainedModel(model, found[newest][1], config, class_names, newest)
     best = found[newest][0].best_step
     if not best:
         raise UserError(
@@ -187,4 +187,4 @@ def load(workdir: str | Path, which: str = "best") -> Trained:
     if better in damaged:
         raise damaged[better]
     _, state = found.get(best) or checkpoint.read(run.checkpoints, best, like)
-    return Trained(model, state, config, class_names, best)
+    return TrainedModel(model, state, config, class_names, best)

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# The recipe's settings. Its random crops are drawn by data/crops.py.
-OFF = dict.fromkeys(("horizontal_flip", "colour_jitter", "cutout", "mixup", "label_smoothing"), 0)
+# The recipe's settings; data/crops.py draws its random crops.
+NO_AUGMENTATION = dict.fromkeys(
+    ("horizontal_flip", "colour_jitter", "cutout", "mixup", "label_smoothing"), 0
+)
 # Folded into the epoch's key, so that augmentation and dropout draw different numbers.
 _AUGMENT = 2**31
 _FLIP, _COLOUR, _CUTOUT, _MIXUP, _PARTNER = range(5)
@@ -21,7 +23,7 @@ def training_images(batch: Mapping[str, Any], rng: jax.Array, settings: Mapping[
     `config.augment`.
     """
     images = to_intensities(batch["crops"][:, 0])
-    if settings == OFF:
+    if settings == NO_AUGMENTATION:
         return images  # saves tracing the keys
     keys = _keys(batch, rng)
     images = _augment(images, keys, settings)

@@ -24,7 +24,7 @@ from bn_vgg.errors import UserError, first_line, is_io_error, wrap_read_errors, 
 # Orbax's names of the two parts of a checkpoint, and of the file in the second part.
 _STATE, _METRICS, _METRICS_FILE = "state", "metrics", "metrics"
 # TensorStore's errors begin with these if the system or the network failed, not the content.
-_OF_THE_SYSTEM = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+_IO_ERROR_PREFIXES = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +86,10 @@ def read(folder: epath.Path, step: int, like: Any) -> Checkpoint:
         state = jax.device_get(state)
         jax.tree.map(_check_shape, state, abstract)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise DamagedError(f"{path} is not whole: {first_line(error)}") from error
+        raise DamagedError(f"{path} is incomplete: {first_line(error)}") from error
     except Exception as error:  # a damaged file makes Orbax raise many types
         why = first_line(error)[:300]
-        if is_io_error(error) or why.startswith(_OF_THE_SYSTEM):
+        if is_io_error(error) or why.startswith(_IO_ERROR_PREFIXES):
             raise UserError(
                 f"cannot read {path}: {why}; nothing was changed: run the same command again when "
                 "it can be read"
@@ -120,19 +120,21 @@ def compute_digest(progress: Progress, state: Any) -> str:
 def read_all(folder: epath.Path, like: Any) -> tuple[dict[int, Checkpoint], dict[int, UserError]]:
     """Reads all checkpoints: the intact ones, and the errors of the damaged ones, by step."""
     found: dict[int, Checkpoint] = {}
-    wrong: dict[int, UserError] = {}
+    damaged: dict[int, UserError] = {}
     for step in list_steps(folder):
         try:
             found[step] = read(folder, step, like)
         except DamagedError as error:
-            wrong[step] = error
-    return found, wrong
+            damaged[step] = error
+    return found, damaged
 
 
-def restore(folder: epath.Path, aside: epath.Path, like: Any) -> tuple[Progress, Any, list[str]]:
+def restore(
+    folder: epath.Path, damaged_folder: epath.Path, like: Any
+) -> tuple[Progress, Any, list[str]]:
     """Reads the newest intact checkpoint whose best checkpoint is intact, too.
 
-    Damaged checkpoints, and those newer than the returned one, are moved to the folder `aside`.
+    Damaged checkpoints, and those newer than the returned one, are moved to `damaged_folder`.
 
     Returns:
       The progress, the state, and the errors of newer checkpoints. Without any checkpoint the
@@ -142,18 +144,18 @@ def restore(folder: epath.Path, aside: epath.Path, like: Any) -> tuple[Progress,
       UserError: no checkpoint is intact, or the best one is not, or an I/O error; nothing was
         moved.
     """
-    found, wrong = read_all(folder, like)
-    if not found and not wrong:
+    found, damaged = read_all(folder, like)
+    if not found and not damaged:
         return Progress(), like, []
     step = next((s for s in found if found[s][0].best_step in (*found, 0)), None)
     again = "nothing was changed: name another --workdir to train from the seed"
     if not found:
         raise UserError(
-            f"{next(iter(wrong.values()))}; no checkpoint of this run is intact; {again}"
+            f"{next(iter(damaged.values()))}; no checkpoint of this run is intact; {again}"
         )
     if step is None:
         best = found[max(found)][0].best_step
-        why = wrong.get(best, f"{folder / str(best)} is missing")
+        why = damaged.get(best, f"{folder / str(best)} is missing")
         raise UserError(
             f"{why}; it was the run's best, without which there is no result. The newest that is "
             f"intact is {max(found)}: python -m bn_vgg.export --which=latest; {again}"
@@ -161,11 +163,12 @@ def restore(folder: epath.Path, aside: epath.Path, like: Any) -> tuple[Progress,
     if jax.process_count() > 1:  # another process may still be reading
         multihost_utils.sync_global_devices("checkpoints are read")
     if jax.process_index() == 0:
-        for other in [*wrong, *(s for s in found if s > step)]:
-            logging.info("setting checkpoint %d aside, in %s", other, aside)
-            aside.mkdir(parents=True, exist_ok=True)
-            (folder / str(other)).rename(aside / f"{other}-{len(list(aside.iterdir()))}")
-    return *found[step], [str(why) for s, why in wrong.items() if s > step]
+        for other in [*damaged, *(s for s in found if s > step)]:
+            logging.info("moving checkpoint %d to %s", other, damaged_folder)
+            damaged_folder.mkdir(parents=True, exist_ok=True)
+            number = len(list(damaged_folder.iterdir()))
+            (folder / str(other)).rename(damaged_folder / f"{other}-{number}")
+    return *found[step], [str(why) for s, why in damaged.items() if s > step]
 
 
 class _Manager(ocp.CheckpointManager):
@@ -182,14 +185,14 @@ class Checkpointer:
     """
 
     def __init__(self, folder: epath.Path):
-        def best_last(metrics):  # of equal errors the earliest step is the best
+        def score(metrics):  # higher is better; the earliest step wins ties
             return -metrics["valid_error_rate"], -metrics["step"]
 
         self._folder, self._num_bytes = folder, 0
         # Two of each, so that a run can resume if the latest is damaged.
-        keep = AnyPreservationPolicy([LatestN(2), BestN(get_metric_fn=best_last, n=2)])
+        keep = AnyPreservationPolicy([LatestN(2), BestN(get_metric_fn=score, n=2)])
         # Without `best_fn` Orbax ignores metrics.
-        options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=best_last)
+        options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=score)
         with self._writing():
             self._manager = _Manager(folder, options=options)
 

@@ -18,7 +18,7 @@ from etils import epath
 from tqdm import tqdm
 
 from bn_vgg import errors, stopping
-from bn_vgg.config_file import load_file
+from bn_vgg.config_file import load_file_fields
 from bn_vgg.errors import Interrupted, UserError, describe_error, one_line, wrap_write_errors
 
 
@@ -77,7 +77,7 @@ def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
     fields: Mapping[str, object] = {}
     try:
         argv = [_normalize_flag(argument) for argument in argv]
-        fields = load_file(argv)
+        fields = load_file_fields(argv)
         rest = flags.FLAGS(argv)
         given = rest[1:]
         if len(given) > len(positional):
@@ -98,12 +98,12 @@ def _parse_flags(argv: list[str], positional: tuple[str, ...]) -> list[str]:
         )
     except Exception as error:  # flags.Error, or any error of ml_collections or the file
         unset = re.search(r"Flag (--\w+) must have a value other than None", str(error))
-        told = f"{unset[1]} is missing; see --help" if unset else one_line(error)
-        sys.exit(_fail(told, errors.EXIT_USER_ERROR))
+        message = f"{unset[1]} is missing; see --help" if unset else one_line(error)
+        sys.exit(_fail(message, errors.EXIT_USER_ERROR))
 
 
 def _normalize_flag(argument: str) -> str:
-    """Rewrites `--dry-run` as `--dry_run`, and expands `~` as shells do only after a space."""
+    """Rewrites `--dry-run` as `--dry_run`, and expands `~` after `=`, which shells do not."""
     name, equals, value = argument.partition("=")
     flag = name.removeprefix("--").replace("-", "_")
     name = f"--{flag}" if name.startswith("--") and flag in flags.FLAGS else name
@@ -155,7 +155,7 @@ def log_to_file(path: epath.Path | None) -> None:
         return
     with wrap_write_errors(str(path)):
         _log_file = std_logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    # The log alone must not end a run when the disk is full: a checkpoint will.
+    # On a full disk logging must not end the run; saving a checkpoint reports it.
     _log_file.handleError = lambda record: None  # type: ignore[method-assign]
     # Orbax logs dozens of lines for each checkpoint; its warnings are enough.
     _log_file.addFilter(lambda record: record.levelno > std_logging.INFO or _is_shown(record))
@@ -164,10 +164,10 @@ def log_to_file(path: epath.Path | None) -> None:
 
 
 def quiet_libraries() -> None:
-    """Prints only warnings, and none of Orbax, whose errors become UserErrors.
+    """Prints only warnings, except those of Orbax, whose errors become UserErrors.
 
     When one of Orbax's tasks fails, asyncio and TensorStore print a traceback for each other task.
-    JAX warns of `os.fork`, by which a sweep starts its runs.
+    JAX warns about `os.fork`, by which sweeps start their runs.
     """
     logging.use_absl_handler()  # a notebook's root handler would print everything
     handler = logging.get_absl_handler()
@@ -196,7 +196,7 @@ def check_backend() -> None:
         why = str(error) or "there is no such device"  # CUDA without a GPU: JAX only asserts
         named = os.environ.get("JAX_PLATFORMS")
         where = f" with JAX_PLATFORMS={named}" if named else ""
-        raise UserError(f"JAX finds nothing to compute on{where}: {why}") from error
+        raise UserError(f"JAX finds no usable device{where}: {why}") from error
 
 
 def enable_compilation_cache(folder: Path) -> None:

@@ -15,7 +15,7 @@ from bn_vgg.errors import UserError, wrap_errors
 from bn_vgg.models import DTYPES, PRECISIONS, make_model
 from bn_vgg.models.batch_norm import AVERAGES
 from bn_vgg.models.layers import PADDINGS, layer_activations, rng_streams
-from bn_vgg.models.norms import PASSES
+from bn_vgg.models.norms import STATS_PASSES
 from bn_vgg.optimizer import SCHEDULES, make_optimizer
 from bn_vgg.run_dir import KWARGS, flatten
 from bn_vgg.steps import needs_precise_stats
@@ -30,15 +30,15 @@ def _integer(low: int, high: int) -> _Kind:
 
 
 def _number(low: float, below: float) -> _Kind:
-    told = f"a number from {low:.3g} to less than {below:.3g}"
-    return lambda x: type(x) in (int, float) and low <= x < below, told
+    description = f"a number from {low:.3g} to less than {below:.3g}"
+    return lambda x: type(x) in (int, float) and low <= x < below, description
 
 
 def _one_of(names: Collection[str]) -> _Kind:
     return lambda x: isinstance(x, str) and x in names, f"one of {', '.join(names)}"
 
 
-_TEXT: _Kind = lambda x: isinstance(x, str) and len(x) <= 4096, "a text"
+_TEXT: _Kind = lambda x: isinstance(x, str) and len(x) <= 4096, "a string"
 _BOOL: _Kind = lambda x: isinstance(x, bool), "True or False"
 _DICT: _Kind = lambda x: isinstance(x, dict), "a dict"
 _SIZE = _integer(1, 2**31 - 1)[0]
@@ -46,7 +46,7 @@ _SIZES: _Kind = (
     lambda x: isinstance(x, list) and 0 < len(x) <= 100 and all(map(_SIZE, x)),
     "positive integers, 100 at most",
 )
-_FRACTION, _AMOUNT, _MANY = _number(0, 1), _number(0, 10**6), _integer(1, 10**6)
+_FRACTION, _NON_NEGATIVE, _COUNT = _number(0, 1), _number(0, 10**6), _integer(1, 10**6)
 # The range of float32.
 _POSITIVE = _number(float(jnp.finfo("float32").tiny), float(jnp.finfo("float32").max))
 
@@ -58,11 +58,11 @@ _KINDS: list[tuple[_Kind, str]] = [
      "optimizer.bias_correction"),
     (_FRACTION, "model.norm_decay model.dropout_rate augment.colour_jitter "
      "augment.label_smoothing optimizer.decay optimizer.average_decay"),
-    (_AMOUNT, "augment.mixup optimizer.weight_decay optimizer.clip_norm schedule.warmup_epochs "
-     "resources.CPU resources.GPU resources.TPU"),
+    (_NON_NEGATIVE, "augment.mixup optimizer.weight_decay optimizer.clip_norm "
+     "schedule.warmup_epochs resources.CPU resources.GPU resources.TPU"),
     (_POSITIVE, "model.norm_epsilon optimizer.learning_rate optimizer.epsilon"),
     (_integer(0, 2**32 - 1), "seed"),
-    (_MANY, "num_epochs batch_size eval.batch_size"),
+    (_COUNT, "num_epochs batch_size eval.batch_size"),
     (_integer(1, 4096), "data.min_side data.crop_size"),
     (_integer(0, 10**9 - 1), "augment.cutout eval.precise_examples checkpoint.every_steps"),
     (_integer(1, 10**9 - 1), "data.valid_examples data.test_examples model.hidden_units "
@@ -71,7 +71,7 @@ _KINDS: list[tuple[_Kind, str]] = [
     (_SIZES, "model.features"),
     (_one_of(PLACEMENTS), "data.placement"),
     (_one_of(AVERAGES), "model.stats_average"),
-    (_one_of(PASSES), "model.stats_pass"),
+    (_one_of(STATS_PASSES), "model.stats_pass"),
     (_one_of(PADDINGS), "model.padding"),
     (_one_of(DTYPES), "model.dtype"),
     (_one_of(PRECISIONS), "model.precision"),
@@ -135,7 +135,7 @@ def _try_network(config: dict[str, Any], model: Any) -> None:
     wanted = "float32", (count, config["model"]["num_classes"])
 
     def apply(images_NHWC):
-        # Made here: outside, an array would initialize the backend before hosts are connected.
+        # Created while tracing: outside, it would initialize the backend before hosts connect.
         positions_N = jnp.arange(count)
         rngs = {"params": jax.random.key(0), **rng_streams(jax.random.key(0), positions_N)}
         variables = model.init(rngs, images_NHWC, train=False)
@@ -166,8 +166,8 @@ def _try_network(config: dict[str, Any], model: Any) -> None:
     own = [path for path in paths if not any(path[: len(each)] == each for each in norms)]
     if needs_precise_stats(config) and statistics and (own or not norm.has_averages):
         raise UserError(
-            f"{_PRECISE} all running statistics to be of a normalizer with a field momentum; "
-            f"those of {name} with {field} are not"
+            f"{_PRECISE} all running statistics to be those of normalizers with a momentum; "
+            f"{name} with {field} has others"
         )
 
 
@@ -190,9 +190,9 @@ def _try_optimizer(config: dict[str, Any], model: Any) -> None:
         return isinstance(x, optax.contrib.ScheduleFreeState)
 
     if any(map(is_free, jax.tree.leaves(state, is_leaf=is_free))):
-        raise UserError(f"{field} would be evaluated at other weights than those it trains")
+        raise UserError(f"{field}: schedule-free optimizers are not supported")
     if any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
-        raise UserError(f"{field}: no checkpoint can keep its state, a random key of JAX's")
+        raise UserError(f"{field}: checkpoints cannot store its state, which has a JAX PRNG key")
 
 
 def _shown(value) -> str:

@@ -33,13 +33,13 @@ _file_fields: dict[str, object] = {}
 
 def load_config(arguments: Sequence[str]) -> ConfigDict:
     """Returns the configuration of `--config=FILE:VARIANT` and `--config.FIELD=VALUE`."""
-    load_file(["", *arguments])
-    alone = flags.FlagValues()
+    load_file_fields(["", *arguments])
+    own_flags = flags.FlagValues()
     flag = config_flags.DEFINE_config_file(
-        "config", flag_values=alone, sys_argv=list(arguments), lock_config=True
+        "config", flag_values=own_flags, sys_argv=list(arguments), lock_config=True
     )
     try:
-        alone(["", *arguments])
+        own_flags(["", *arguments])
     except Exception as error:  # flags.Error, or any error of ml_collections or the file
         raise UserError(one_line(error)) from error
     return checked_config(flag)
@@ -52,7 +52,7 @@ def checked_config(flag: flags.FlagHolder) -> ConfigDict:
       UserError: the flag is missing, or one of the configuration's values is invalid.
     """
     if flag.value is None:
-        raise UserError(f"--config is missing; {_configs()}")
+        raise UserError(f"--config is missing; {_describe_configs()}")
     try:
         config = flag.value.to_dict()
     except Exception as error:  # a field computed from an overridden one
@@ -69,7 +69,7 @@ def _check_owners(config: Mapping[str, object]) -> None:
             if config[field] != _file_fields.get(field, config[field]):
                 group = field.partition(".")[0]
                 raise UserError(
-                    f"config.{field} is {owner}'s alone; what {config[chooser]} takes is given as "
+                    f"config.{field} is only for {owner}; pass arguments of {config[chooser]} as "
                     f"--config.{group}.kwargs=\"{{'name': value}}\""
                 )
 
@@ -107,10 +107,10 @@ def name_run(name: str, overrides: Mapping[str, object]) -> str:
     return f"{name[: _LONGEST_NAME - 9]}-{digest}"
 
 
-def load_file(argv: list[str]) -> Mapping[str, object]:
+def load_file_fields(argv: list[str]) -> Mapping[str, object]:
     """Loads the configuration that `argv` names, and returns its fields before overrides.
 
-    The flag loads it again; this is for one-line errors, where ml_collections' own fill pages.
+    The flag loads the file again. This call reports errors in one line, not in a long traceback.
 
     Raises:
       UserError: the file is missing or raises an error, or an override names no field of it.
@@ -122,8 +122,8 @@ def load_file(argv: list[str]) -> Mapping[str, object]:
     if not os.path.isfile(path):  # Path.is_file raises an error if the name is too long
         close = difflib.get_close_matches(path, _found_configs(), n=1, cutoff=0.85)
         guess = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"--config: no file {path}; {guess}{_configs()}")
-    _find_siblings(Path(path).resolve().parent)
+        raise UserError(f"--config: no file {path}; {guess}{_describe_configs()}")
+    _make_siblings_importable(Path(path).resolve().parent)
     try:
         get_config = runpy.run_path(path).get("get_config")
         if get_config is None:
@@ -131,7 +131,7 @@ def load_file(argv: list[str]) -> Mapping[str, object]:
         loaded = get_config(variant) if colon else get_config()
         if not isinstance(loaded, ConfigDict):
             made = type(loaded).__name__
-            raise UserError(f"--config={argument}: get_config returns no ConfigDict but a {made}")
+            raise UserError(f"--config={argument}: get_config returns a {made}, not a ConfigDict")
         fields = flatten(loaded.to_dict())
     except UserError:
         raise
@@ -157,7 +157,7 @@ def _check_override(name: str) -> None:
     raise UserError(f"no field config.{name}; {guess}there are: {', '.join(_file_fields)}")
 
 
-def _find_siblings(folder: Path) -> None:
+def _make_siblings_importable(folder: Path) -> None:
     """Lets a configuration file import the files beside it, `from configs import default`.
 
     It takes precedence over a `configs/` in the current folder, or one that is already imported.
@@ -177,7 +177,7 @@ def _found_configs() -> list[str]:
     return sorted(map(str, Path("configs").glob("[!_]*.py")))
 
 
-def _configs() -> str:
+def _describe_configs() -> str:
     if found := _found_configs():
         return f"there are: {', '.join(found)}"
     return f"there is no configs/ in {Path.cwd()}: run it in the checkout, or name a path"

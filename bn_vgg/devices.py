@@ -18,18 +18,18 @@ class Devices:
 
     Attributes:
       count: number of devices over all hosts.
-      local: number of devices of this host.
+      local_count: number of devices of this host.
       axis_name: the mapped axis for collectives in per-device code; None with one device.
     """
 
     def __init__(self):
-        self.count, self.local = jax.device_count(), jax.local_device_count()
+        self.count, self.local_count = jax.device_count(), jax.local_device_count()
         self.axis_name = AXIS if self.count > 1 else None
         mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,))
         self._sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def compile(self, function: Callable) -> Callable:
-        """Compiles per-device code; with several devices each argument's first axis is over these.
+        """Compiles per-device code; with several devices each argument has a leading device axis.
 
         No argument is donated, so that a chunk can be repeated if one of its steps is not finite.
         """
@@ -47,7 +47,7 @@ class Devices:
     def _replicate(self, array):
         # One by one, because a stack of all copies may be too large for the host's memory.
         copies = [jax.device_put(array[None], device) for device in jax.local_devices()]
-        shape = (self.local, *array.shape)
+        shape = (self.local_count, *array.shape)
         return jax.make_array_from_single_device_arrays(shape, self._sharding, copies)
 
     def fetch(self, replicated):
@@ -71,14 +71,15 @@ class Devices:
 
         def split(array):
             steps, rows = array.shape[:2]
-            shares = array.reshape(steps, self.local, rows // self.local, *array.shape[2:])
+            share = rows // self.local_count
+            shares = array.reshape(steps, self.local_count, share, *array.shape[2:])
             return jax.device_put(shares.swapaxes(0, 1), self._sharding)
 
         return {key: split(array) for key, array in batches.items()}
 
     def host_rows(self, batch_size: int) -> slice:
         """Returns the rows of each global batch that belong to this host."""
-        rows = batch_size // self.count * self.local
+        rows = batch_size // self.count * self.local_count
         return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
     def check(self, batch_size: int, precision: str) -> None:

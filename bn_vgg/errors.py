@@ -35,7 +35,7 @@ class NotFoundError(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the command. A run has saved its state before; exit with `status`."""
+    """A signal stopped the command, which exits with `status`. A run saves its state before."""
 
     def __init__(self, received: signal.Signals, message: str):
         super().__init__(f"{message}; run the same command again to go on")

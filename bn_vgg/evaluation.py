@@ -14,27 +14,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_vgg.augment import OFF, to_intensities, training_images
+from bn_vgg.augment import NO_AUGMENTATION, to_intensities, training_images
 from bn_vgg.metrics import ComparedMetrics, Moments, gather_metrics, merge_moments
 from bn_vgg.models.layers import layer_activations, layer_statistics, rng_streams
 from bn_vgg.steps import TrainState, is_wrong, mean_over_devices
 
 
-class Precise(flax.struct.PyTreeNode):
+class PreciseStats(flax.struct.PyTreeNode):
     """Precise statistics, accumulated over batches."""
 
-    batches: jax.Array  # number of batches so far, float32
+    num_batches: jax.Array  # number of batches so far, float32
     batch_stats: Any  # their mean, structured as `TrainState.batch_stats`
     before_norm: dict[str, Moments]  # moments of the normalizers' inputs, by layer
 
 
-def make_precise_step(model: Any, axis_name: str | None = None, augment: Mapping[str, Any] = OFF):
-    """Returns `precise_step(precise, state, batch, rng) -> Precise`; see `make_train_step`."""
+def make_precise_step(
+    model: Any, axis_name: str | None = None, augment: Mapping[str, Any] = NO_AUGMENTATION
+):
+    """Returns `precise_step(precise, state, batch, rng) -> PreciseStats`; see `make_train_step`."""
 
-    def precise_step(precise: Precise, state: TrainState, batch, rng):
-        batches = precise.batches + 1
-        averaging = model.clone(dropout_rate=0.0, norm=model.norm.with_momentum(1 - 1 / batches))
-        _, updated = averaging.apply(
+    def precise_step(precise: PreciseStats, state: TrainState, batch, rng):
+        num_batches = precise.num_batches + 1
+        norm = model.norm.with_momentum(1 - 1 / num_batches)
+        averaging_model = model.clone(dropout_rate=0.0, norm=norm)
+        _, updated = averaging_model.apply(
             {"params": state.params, "batch_stats": precise.batch_stats},
             training_images(batch, rng, augment),
             train=True,
@@ -50,7 +53,7 @@ def make_precise_step(model: Any, axis_name: str | None = None, augment: Mapping
         batch_stats = updated["batch_stats"]
         if axis_name is not None:  # see `make_train_step`
             batch_stats = mean_over_devices(batch_stats, axis_name)
-        return Precise(batches, batch_stats, merge_moments(precise.before_norm, moments))
+        return PreciseStats(num_batches, batch_stats, merge_moments(precise.before_norm, moments))
 
     return precise_step
 
@@ -65,7 +68,9 @@ def make_compare_step(model: Any, axis_name: str | None = None):
 
     def compare_step(state: TrainState, precise_batch_stats, batch):
         images, label_N = to_intensities(batch["crops"][:, 0]), batch["label"]
-        precisely = {"params": state.params, "batch_stats": precise_batch_stats}
+        by_running = model.apply(state.variables, images, train=False)
+        precise = {"params": state.params, "batch_stats": precise_batch_stats}
+        by_precise = model.apply(precise, images, train=False)
         positions_N = jnp.arange(len(label_N))
         by_batch, _ = model.apply(
             state.variables, images, train=True, positions_N=positions_N,
@@ -74,8 +79,8 @@ def make_compare_step(model: Any, axis_name: str | None = None):
         return gather_metrics(
             ComparedMetrics,
             axis_name,
-            error_rate_running=is_wrong(model.apply(state.variables, images, train=False), label_N),
-            error_rate_precise=is_wrong(model.apply(precisely, images, train=False), label_N),
+            error_rate_running=is_wrong(by_running, label_N),
+            error_rate_precise=is_wrong(by_precise, label_N),
             error_rate_batch=is_wrong(by_batch, label_N),
             mask=batch["mask"],
         )
@@ -83,7 +88,7 @@ def make_compare_step(model: Any, axis_name: str | None = None):
     return compare_step
 
 
-def distances(batch_stats, precise: Precise, epsilon: float) -> dict[str, np.ndarray]:
+def running_lag(batch_stats, precise: PreciseStats, epsilon: float) -> dict[str, np.ndarray]:
     """Compares running with precise statistics, NumPy arrays, for each channel.
 
     Returns arrays (C,): `mean_distance/LAYER` is the running minus the precise mean, in standard
@@ -93,19 +98,20 @@ def distances(batch_stats, precise: Precise, epsilon: float) -> dict[str, np.nda
     found = {}
     running, averaged = layer_statistics(batch_stats), layer_statistics(precise.batch_stats)
     for layer, moments in precise.before_norm.items():
-        now, exact = running.get(layer, {}), averaged.get(layer, {})
+        running_stats, precise_stats = running.get(layer, {}), averaged.get(layer, {})
         # A user-defined normalizer may use the name `mean` for something else.
         shape = np.shape(moments.variance)
-        if "mean" in now and now["mean"].shape == shape:
+        if "mean" in running_stats and running_stats["mean"].shape == shape:
             deviation = np.sqrt(moments.variance + epsilon)
-            found[f"mean_distance/{layer}"] = (now["mean"] - exact["mean"]) / deviation
-        if "var" in now and now["var"].shape == shape:
-            ratio = (now["var"] + epsilon) / (exact["var"] + epsilon)
+            distance = running_stats["mean"] - precise_stats["mean"]
+            found[f"mean_distance/{layer}"] = distance / deviation
+        if "var" in running_stats and running_stats["var"].shape == shape:
+            ratio = (running_stats["var"] + epsilon) / (precise_stats["var"] + epsilon)
             found[f"std_ratio/{layer}"] = np.sqrt(ratio)
     return found
 
 
-def activity(
+def summarize_activations(
     moments: dict[str, Moments], *, without_relu: Container[str] = ()
 ) -> dict[str, np.ndarray]:
     """Summarizes each layer's output from its moments, NumPy arrays, for each channel.
@@ -114,11 +120,11 @@ def activity(
     layers `without_relu`, `never_active/LAYER`, 1 for channels that are never above 0.
     """
     found = {}
-    for layer, of_layer in moments.items():
-        found[f"activation_mean/{layer}"] = of_layer.mean
-        found[f"activation_deviation/{layer}"] = np.sqrt(of_layer.variance)
+    for layer, layer_moments in moments.items():
+        found[f"activation_mean/{layer}"] = layer_moments.mean
+        found[f"activation_deviation/{layer}"] = np.sqrt(layer_moments.variance)
         if layer not in without_relu:
-            found[f"never_active/{layer}"] = (of_layer.maximum <= 0).astype(np.float32)
+            found[f"never_active/{layer}"] = (layer_moments.maximum <= 0).astype(np.float32)
     return found
 
 

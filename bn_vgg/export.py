@@ -28,7 +28,7 @@ def main() -> None:
     if output.suffix not in (".npz", ".safetensors"):
         raise UserError(f"--output: {output} does not end in .npz or .safetensors")
     run = api.load(_WORKDIR.value, _WHICH.value)
-    arrays = named_arrays(run.state.reported)
+    arrays = named_arrays(run.state.eval_variables)
     images = "N, H, W, C"
     layout = "convolutions (height, width, in, out), dense layers (in, out)"
     if _LAYOUT.value == "torch":

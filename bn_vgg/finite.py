@@ -12,17 +12,17 @@ from bn_vgg.data.pipeline import Chunk
 from bn_vgg.errors import UserError, first_line
 from bn_vgg.metrics import TrainMetrics
 from bn_vgg.programs import Programs
-from bn_vgg.steps import TrainState, make_loss
+from bn_vgg.steps import TrainState, make_loss_fn
 
 _PARTS = {
     "batch_stats": "running statistic",
     "opt_state": "optimizer state",
     "params": "parameter",
 }
-_ADVICE = "; with --config.debug.nans=True the same command names the operation of a NaN"
+_ADVICE = "; add --config.debug.nans=True to learn which operation makes a NaN"
 
 
-def explain(
+def describe_first_non_finite(
     programs: Programs,
     state_and_metrics: tuple[TrainState, TrainMetrics],
     chunk: Chunk,
@@ -44,25 +44,27 @@ def explain(
         state_and_metrics = programs.train_chunk(
             tuple(state_and_metrics), rng, before.batches, before.pixels
         )
-    one, state = chunk.step(index, devices), state_and_metrics[0]
-    seen = devices.fetch(inspect(state, rng, one.batches, one.pixels))
-    after, _ = programs.train_chunk(tuple(state_and_metrics), rng, one.batches, one.pixels)
-    where = f"{_first(seen, devices.fetch(after))} is not a finite number"
+    single_step, state = chunk.step(index, devices), state_and_metrics[0]
+    inspected = devices.fetch(inspect(state, rng, single_step.batches, single_step.pixels))
+    after, _ = programs.train_chunk(
+        tuple(state_and_metrics), rng, single_step.batches, single_step.pixels
+    )
+    where = f"{_name_first_non_finite(inspected, devices.fetch(after))} is not a finite number"
     if not find_operation:
         return where + _ADVICE
-    return f"{where}{_operation(programs, state, rng, one)}"
+    return f"{where}{_find_nan_operation(programs, state, rng, single_step)}"
 
 
-def _operation(programs: Programs, state, rng, one: Chunk) -> str:
-    devices, inspect, batches = programs.devices, make_inspect(programs), one.batches
+def _find_nan_operation(programs: Programs, state, rng, single_step: Chunk) -> str:
+    devices, inspect, batches = programs.devices, make_inspect(programs), single_step.batches
     if devices.axis_name is not None:
-        # `jax.debug_nans` names no operation within a pmap: map over one device instead.
+        # `jax.debug_nans` names no operation within a pmap: map on one device instead.
         inspect = jax.vmap(inspect, (None, None, 0, None), axis_name=devices.axis_name)
-        state, rng, pixels = map(devices.first, (state, rng, one.pixels))
-        one, batches = one._replace(pixels=pixels), jax.device_get(batches)
+        state, rng, pixels = map(devices.first, (state, rng, single_step.pixels))
+        single_step, batches = single_step._replace(pixels=pixels), jax.device_get(batches)
     with jax.debug_nans(True):
         try:
-            jax.block_until_ready(jax.jit(inspect)(state, rng, batches, one.pixels))
+            jax.block_until_ready(jax.jit(inspect)(state, rng, batches, single_step.pixels))
         except (
             FloatingPointError,
             UserError,
@@ -73,26 +75,26 @@ def _operation(programs: Programs, state, rng, one: Chunk) -> str:
 
 def make_inspect(programs: Programs):
     """Returns `inspect(state, rng, batches, pixels)` -> loss, gradients and statistics."""
-    loss_of = make_loss(programs.model, programs.augment)
+    loss_fn = make_loss_fn(programs.model, programs.augment)
     axis_name = programs.devices.axis_name
 
     def inspect(state: TrainState, rng, batches, pixels):
         batch = {key: array[0] for key, array in batches.items()}
         batch |= {"crops": gather_crops(batch, pixels, programs.crop_size)}
-        (loss, (_, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+        (loss, (_, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state.batch_stats, batch, rng
         )
-        # The statistics are returned for `debug_nans`: XLA drops what is not.
-        seen = {"loss": loss, "gradients": gradients, "batch_stats": batch_stats}
-        return seen if axis_name is None else lax.pmean(seen, axis_name)
+        # Statistics are returned so that `debug_nans` sees them: XLA removes unused results.
+        inspected = {"loss": loss, "gradients": gradients, "batch_stats": batch_stats}
+        return inspected if axis_name is None else lax.pmean(inspected, axis_name)
 
     return inspect
 
 
-def _first(seen: dict[str, Any], after: TrainState) -> str:
-    if not np.isfinite(seen["loss"]):
+def _name_first_non_finite(inspected: dict[str, Any], after: TrainState) -> str:
+    if not np.isfinite(inspected["loss"]):
         return "the loss"
-    if path := _not_finite(seen["gradients"]):
+    if path := _not_finite(inspected["gradients"]):
         return f"the gradient of {path}"
     for part, name in _PARTS.items():
         if path := _not_finite(getattr(after, part)):

@@ -1,4 +1,4 @@
-"""Starts a run from its configuration: data, folder, and checks that all hosts agree.
+"""Starts a run: prepares its data and folder, and checks that all hosts agree.
 
 A run resumes from the first of these that exists:
 
@@ -58,9 +58,9 @@ def train(
     if not multihost.is_multiprocess() or jax.default_backend() == "tpu":
         cli.enable_compilation_cache(cache_folder)
     else:
-        # Only the first process writes to the cache, so that only it may find a program there. On
-        # a CPU Gloo times out when the others are half a minute behind; on GPUs the processes
-        # share the work of compiling.
+        # JAX writes its cache only in the first process, so the others may have to compile what it
+        # reads. On a CPU Gloo times out if they are then half a minute behind; on GPUs the
+        # processes share the compilation.
         jax.config.update("jax_enable_compilation_cache", False)
     devices = Devices()
     devices.check(config.batch_size, config.model.precision)

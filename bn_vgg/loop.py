@@ -26,7 +26,7 @@ from bn_vgg.data.pipeline import Chunk, Data, Split
 from bn_vgg.devices import Devices
 from bn_vgg.errors import Interrupted, UserError, wrap_errors
 from bn_vgg.metrics import TrainMetrics
-from bn_vgg.optimizer import averaged_weights, make_schedule
+from bn_vgg.optimizer import find_params_ema, make_schedule
 from bn_vgg.programs import Programs
 from bn_vgg.run_dir import Workdir, flatten
 from bn_vgg.steps import TrainState
@@ -60,7 +60,7 @@ def train_and_evaluate(
     """Restores the newest checkpoint, trains the remaining epochs and returns the result."""
     run = Run(config, workdir, data, devices, board, say)
     # With several processes JAX handles SIGTERM, see `multihost.preempted`.
-    return run.train() if multihost.is_multiprocess() else run.stop.listen_during(run.train)
+    return run.train() if multihost.is_multiprocess() else run.stop.run_and_listen(run.train)
 
 
 class Run:
@@ -75,26 +75,26 @@ class Run:
             f"{config.data.crop_size}"
         ):
             self.programs = Programs(config.to_dict(), devices, data.steps_per_epoch)
-        # At the last checkpoint, or at the end of the last epoch.
+        # At the last checkpoint or the end of the last epoch, whichever is later.
         self.progress = Progress()
         # The lines of `metrics.jsonl`, one for each epoch.
         self.lines: list[dict[str, Any]] = []
-        # Wait for the chunks that were dispatched, the oldest first.
+        # Functions that wait for the dispatched chunks, the oldest first.
         self._in_flight: collections.deque[Callable[[], Any]] = collections.deque()
         self._compiling = True
 
     def train(self) -> dict[str, Any]:
         """Trains from the newest checkpoint, and returns the result."""
         state, metrics = self._restore()
-        # `state` is that after `step` updates, `metrics` are those of the current epoch so far.
+        # `state` is the state after `step` updates; `metrics` cover the current epoch so far.
         self.step = self.progress.step
         self.state, self.metrics = self.devices.replicate((state, metrics))
         self._began = time.monotonic() - self.progress.seconds
         folder = self.workdir.checkpoints
         with Checkpointer(folder) as self.checkpointer, ThreadPoolExecutor(1) as self.recorder:
-            # `result()` waits until the last epoch is recorded, and raises the errors of that.
+            # `result()` waits for the last epoch's `_record`, and raises its errors.
             self._recording: Future = self.recorder.submit(lambda: None)
-            return self._train_and_evaluate()
+            return self._run_epochs()
 
     def _restore(self) -> tuple[TrainState, TrainMetrics]:
         """Reads the newest checkpoint, or initializes from the seed."""
@@ -107,7 +107,7 @@ class Run:
         if config.init.weights and not checkpoint.list_steps(workdir.checkpoints):
             state = load_weights(state, config.init.weights, statistics=config.init.statistics)
             state = state.replace(opt_state=programs.optimizer.init(state.params))
-        state = state.for_evaluation(config.to_dict(), programs.model)
+        state = state.with_precise_stats(config.to_dict(), programs.model)
         parameter_overview.log_parameter_overview(state.variables)
         progress, state, damages = checkpoint.restore(workdir.checkpoints, workdir.damaged, state)
         for damage in damages:
@@ -120,8 +120,8 @@ class Run:
         lines = [line for line in workdir.read_metrics() if line["epoch"] <= progress.epoch]
         if len(lines) != progress.epoch:
             raise UserError(
-                f"{workdir.path}/metrics.jsonl has {len(lines)} epochs of the {progress.epoch} of "
-                "its checkpoint: copy all of the run's folder, or name another --workdir"
+                f"{workdir.path}/metrics.jsonl has {len(lines)} epochs, but the checkpoint has "
+                f"{progress.epoch}: copy the run's whole folder, or name another --workdir"
             )
         if progress.step:
             self.say(f"resuming after epoch {progress.epoch} (step {progress.step})")
@@ -130,7 +130,7 @@ class Run:
         self.progress, self.lines = progress, lines
         return state, metrics
 
-    def _train_and_evaluate(self) -> dict[str, Any]:
+    def _run_epochs(self) -> dict[str, Any]:
         if self.board is not None:
             images = self.data.first_crops() if self.step == 0 else None
             self.board.write_start(flatten(self.config.to_dict()), images)
@@ -138,13 +138,14 @@ class Run:
             whole = self.step == epoch * self.data.steps_per_epoch
             speed = self._train_epoch(epoch)
             self._end_epoch(epoch, speed)
-            if whole:  # in a part of an epoch a chunk may have another length: compiled later
+            # After a part of an epoch, chunks of the usual length may still have to be compiled.
+            if whole:
                 multihost.epoch_done()
         self._recording.result()
         return self._finish()
 
     def _train_epoch(self, epoch: int) -> float | None:
-        """Returns images per second; None if an earlier process had done all steps of the epoch."""
+        """Trains the rest of an epoch. Returns images per second, or None if no step was left."""
         num_steps, num_epochs = self.data.steps_per_epoch, self.config.num_epochs
         done = self.step - epoch * num_steps
         rng = self.devices.replicate(epoch_key(self.config.seed, epoch))
@@ -169,7 +170,10 @@ class Run:
         return images / (time.monotonic() - started) if images else None
 
     def _enqueue(self, wait: Callable[[], Any]) -> None:
-        """Lets one chunk compute and one more be queued; on a CPU waits for each chunk."""
+        """Queues `wait`, which waits for a chunk, until at most one chunk is pending (CPU: none).
+
+        Also raises the errors of `_record`, and `Interrupted` if a signal has stopped the run.
+        """
         self._in_flight.append(wait)
         self._wait_for_chunks(0 if jax.default_backend() == "cpu" else 1)
         if self._recording.done():
@@ -182,8 +186,8 @@ class Run:
             self._in_flight.popleft()()
 
     def _check_chunk(self, before, metrics: TrainMetrics, chunk: Chunk, rng, bar: tqdm) -> None:
-        """Waits for a chunk and shows its loss."""
-        means = self._means(metrics)
+        """Waits for a chunk and shows its loss; raises a UserError if a number is not finite."""
+        means = self._compute(metrics)
         bar.update(chunk.num_steps)
         bar.set_postfix_str(f"loss={means['loss']:.3f}")
         if self._compiling:
@@ -194,7 +198,7 @@ class Run:
             return
         multihost.expect_compilation()
         step, *state_and_metrics = before
-        what = finite.explain(
+        what = finite.describe_first_non_finite(
             self.programs, state_and_metrics, chunk, rng, index=first - step - 1,
             find_operation=self.config.debug.nans,
         )  # fmt: skip
@@ -211,17 +215,17 @@ class Run:
         """Evaluates; the epoch's record and checkpoint are written while the next one trains."""
         precise = compared = None
         if self.config.eval.precise_examples and self.programs.model.norm.has_averages:
-            precise = self._precise(self.state, epoch)
-            compared = self._fold(
+            precise = self._compute_precise_stats(self.state, epoch)
+            compared = self._run_chunks(
                 self.programs.compare_chunk, self.programs.empty_comparison, self.data.compared(),
                 self.state, precise,
             )  # fmt: skip
         if precise is not None and self.state.precise_stats:
-            average, reported = averaged_weights(self.state.opt_state), precise
+            average, eval_stats = find_params_ema(self.state.opt_state), precise
             if average is not None:
-                reported = self._precise(self.state.replace(params=average), epoch)
-            self.state = self.state.replace(precise_stats=reported.batch_stats)
-        valid = self._evaluate(self.state.reported, self.data.valid_split)
+                eval_stats = self._compute_precise_stats(self.state.replace(params=average), epoch)
+            self.state = self.state.replace(precise_stats=eval_stats.batch_stats)
+        valid = self._evaluate(self.state.eval_variables, self.data.valid_split)
         self._recording.result()
         args = (self.step, self.state, self.metrics, speed, valid, precise, compared)
         self.metrics = self.programs.empty_training
@@ -232,15 +236,15 @@ class Run:
 
     def _record(self, step, state, metrics, speed, valid, precise, compared) -> None:
         config, norm = self.config, self.programs.model.norm
-        trained = self._means(metrics)
-        valid, moments = self._means(valid[0]), self.devices.fetch(valid[1])
+        trained = self._compute(metrics)
+        valid, moments = self._compute(valid[0]), self.devices.fetch(valid[1])
         if not math.isfinite(valid["loss"]):
             layers = [name for name, m in moments.items() if not math.isfinite(m.maximum.max())]
             where = f" (first in the activations of {layers[0]})" if layers else ""
             raise UserError(f"the validation loss after step {step} is not a finite number{where}")
 
         without_relu = self.programs.empty_precise.before_norm if norm.has_activation else ()
-        channels = evaluation.activity(moments, without_relu=without_relu)
+        channels = evaluation.summarize_activations(moments, without_relu=without_relu)
         del trained["first_non_finite"]
         scalars = {f"train/{name}": value for name, value in trained.items()}
         rate = make_schedule(config.to_dict(), self.data.steps_per_epoch)
@@ -254,9 +258,9 @@ class Run:
         scalars["valid/best_error_rate"] = progress.best_error_rate
         if precise is not None:
             precise, running = self.devices.fetch((precise, state.batch_stats))
-            distances = evaluation.distances(running, precise, config.model.norm_epsilon)
+            distances = evaluation.running_lag(running, precise, config.model.norm_epsilon)
             channels = distances | channels
-            scalars |= {f"valid/{name}": value for name, value in self._means(compared).items()}
+            scalars |= {f"valid/{name}": value for name, value in self._compute(compared).items()}
         observed = evaluation.summarize(channels)
         line = {"epoch": progress.epoch, "step": step, **scalars, **observed}
         self.lines.append(line | {"seconds": progress.seconds})
@@ -269,14 +273,15 @@ class Run:
 
     def _evaluate(self, variables, split: Split) -> Any:
         empty, chunks = self.programs.empty_evaluation, self.data.evaluation(split)
-        return self._fold(self.programs.eval_chunk, empty, chunks, variables)
+        return self._run_chunks(self.programs.eval_chunk, empty, chunks, variables)
 
-    def _precise(self, state: TrainState, epoch: int) -> evaluation.Precise:
+    def _compute_precise_stats(self, state: TrainState, epoch: int) -> evaluation.PreciseStats:
         empty = self.programs.empty_precise.replace(batch_stats=state.batch_stats)
         rng = self.devices.replicate(epoch_key(self.config.seed, epoch))
-        return self._fold(self.programs.precise_chunk, empty, self.data.precise(epoch), state, rng)
+        chunks = self.data.precise(epoch)
+        return self._run_chunks(self.programs.precise_chunk, empty, chunks, state, rng)
 
-    def _fold(self, program: Callable, carry, chunks: Iterable[Chunk], *args) -> Any:
+    def _run_chunks(self, program: Callable, carry, chunks: Iterable[Chunk], *args) -> Any:
         for chunk in chunks:
             carry = program(carry, *args, chunk.batches, chunk.pixels)
             self._enqueue(partial(jax.block_until_ready, carry))
@@ -290,11 +295,11 @@ class Run:
         folder, like = self.workdir.checkpoints, self.devices.fetch(self.state)
         best = checkpoint.read(folder, progress.best_step, like)[1]
         state = self.devices.replicate(best)
-        rates = {"test_error_rate": self._test(state.reported)}
+        rates = {"test_error_rate": self._test(state.eval_variables)}
         if state.precise_stats:
             rates["test_error_rate_precise"] = rates["test_error_rate"]
         elif config.eval.precise_examples and norm.has_averages:
-            precise = self._precise(state, progress.best_epoch - 1)
+            precise = self._compute_precise_stats(state, progress.best_epoch - 1)
             variables = {"params": state.params, "batch_stats": precise.batch_stats}
             rates["test_error_rate_precise"] = self._test(variables)
         speed = "train/images_per_second"
@@ -327,7 +332,7 @@ class Run:
 
     def _test(self, variables) -> float:
         metrics, _ = self._evaluate(variables, self.data.test_split)
-        return self._means(metrics)["error_rate"]
+        return self._compute(metrics)["error_rate"]
 
     def _save_periodically(self, num_steps: int) -> None:
         """Saves if the last `num_steps` passed a multiple of `config.checkpoint.every_steps`."""
@@ -342,7 +347,7 @@ class Run:
             return
         self._save_now()
         self.checkpointer.wait()
-        raise Interrupted(asked, f"stopped by {asked.name} and kept after step {self.step}")
+        raise Interrupted(asked, f"stopped by {asked.name}; state saved after step {self.step}")
 
     def _save_now(self) -> None:
         self._wait_for_chunks()
@@ -357,10 +362,10 @@ class Run:
             self.progress, step=step, valid_error_rate=math.inf, seconds=self._seconds(),
             within_epoch=leaves,
         )  # fmt: skip
-        logging.info("keeping step %d, within an epoch", step)
+        logging.info("saving a checkpoint at step %d, within an epoch", step)
         self.checkpointer.save(self.devices.fetch(state), self.progress)
 
-    def _means(self, metrics: clu_metrics.Collection) -> dict[str, float]:
+    def _compute(self, metrics: clu_metrics.Collection) -> dict[str, float]:
         computed = self.devices.fetch(metrics).compute()
         return {name: value.item() for name, value in computed.items()}
 

@@ -28,10 +28,10 @@ _WANDB = flags.DEFINE_bool("wandb", False, "Also log to Weights & Biases (extra 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of the first of several processes."
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes over all hosts.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes over all hosts.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, from 0.")
 _HOST_TIMEOUT = flags.DEFINE_integer(
-    "host_timeout_seconds", 300, "A host without progress for this long is lost.", lower_bound=1
+    "host_timeout_seconds", 300, "Seconds without progress until a host is lost.", lower_bound=1
 )
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     config = config_file.checked_config(_CONFIG)
     if _WANDB.value and not _TENSORBOARD.value:
         raise UserError("--wandb copies what TensorBoard gets: leave --notensorboard out")
-    with multihost.join(
+    with multihost.connect(
         _COORDINATOR.value,
         _NUM_PROCESSES.value,
         _PROCESS_ID.value,

@@ -26,7 +26,7 @@ class FirstNonFinite(metrics.Metric):
 
     @classmethod
     def empty(cls):
-        """Returns the metric of no step."""
+        """Returns the initial value, before any step."""
         return cls(jnp.asarray(_NEVER, jnp.int32))
 
     def merge(self, other):
@@ -41,7 +41,7 @@ class FirstNonFinite(metrics.Metric):
 
 @flax.struct.dataclass
 class TrainMetrics(metrics.Collection):
-    """Means over training examples, of the network's output in training, with dropout."""
+    """Averages over training steps, with dropout, and the first step that is not finite."""
 
     loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
     error_rate: metrics.Average.from_output("error_rate")  # type: ignore[valid-type]
@@ -49,15 +49,15 @@ class TrainMetrics(metrics.Collection):
     first_non_finite: FirstNonFinite
 
 
-def _means_of(*names: str) -> type[metrics.Collection]:
+def _averages(*names: str) -> type[metrics.Collection]:
     """Returns a collection of means over evaluated examples, without padding."""
     return metrics.Collection.create(**{name: metrics.Average.from_output(name) for name in names})
 
 
-# Of five-crop evaluation.
-EvalMetrics = _means_of("loss", "error_rate")
-# Of central crops, with running, precise and batch statistics.
-ComparedMetrics = _means_of("error_rate_running", "error_rate_precise", "error_rate_batch")
+# Metrics of five-crop evaluation.
+EvalMetrics = _averages("loss", "error_rate")
+# Error rates on central crops, with running, precise and batch statistics.
+ComparedMetrics = _averages("error_rate_running", "error_rate_precise", "error_rate_batch")
 
 
 def gather_metrics(collection, axis_name: str | None, **outputs):
@@ -77,20 +77,21 @@ class Moments(flax.struct.PyTreeNode):
 
     @classmethod
     def empty(cls, channels: int) -> "Moments":
-        """Returns the moments of no example."""
+        """Returns the initial value, before any example."""
         zeros = jnp.zeros(channels, jnp.float32)
         maximum = jnp.full(channels, -jnp.inf, jnp.float32)
         return cls(jnp.zeros((), jnp.float32), zeros, zeros, maximum)
 
     @classmethod
-    def from_batch(cls, x, weights_N, axis_name: str | None) -> "Moments":
-        """Returns the moments of a batch `x` (N, ..., C); weights are 0 for padding, else 1."""
+    def from_batch(cls, x, mask_N, axis_name: str | None) -> "Moments":
+        """Returns the moments of a batch `x` (N, ..., C); `mask_N` is 0 for padding, else 1."""
         positions = tuple(range(1, x.ndim - 1))
         x = x.astype(jnp.float32)
+        # Padding repeats other examples, so it does not change the maximum.
         maximum = x.max(axis=(0, *positions))
-        product = partial(jnp.dot, weights_N, precision=lax.Precision.HIGHEST)
+        product = partial(jnp.dot, mask_N, precision=lax.Precision.HIGHEST)
         sums = (
-            weights_N.sum(),
+            mask_N.sum(),
             product(x.mean(axis=positions)),
             product(jnp.square(x).mean(axis=positions)),
         )
@@ -109,12 +110,12 @@ class Moments(flax.struct.PyTreeNode):
 
     @property
     def mean(self):
-        """(C,)."""
+        """The mean of each channel, (C,)."""
         return self.total / self.count
 
     @property
     def variance(self):
-        """(C,), biased."""
+        """The biased variance of each channel, (C,)."""
         # Rounding can make the difference negative.
         return (self.squares / self.count - self.mean**2).clip(0)
 

@@ -1,6 +1,6 @@
-"""Runs of several processes: they connect, check that they agree, and end together.
+"""Runs of several processes: they connect, check that they agree, and exit together.
 
-With a single process every function here does nothing.
+With a single process these functions return at once, and the predicates return False.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ _LOST = re.compile("Gloo|NCCL|[Bb]arrier|coordination service|heartbeat")
 _AGAIN = "run the same command again on all of them"
 
 
-class _HangTimer:
+class _Watchdog:
     """Ends this process when it makes no progress for too long.
 
     If another process hangs, this one waits inside XLA, where no exception can be raised.
@@ -66,12 +66,12 @@ class _HangTimer:
 
 
 # Global, as is the state of jax.distributed.
-_timer: _HangTimer | None = None
-_exchanges, _calls = itertools.count(), itertools.count()
+_timer: _Watchdog | None = None
+_agreement_ids, _preemption_ids = itertools.count(), itertools.count()
 
 
 @contextlib.contextmanager
-def join(
+def connect(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
@@ -93,7 +93,7 @@ def join(
     if not jax.distributed.is_initialized() or _state().num_processes == 1:
         yield
         return
-    _timer = _HangTimer(timeout_seconds)
+    _timer = _Watchdog(timeout_seconds)
     try:
         yield
         _timer.expect(timeout_seconds)  # at its exit JAX waits for the others
@@ -159,7 +159,9 @@ def preempted() -> bool:
     a Python handler that is set afterwards would replace JAX's.
     """
     # JAX chooses the call after the latest one that any process has made.
-    return _timer is not None and multihost_utils.reached_preemption_sync_point(next(_calls))
+    return _timer is not None and multihost_utils.reached_preemption_sync_point(
+        next(_preemption_ids)
+    )
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
@@ -170,7 +172,7 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     """
     if _timer is None:
         return
-    state, folder = _state(), f"bn_vgg/facts/{next(_exchanges)}"
+    state, folder = _state(), f"bn_vgg/facts/{next(_agreement_ids)}"
     mine = json.dumps({"host": socket.gethostname(), "facts": facts})
     state.client.key_value_set(f"{folder}/{state.process_id}", mine)
     found = [json.loads(_get(f"{folder}/{i}")) for i in range(state.num_processes)]
@@ -224,20 +226,20 @@ def _initialize(coordinator, num_processes, process_id) -> None:
     elif not _on_cloud_tpu():
         return
     # Under Slurm JAX uses one GPU for each task; the only task of a node may use all of them.
-    alone_there = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1"
+    only_task_on_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1"
     # XLA would abort half a minute later, with a page of text.
-    alone = (
+    timeout_message = (
         f"the processes did not connect within {_CONNECT_SECONDS} seconds; start all of them, with "
         "the first one's --coordinator_address"
     )
-    limit = threading.Timer(_CONNECT_SECONDS, _exit, (alone, errors.EXIT_HOST_LOST))
+    limit = threading.Timer(_CONNECT_SECONDS, _exit, (timeout_message, errors.EXIT_HOST_LOST))
     limit.daemon = True
     limit.start()
     # While JAX waits, Python handlers do not run, so the default ones must end the process.
     before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, [] if alone_there else None,
+            coordinator, num_processes, process_id, [] if only_task_on_node else None,
             initialization_timeout=_CONNECT_SECONDS + 30,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )  # fmt: skip

@@ -10,7 +10,7 @@ import optax
 from optax import contrib
 
 from bn_vgg.errors import UserError, wrap_errors
-from bn_vgg.models.lookup import find_class
+from bn_vgg.models.lookup import find_callable
 
 
 def rmsprop(
@@ -43,7 +43,7 @@ def rmsprop(
 
 
 def muon(learning_rate, weight_decay=0.0, mask=None, **kwargs) -> optax.GradientTransformation:
-    """Muon (Jordan 2024) for kernels, with convolutions as (9 I, O) matrices; Adam for the rest."""
+    """Muon (Jordan 2024) for kernels, as (H * W * I, O) matrices, and Adam for the rest."""
 
     def dimensions(params):
         def of(x, is_kernel):
@@ -58,14 +58,14 @@ def muon(learning_rate, weight_decay=0.0, mask=None, **kwargs) -> optax.Gradient
     )  # fmt: skip
 
 
-class AveragedState(NamedTuple):
+class ParamsEmaState(NamedTuple):
     """The number of updates, int32, and the moving average of the weights."""
 
     count: jax.Array  # type: ignore[assignment]
     average: Any
 
 
-def average_weights(decay: float) -> optax.GradientTransformation:
+def track_params_ema(decay: float) -> optax.GradientTransformation:
     """Keeps an exponential moving average of the weights; updates are not changed.
 
     At update t, from 0, the old average has weight min(decay, (1 + t) / (10 + t)), as in
@@ -73,21 +73,21 @@ def average_weights(decay: float) -> optax.GradientTransformation:
     """
 
     def init(params):
-        return AveragedState(jnp.zeros((), jnp.int32), params)
+        return ParamsEmaState(jnp.zeros((), jnp.int32), params)
 
     def update(updates, state, params):
         old = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
         new = optax.apply_updates(params, updates)
         average = optax.incremental_update(new, state.average, 1 - old)
-        return updates, AveragedState(optax.safe_increment(state.count), average)
+        return updates, ParamsEmaState(optax.safe_increment(state.count), average)
 
     return optax.GradientTransformation(init, update)
 
 
-def averaged_weights(opt_state: Any) -> Any:
-    """Returns the average that `average_weights` keeps, structured as the parameters, or None."""
+def find_params_ema(opt_state: Any) -> Any:
+    """Returns the average that `track_params_ema` keeps, structured as the parameters, or None."""
     parts = opt_state if isinstance(opt_state, tuple) else ()
-    return next((part.average for part in parts if isinstance(part, AveragedState)), None)
+    return next((part.average for part in parts if isinstance(part, ParamsEmaState)), None)
 
 
 # Called with the learning rate, a number or a schedule, and `config.optimizer.kwargs`.
@@ -99,7 +99,8 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "lamb": optax.lamb,
     "muon": muon,
 }
-# Called with the learning rate, the total number of updates, and `config.schedule.kwargs`.
+# Called with the learning rate, the number of updates after the warm-up, and
+# `config.schedule.kwargs`.
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "constant": lambda rate, total: optax.constant_schedule(rate),
     "cosine": lambda rate, total, final=0.0: optax.cosine_decay_schedule(rate, total, final),
@@ -138,7 +139,7 @@ def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Gra
     name, rate = settings["name"], settings["learning_rate"]
     if (config["schedule"]["name"], config["schedule"]["warmup_epochs"]) != ("constant", 0):
         rate = make_schedule(config, steps_per_epoch)
-    build = find_class("config.optimizer.name", name, OPTIMIZERS, {})
+    build = find_callable("config.optimizer.name", name, OPTIMIZERS, {})
     decay, own = settings["weight_decay"], {}
     if build is rmsprop:
         own = {x: settings[x] for x in ("decay", "epsilon", "bias_correction")}
@@ -154,7 +155,7 @@ def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Gra
         step = (lambda count: -decay * rate(count)) if callable(rate) else -decay * rate
         parts.append(optax.add_decayed_weights(step, _kernel_mask))
     if settings["average_decay"]:
-        parts.append(average_weights(settings["average_decay"]))
+        parts.append(track_params_ema(settings["average_decay"]))
     return optax.chain(*parts) if len(parts) > 1 else parts[0]
 
 

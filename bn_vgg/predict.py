@@ -20,7 +20,7 @@ from bn_vgg.errors import EXIT_UNREADABLE, UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
 _IMAGES = flags.DEFINE_string(
-    "images", None, "Files, folders, zip files or globs of them, with commas.", required=True
+    "images", None, "Comma-separated images, folders, zip files or globs.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write.", required=True)
 _FORMAT = flags.DEFINE_enum(
@@ -57,7 +57,7 @@ def main() -> int:
     return EXIT_UNREADABLE if unreadable else 0
 
 
-def predict(run: api.Trained, found: list[files.ImageFile]) -> Iterator[np.ndarray | str]:
+def predict(run: api.TrainedModel, found: list[files.ImageFile]) -> Iterator[np.ndarray | str]:
     """Yields for each file its class probabilities, or the reason why it cannot be read."""
 
     def read(file: files.ImageFile) -> np.ndarray | str:
@@ -67,8 +67,8 @@ def predict(run: api.Trained, found: list[files.ImageFile]) -> Iterator[np.ndarr
             return str(error)
 
     with ThreadPoolExecutor() as pool:
-        for first in range(0, len(found), api.BATCH):
-            results = list(pool.map(read, found[first : first + api.BATCH]))
+        for first in range(0, len(found), api.PREDICT_BATCH_SIZE):
+            results = list(pool.map(read, found[first : first + api.PREDICT_BATCH_SIZE]))
             crops = [result for result in results if not isinstance(result, str)]
             probabilities = iter(run.predict_crops(crops))
             for result in results:
@@ -98,7 +98,7 @@ def _by_id(found: list[files.ImageFile]) -> list[files.ImageFile]:
 def _kaggle_id(name: str) -> int:
     stem = PurePosixPath(name).stem
     if not stem.isdecimal() or len(stem) > 18:
-        raise UserError(f"--format=kaggle: {name} is not called by its id, as 1.jpg is")
+        raise UserError(f"--format=kaggle: {name} has no numeric id as its name, such as 1.jpg")
     return int(stem)
 
 

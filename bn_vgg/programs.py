@@ -10,7 +10,7 @@ from jax import lax
 
 from bn_vgg.data.crops import gather_crops
 from bn_vgg.devices import Devices
-from bn_vgg.evaluation import Precise, make_compare_step, make_precise_step
+from bn_vgg.evaluation import PreciseStats, make_compare_step, make_precise_step
 from bn_vgg.metrics import ComparedMetrics, EvalMetrics, Moments, TrainMetrics, merge_moments
 from bn_vgg.models import make_model
 from bn_vgg.models.layers import layer_channels
@@ -89,7 +89,7 @@ class Programs:
             which: {layer: Moments.empty(count) for layer, count in channels.items()}
             for which, channels in layer_channels(model, crop_size).items()
         }
-        empty_precise = Precise(jnp.zeros((), jnp.float32), None, moments["before_norm"])
+        empty_precise = PreciseStats(jnp.zeros((), jnp.float32), None, moments["before_norm"])
         self.empty_training = devices.replicate(TrainMetrics.empty())
         self.empty_evaluation = devices.replicate((EvalMetrics.empty(), moments["output"]))
         self.empty_precise = devices.replicate(empty_precise)

@@ -95,8 +95,8 @@ class Workdir:
             old = self.read("data.json") if self.exists("data.json") else data
             if any(old.get(x) != data[x] for x in ("fingerprint", "class_names", "examples")):
                 raise UserError(
-                    f"{self.path} holds a run on other data: {data['source']} has changed, or, of "
-                    "a folder, the files' times (copy with `cp -p`). Name another --workdir"
+                    f"{self.path} holds a run on other data: {data['source']} has changed (in a "
+                    "folder, file times count: copy with `cp -p`). Name another --workdir"
                 )
             self.write("format.json", {"format": FORMAT, "bn_vgg": bn_vgg.__version__})
             self.write("config.json", config)
@@ -111,8 +111,8 @@ class Workdir:
         if about["format"] != FORMAT:
             written = f", written by bn_vgg {about['bn_vgg']}" if "bn_vgg" in about else ""
             raise UserError(
-                f"{self.path} holds a run of format {about['format']}{written}; this version goes "
-                f"on with format {FORMAT} alone: name another --workdir, or use that version"
+                f"{self.path} holds a run of format {about['format']}{written}; this version can "
+                f"resume only format {FORMAT}: name another --workdir, or use that version"
             )
 
     def exists(self, name: str) -> bool:
@@ -193,5 +193,5 @@ def _refuse_other(path, old: dict[str, Any], new: dict[str, Any]) -> None:
     if differing := describe_differences(old, new):
         raise UserError(
             f"{path} holds a run of another configuration: its {differing}. Name another "
-            "--workdir (only num_epochs may grow, and that under a constant learning rate)"
+            "--workdir (only num_epochs may grow, if config.schedule.name is constant)"
         )

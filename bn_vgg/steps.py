@@ -17,7 +17,7 @@ import optax
 from jax import lax
 
 from bn_vgg.augment import (
-    OFF,
+    NO_AUGMENTATION,
     flip,
     mix_over_labels,
     to_intensities,
@@ -26,7 +26,7 @@ from bn_vgg.augment import (
 )
 from bn_vgg.metrics import EvalMetrics, Moments, TrainMetrics, gather_metrics
 from bn_vgg.models.layers import layer_activations, rng_streams
-from bn_vgg.optimizer import averaged_weights
+from bn_vgg.optimizer import find_params_ema
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -45,13 +45,13 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
-    def reported(self):
-        """The variables of the reported error, of `predict` and of `export`."""
-        average = averaged_weights(self.opt_state)
+    def eval_variables(self):
+        """The variables for the reported error, `predict` and `export`."""
+        average = find_params_ema(self.opt_state)
         params = self.params if average is None else average
         return {"params": params, "batch_stats": self.precise_stats or self.batch_stats}
 
-    def for_evaluation(self, config: Mapping[str, Any], model: Any) -> "TrainState":
+    def with_precise_stats(self, config: Mapping[str, Any], model: Any) -> "TrainState":
         """Returns an initial state with `precise_stats` if the nested `config` needs them."""
         wanted = needs_precise_stats(config) and model.norm.has_averages
         return self.replace(precise_stats=self.batch_stats) if wanted else self
@@ -82,7 +82,7 @@ def init_state(
     )
 
 
-def make_loss(model: Any, augment: Mapping[str, Any] = OFF):
+def make_loss_fn(model: Any, augment: Mapping[str, Any] = NO_AUGMENTATION):
     """Returns `loss(params, batch_stats, batch, rng) -> (loss, (logits_NC, batch_stats))`.
 
     The loss of the training step: mean cross-entropy, with dropout and `config.augment`.
@@ -107,7 +107,7 @@ def make_train_step(
     model: Any,
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
-    augment: Mapping[str, Any] = OFF,
+    augment: Mapping[str, Any] = NO_AUGMENTATION,
 ):
     """Returns `train_step(state, batch, rng) -> (state, TrainMetrics)`.
 
@@ -119,16 +119,16 @@ def make_train_step(
     If `model.norm.stats_pass` is `clean` and there is dropout, the running statistics come from a
     second pass over the batch, with the same weights but no dropout.
     """
-    passes_twice = model.norm.stats_pass == "clean" and model.dropout_rate > 0
-    loss_of = make_loss(model, augment)
+    needs_clean_pass = model.norm.stats_pass == "clean" and model.dropout_rate > 0
+    loss_fn = make_loss_fn(model, augment)
     optimizer = optax.with_extra_args_support(optimizer)  # some take the loss as `value`
 
     def train_step(state: TrainState, batch, rng):
-        (loss, (logits_NC, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+        (loss, (logits_NC, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state.batch_stats, batch, rng
         )
         error_rate = mix_over_labels(partial(is_wrong, logits_NC), batch, rng, augment).mean()
-        if passes_twice:
+        if needs_clean_pass:
             _, updated = model.clone(dropout_rate=0.0).apply(
                 state.variables, training_images(batch, rng, augment), train=True,
                 positions_N=batch["position"], rngs=rng_streams(rng, batch["position"]),
@@ -153,7 +153,7 @@ def make_train_step(
             error_rate=error_rate,
             gradient_norm=optax.tree.norm(gradients),
             step=new_state.step,
-            # A gradient that is not finite makes the optimizer's state not finite.
+            # A gradient that is not finite makes parameters or optimizer state not finite.
             finite=jnp.isfinite(loss) & all_finite(new_state),
         )
         return new_state, metrics
@@ -170,10 +170,10 @@ def all_finite(tree):
     """Whether all numbers in a tree of arrays are finite."""
     # A maximum propagates NaN, and is cheaper than testing each number. Most of the cost would be
     # to start a hundred reductions, so arrays of the same shape share one.
-    of_shape: dict[tuple[int, ...], list] = {}
+    by_shape: dict[tuple[int, ...], list] = {}
     for leaf in jax.tree.leaves(tree):
-        of_shape.setdefault(leaf.shape, []).append(jnp.abs(leaf).astype(jnp.float32))
-    largest = [jnp.max(reduce(jnp.maximum, arrays), initial=0) for arrays in of_shape.values()]
+        by_shape.setdefault(leaf.shape, []).append(jnp.abs(leaf).astype(jnp.float32))
+    largest = [jnp.max(reduce(jnp.maximum, arrays), initial=0) for arrays in by_shape.values()]
     return (jnp.stack(largest) < jnp.inf).all()
 
 
@@ -187,20 +187,20 @@ def make_eval_step(model: Any, axis_name: str | None = None, flips: bool = False
 
     def eval_step(variables, batch):
         label_N, mask_N = batch["label"], batch["mask"]
-        crops = batch["crops"]
-        crops = jnp.concatenate([flip(crops), crops], axis=1) if flips else crops
-        probabilities_NKC, updated = _predict(model, variables, crops, ["intermediates"])
+        probabilities_NKC, updated = _predict(
+            model, variables, batch["crops"], flips, ["intermediates"]
+        )
         probabilities_NC = probabilities_NKC.mean(axis=1)
-        of_label_N = jnp.take_along_axis(probabilities_NC, label_N[:, None], axis=1)[:, 0]
+        label_probability_N = jnp.take_along_axis(probabilities_NC, label_N[:, None], axis=1)[:, 0]
         metrics = gather_metrics(
             EvalMetrics,
             axis_name,
             # A probability may underflow to 0; keep its logarithm finite.
-            loss=-jnp.log(jnp.maximum(of_label_N, jnp.finfo(jnp.float32).tiny)),
+            loss=-jnp.log(jnp.maximum(label_probability_N, jnp.finfo(jnp.float32).tiny)),
             error_rate=is_wrong(probabilities_NC, label_N),
             mask=mask_N,
         )
-        weights = jnp.repeat(mask_N, crops.shape[1])
+        weights = jnp.repeat(mask_N, probabilities_NKC.shape[1])
         outputs = layer_activations(updated, "output")
         return metrics, {
             layer: Moments.from_batch(x, weights, axis_name) for layer, x in outputs.items()
@@ -217,16 +217,16 @@ def make_predict_step(model: Any, flips: bool = False):
     """
 
     def predict_step(variables, crops_NKHWC):
-        if flips:
-            crops_NKHWC = jnp.concatenate([flip(crops_NKHWC), crops_NKHWC], axis=1)
-        probabilities_NKC, _ = _predict(model, variables, crops_NKHWC, [])
+        probabilities_NKC, _ = _predict(model, variables, crops_NKHWC, flips, [])
         return probabilities_NKC.mean(axis=1)
 
     return predict_step
 
 
-def _predict(model: Any, variables, crops_NKHWC, mutable: list[str]):
-    """Returns the softmax outputs (N, K, classes) and the collections `mutable`."""
+def _predict(model: Any, variables, crops_NKHWC, flips: bool, mutable: list[str]):
+    """Returns softmax outputs (N, K or with `flips` 2 K, classes) and the collections `mutable`."""
+    if flips:
+        crops_NKHWC = jnp.concatenate([flip(crops_NKHWC), crops_NKHWC], axis=1)
     images = crops_NKHWC.reshape(-1, *crops_NKHWC.shape[2:])
     logits, updated = model.apply(variables, to_intensities(images), train=False, mutable=mutable)
     return jax.nn.softmax(logits).reshape(*crops_NKHWC.shape[:2], -1), updated

@@ -39,13 +39,13 @@ def ignore_termination() -> Iterator[None]:
 
 
 class StopRequest:
-    """Whether a signal has asked the run to stop: `signal` is that signal, or None."""
+    """Records in `signal` the first signal that asks the run to stop; None before."""
 
     def __init__(self):
         self.signal: signal.Signals | None = None
 
-    def listen_during(self, work: Callable[[], Any]) -> Any:
-        """Returns `work()`. Records the first signal meanwhile; a second Ctrl-C exits at once.
+    def run_and_listen(self, work: Callable[[], Any]) -> Any:
+        """Returns `work()`. Records the first signal meanwhile; a later Ctrl-C exits at once.
 
         Python runs signal handlers in the main thread, which XLA may block for minutes, so `work`
         runs in a thread of its own. If this is not the main thread, no signal is recorded.
@@ -53,7 +53,7 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             return work()
         handled = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
-        before = {each: signal.signal(each, self._note) for each in handled}
+        before = {each: signal.signal(each, self._handle_signal) for each in handled}
         try:
             with ThreadPoolExecutor(1) as thread:
                 future = thread.submit(work)
@@ -65,12 +65,12 @@ class StopRequest:
             for each, handler in before.items():
                 signal.signal(each, handler)
 
-    def _note(self, number: int, _) -> None:
+    def _handle_signal(self, number: int, _) -> None:
         if self.signal is None:
             self.signal = signal.Signals(number)
             _say("stopping after this chunk of steps")
         elif number == signal.SIGINT:  # SIGHUP and SIGTERM may be sent twice
-            _say("ended at once; the same command goes on from what is kept")
+            _say("stopped at once; the same command resumes from the last checkpoint")
             os._exit(128 + number)
 
 

@@ -61,7 +61,7 @@ def load_weights(state: TrainState, path: str, *, statistics: bool) -> TrainStat
       UserError: it cannot be read, or its arrays are not those of the network.
     """
     if not path.endswith(".npz"):
-        raise UserError(f"config.init.weights: {path} is no .npz file: export it as one")
+        raise UserError(f"config.init.weights: {path} is not an .npz file; export to .npz")
     collections = ("params", "batch_stats") if statistics else ("params",)
     with (
         wrap_errors(f"config.init.weights: cannot read {path}"),

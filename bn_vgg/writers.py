@@ -21,7 +21,7 @@ _METRICS = (
     "train/error_rate",
     "train/images_per_second",
 )
-# So that layers' statistics are sorted behind the errors.
+# A prefix that TensorBoard sorts after `train`, `valid` and `test`.
 _LAYERS = "zz_layers"
 
 
@@ -112,18 +112,18 @@ class TensorBoard:
     ) -> None:
         """Writes `scalars` (`train/…`, `valid/…`) and statistics of layers.
 
-        `observed` has one number for each, such as `mean_distance/block3`; `channels` the arrays
-        (C,) behind these, of which those of running means become histograms.
+        `observed` has one number per layer and statistic, such as `mean_distance/block3`.
+        `channels` has the arrays (C,) behind them; `mean_distance/…` are written as histograms.
         """
         layers = {f"{_LAYERS}/{name}": value for name, value in observed.items()}
-        lags = {
+        mean_distances = {
             f"{_LAYERS}/channels/{name}": array
             for name, array in channels.items()
             if name.startswith("mean_distance/")
         }
         with self._writing():
             self._writer.write_scalars(step, {**scalars, **layers})
-            self._writer.write_histograms(step, lags)
+            self._writer.write_histograms(step, mean_distances)
 
     def write_result(self, step: int, rates: Mapping[str, float]) -> None:
         """Writes the test error rates, such as `test/error_rate`."""

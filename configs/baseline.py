@@ -1,4 +1,4 @@
-"""No normalization, no augmentation: the control of figure 1 (published: 82.8%, read off it)."""
+"""No normalization or augmentation: figure 1's control (published: 82.8%, read off the figure)."""
 
 from configs import default
 

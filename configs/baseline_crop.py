@@ -1,4 +1,4 @@
-"""No normalization, random cropping (published: 91.9% in a sister post)."""
+"""No normalization, random cropping (published: 91.9% in another post of the series)."""
 
 from configs import default
 

@@ -1,4 +1,4 @@
-"""No normalization, random cropping, dropout (published: 94.9% in a sister post)."""
+"""No normalization, random cropping, dropout (published: 94.9% in another post of the series)."""
 
 from configs import default
 

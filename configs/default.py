@@ -26,17 +26,17 @@ def get_config(
 ) -> ConfigDict:
     """Returns the configuration of a cell of the grid, by default of `baseline`."""
     if variant not in _MIN_SIDE:
-        raise ValueError(f"unknown variant {variant!r}; there are: {', '.join(_MIN_SIDE)}")
+        raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(_MIN_SIDE)}")
     config = ConfigDict()
     # Names the working directory and the run in TensorBoard.
     config.name = cell if variant == "full" else f"{cell}-{variant}"
     config.variant = variant
 
-    # Of initialization, order, crops, augmentation and dropout. The split does not depend on it.
+    # Seed of initialization, order, crops, augmentation and dropout, but not of the data split.
     config.seed = 0
     # The post's figures show 45 to 73.
     config.num_epochs = 60
-    # Examples of one update and of its batch statistics, over all devices.
+    # Examples per update, over all devices. Batch statistics are computed over them.
     config.batch_size = 100
 
     config.data = data = ConfigDict()
@@ -66,7 +66,7 @@ def get_config(
     config.augment = augment = ConfigDict()
     # Mirror each image from left to right, with probability 1/2.
     augment.horizontal_flip = False
-    # Scale brightness, contrast and saturation by factors from 1 - this to 1 + this.
+    # Scale brightness, contrast and saturation by random factors in [1 - value, 1 + value].
     augment.colour_jitter = 0.0
     # Grey out a square with sides of this length, in pixels.
     augment.cutout = 0
@@ -101,12 +101,12 @@ def get_config(
     model.num_classes = 2
     # Only `vgg8`: `full` pads by 2, so that height and width grow by 2; `same` keeps them.
     model.padding = "full"
-    # Probability of dropping a ReLU's output. The post does not tell its rate; 0.5 is usual.
+    # Probability of dropping a ReLU's output. The post does not state its rate; 0.5 is usual.
     model.dropout_rate = 0.5 if dropout else 0.0
-    # Of the computation: `float32` or `bfloat16`. Parameters, statistics and the loss are always
-    # float32.
+    # Of activations and products: `float32` or `bfloat16`. Parameters, statistics and the loss are
+    # always float32.
     model.dtype = "float32"
-    # Of float32 products: `highest` is float32 without TF32 or bfloat16 rounding, on every device;
+    # Of float32 products: `highest` is float32 without TF32 or bfloat16 rounding on any device;
     # `tensorfloat32`, PyTorch's default for convolutions, is only for NVIDIA GPUs. With `dtype`
     # `bfloat16` JAX's default is used, also in optimizers and normalizers.
     model.precision = "highest"
@@ -127,7 +127,7 @@ def get_config(
     # Each update subtracts learning_rate * weight_decay * kernel (`lamb` rescales it, too).
     # Biases and scales do not decay.
     optimizer.weight_decay = 0.0
-    # Gradients are scaled down to this global norm. 0: not at all.
+    # Maximum global norm of the gradients; larger ones are scaled down. 0: no clipping.
     optimizer.clip_norm = 0.0
     # Weight of the old value in an exponential moving average of the weights, at most
     # (1 + t) / (10 + t) at update t. Evaluation, prediction and export then use the average, with

@@ -1,4 +1,4 @@
-"""Mean-only batch norm, no augmentation: figure 1 (published: 93.2%, read off it)."""
+"""Mean-only batch norm, no augmentation: figure 1 (published: 93.2%, read off the figure)."""
 
 from configs import default
 

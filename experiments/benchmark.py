@@ -41,7 +41,7 @@ _RUN = flags.DEFINE_string("run", "configs/meanonly_crop.py:small", "The configu
 _SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration; may be repeated.")
 
 # Steps of a chunk, as on an accelerator.
-_STEPS = 10
+_STEPS_PER_CHUNK = 10
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def _make_timer(steps: Callable[[], Any]) -> Callable[[], float]:
     time_it = timeit.Timer(steps).timeit
     time_it(1)  # compiles
     repeats = max(1, round(1 / time_it(1)))
-    return lambda: time_it(repeats) / repeats / _STEPS
+    return lambda: time_it(repeats) / repeats / _STEPS_PER_CHUNK
 
 
 def measure_steps(config: ConfigDict, norms: list[str], rounds: int) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def measure_steps(config: ConfigDict, norms: list[str], rounds: int) -> list[dic
       of ratios in the same round: `times_torch`, the speed relative to PyTorch's, and
       `seconds_of_none`, the step's time relative to that without normalization.
     """
-    turns: dict[tuple[str, str], Callable[[], float]] = {}
+    timers: dict[tuple[str, str], Callable[[], float]] = {}
     side, rate = config.data.crop_size, config.model.dropout_rate
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (config.batch_size, side, side, 3), np.uint8)
@@ -97,35 +97,37 @@ def measure_steps(config: ConfigDict, norms: list[str], rounds: int) -> list[dic
     for norm in norms:
         config.model.norm = norm
         cli.show(f"compiling {norm}, {side}x{side}, dropout {rate:g} ...")
-        turns[norm, "jax"] = _make_timer(_chunk(config, images, labels))
+        timers[norm, "jax"] = _make_timer(_chunk(config, images, labels))
         recipe = (config.model.name, config.optimizer.name) == ("vgg8", "rmsprop")
         if torch_vgg is not None and recipe and norm in torch_vgg.NORMS:
             settings = config.model.to_dict(), config.optimizer.to_dict()
-            steps = torch_vgg.make_steps(*settings, images, labels, _STEPS)
-            turns[norm, "torch"] = _make_timer(steps)
-    cli.show(f"timing {rounds} turns of each ...")
-    taken = [{key: turn() for key, turn in turns.items()} for _ in range(rounds)]
+            steps = torch_vgg.make_steps(*settings, images, labels, _STEPS_PER_CHUNK)
+            timers[norm, "torch"] = _make_timer(steps)
+    cli.show(f"timing {rounds} rounds ...")
+    measured = [{key: timer() for key, timer in timers.items()} for _ in range(rounds)]
     rows = {norm: {"size": side, "norm": norm, "dropout": rate} for norm in norms}
-    for norm, name in turns:
-        rates = [config.batch_size / seconds[norm, name] for seconds in taken]
+    for norm, name in timers:
+        rates = [config.batch_size / seconds[norm, name] for seconds in measured]
         rows[norm][f"{name}_images_per_second"] = statistics.median(rates)
         rows[norm][f"{name}_spread"] = [min(rates), max(rates)]
         for ratio, above, below in (
             ("times_torch", (norm, "torch"), (norm, "jax")),
             ("seconds_of_none", (norm, "jax"), ("none", "jax")),
         ):
-            if {above, below} <= turns.keys():
-                rows[norm][ratio] = statistics.median(each[above] / each[below] for each in taken)
+            if {above, below} <= timers.keys():
+                rows[norm][ratio] = statistics.median(x[above] / x[below] for x in measured)
     return list(rows.values())
 
 
 def _chunk(config: ConfigDict, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
-    """Returns a function that does `_STEPS` updates, with the data on the device."""
+    """Returns a function that does `_STEPS_PER_CHUNK` updates, with the data on the device."""
     devices = Devices()
     programs = Programs(config.to_dict(), devices, steps_per_epoch=200)
     positions = np.arange(len(labels), dtype=np.int32)
     batch = {"crops": images[:, None], "label": labels, "position": positions}
-    batches = devices.shard({key: np.stack([array] * _STEPS) for key, array in batch.items()})
+    batches = devices.shard(
+        {key: np.stack([array] * _STEPS_PER_CHUNK) for key, array in batch.items()}
+    )
     state = programs.init(jax.random.key(0), to_intensities(images[:1]))
     state, key = devices.replicate((state, jax.random.key(1)))
     metrics = programs.empty_training

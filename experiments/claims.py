@@ -12,13 +12,13 @@ import pandas as pd
 from experiments import spikes, stats
 from experiments.presets import CELLS
 from experiments.spikes import PRECISE, RUNNING
-from experiments.stats import CONFIDENCE, FEWEST_SEEDS, error_rate, mean_interval, percent, points
+from experiments.stats import CONFIDENCE, MIN_SEEDS, error_rate, mean_interval, percent, points
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 VALID, TRAIN = "valid/error_rate", "train/error_rate"
-# By then the errors of all the post's runs but the broken one have fallen most steeply. With fewer
-# epochs, a claim on best errors would be one on the first epochs.
-FEWEST_EPOCHS = 15
+# By this epoch all the post's runs, except the one that broke down, are past their steepest fall.
+# Best errors over fewer epochs would only show how fast a run starts.
+MIN_EPOCHS = 15
 # "Almost as far" means at least this share of what augmentation and dropout gain.
 ALMOST = 0.75
 # Also reported for "the very beginning".
@@ -32,16 +32,16 @@ BREAKDOWN_GAP = 0.20
 # below it shows that something is.
 CHANCE, NEAR_CHANCE, BELOW_CHANCE = 0.5, 0.05, 0.10
 # With fewer spikes, a single one could change the verdict.
-FEWEST_SPIKES = 3
+MIN_SPIKES = 3
 
 GENERAL_RULE = (
-    "Differences are taken between runs of the same seed. An interval is Student's paired one, "
-    f"two-sided, {CONFIDENCE:.0%}, of their mean over seeds. No verdict but *{UNDECIDED}* rests on "
-    f"fewer than {FEWEST_SEEDS} seeds. Unless a rule says otherwise it takes finished runs of at "
-    f"least {FEWEST_EPOCHS} epochs, and best errors over as many epochs as the shortest of them "
-    "has, as more epochs have more chances. The intervals are of training seeds, for one split of "
-    "the images, and each is for its claim alone: among several claims, one is decided by chance "
-    "more often than in one case of twenty."
+    "Differences are taken between runs of the same seed. An interval is the two-sided "
+    f"{CONFIDENCE:.0%} Student interval of their mean over seeds. With fewer than {MIN_SEEDS} "
+    f"seeds a claim is *{UNDECIDED}*. Unless a rule says otherwise, it uses finished runs of at "
+    f"least {MIN_EPOCHS} epochs, and best errors over as many epochs as the shortest run has, "
+    "because the best of more epochs is lower. The intervals cover training seeds, for one split "
+    "of the images, and are not corrected for multiple comparisons: the chance that at least one "
+    f"of several claims is decided wrongly is above {1 - CONFIDENCE:.0%}."
 )
 
 
@@ -102,18 +102,18 @@ def _without_augmentation(runs, epochs):
 @claim(
     "2",
     "At the very beginning the batch-normalized network validates worse.",
-    rule="Supported if after epoch 1 `meanonly`'s validation error is above `baseline`'s by more "
-    "than chance in every seed, contradicted if in none. More than chance is more than "
-    f"{stats.PLANNED_SIGMAS} standard errors, at their largest. Runs that are not finished count. "
+    rule="Supported if after epoch 1 `meanonly`'s validation error is significantly higher than "
+    "`baseline`'s in every seed, contradicted if in none. Significant means by more than "
+    f"{stats.PLANNED_SIGMAS} times the largest possible standard error. Unfinished runs count. "
     "*Lag* is how much higher `meanonly`'s error is there by running averages than by precise "
     "statistics, on the same images: the part that is not in the weights. The difference over "
-    f"epochs 1 to {FIRST_EPOCHS} is told beside it and decides nothing. (The claim had two rules, "
-    "and this one was kept when its first runs had been made.)",
+    f"epochs 1 to {FIRST_EPOCHS} is also reported, but decides nothing. (There were two rules for "
+    "this claim; this one was chosen after its first runs.)",
     post="48.7% against 48.7% in the figure, and over epochs 1 to 5 44.9% against 38.0%.",
 )
 def _at_the_beginning(runs, epochs):
     cells = ["meanonly", "baseline"]
-    chosen, missing = select_runs(runs.assign(finished=True), cells, fewest=1)
+    chosen, missing = select_runs(runs.assign(finished=True), cells, min_epochs=1)
     first, later = (_mean_of_first(chosen, epochs, cells, count) for count in (1, FIRST_EPOCHS))
     images = chosen.groupby("seed")["valid_examples"].min()
     above = [
@@ -129,7 +129,7 @@ def _at_the_beginning(runs, epochs):
     word = SUPPORTED if all(above) else UNDECIDED if any(above) else CONTRADICTED
     sentence = (
         f"After epoch 1 the validation error is {error_rate(first['meanonly'])} with mean-only "
-        f"batch norm and {error_rate(first['baseline'])} without: worse beyond chance in "
+        f"batch norm and {error_rate(first['baseline'])} without: significantly worse in "
         f"{sum(above)} of {len(above)} seeds."
     )
     differences = (later["meanonly"] - later["baseline"]).dropna()
@@ -158,7 +158,7 @@ def _mean_of_first(chosen, epochs, cells, count):
     post="5.4% against 4.1% in the figure.",
 )
 def _with_cropping(runs, epochs):
-    return judge(runs, epochs, {"full_crop": 1, "meanonly_crop": -1}, most=SHOWN_EPOCHS)
+    return judge(runs, epochs, {"full_crop": 1, "meanonly_crop": -1}, max_epochs=SHOWN_EPOCHS)
 
 
 @claim(
@@ -170,7 +170,7 @@ def _with_cropping(runs, epochs):
     post="4.1% against 3.6% in the end.",
 )
 def _with_longer_training(runs, epochs):
-    return judge(runs, epochs, {"meanonly_crop": 1, "full_crop": -1}, fewest=LONGER_EPOCHS)
+    return judge(runs, epochs, {"meanonly_crop": 1, "full_crop": -1}, min_epochs=LONGER_EPOCHS)
 
 
 @claim(
@@ -180,8 +180,7 @@ def _with_longer_training(runs, epochs):
     f"training error is above {points(BREAKDOWN_GAP, sign=False)}, or the median validation error "
     f"is within {points(NEAR_CHANCE, sign=False)} of chance and that in training at least "
     f"{points(BELOW_CHANCE, sign=False)} lower. Supported if full breaks down in every seed and "
-    "mean-only in none; contradicted if in all seeds it is any other way; undecided if seeds "
-    "disagree.",
+    "mean-only in none; undecided if the seeds of either cell disagree; contradicted otherwise.",
     post="by the figure's legend mean-only validates at 51% while its training error falls to 11%, "
     "and full learns slowly.",
 )
@@ -214,21 +213,21 @@ def _with_dropout(runs, epochs):
 
 @claim(
     "5",
-    "The spikes of the batch-normalized networks' validation error are the lagging averages', not "
-    "the weights'.",
+    "The spikes in the batch-normalized networks' validation error come from lagging running "
+    "averages, not from the weights.",
     rule="Spikes and their causes are found as `experiments.diagnose` finds them, in every "
-    f"batch-normalized cell that has {FEWEST_SEEDS} seeds. Supported if at least two thirds of the "
-    "decided spikes are of the averages, contradicted if two thirds are of the weights; undecided "
-    f"with fewer than {FEWEST_SPIKES} decided spikes, or if fewer than {FEWEST_SEEDS} seeds have "
+    f"batch-normalized cell that has {MIN_SEEDS} seeds. Supported if at least two thirds of the "
+    "decided spikes come from the averages, contradicted if two thirds from the weights; undecided "
+    f"with fewer than {MIN_SPIKES} decided spikes, or if fewer than {MIN_SEEDS} seeds have "
     "one.",
     post="spikes of up to tens of points; their cause was not measured.",
 )
 def _of_spikes(runs, epochs):
     cells = [cell for cell in CELLS if not cell.startswith("baseline")]
-    found = [select_runs(runs, [cell]) for cell in cells]
-    enough = [chosen for chosen, missing in found if not missing]
+    selected = [select_runs(runs, [cell]) for cell in cells]
+    enough = [chosen for chosen, missing in selected if not missing]
     if not enough:
-        seeds = f"{FEWEST_SEEDS} finished seeds of at least {FEWEST_EPOCHS} epochs"
+        seeds = f"{MIN_SEEDS} finished seeds of at least {MIN_EPOCHS} epochs"
         return Verdict(UNDECIDED, f"Needs a batch-normalized cell with {seeds}.")
     chosen = pd.concat(enough)
     found = []
@@ -241,11 +240,11 @@ def _of_spikes(runs, epochs):
     averages, weights, undecided = (int(numbers[cause].sum()) for cause in spikes.CAUSES)
     sentence = (
         f"{averages + weights + undecided} spikes in {numbers['epochs'].sum()} epochs: {averages} "
-        f"of the averages, {weights} of the weights, {undecided} undecided."
+        f"from the averages, {weights} from the weights, {undecided} undecided."
     )
     decided = numbers[spikes.AVERAGES] + numbers[spikes.WEIGHTS]
     word = UNDECIDED
-    if decided.sum() >= FEWEST_SPIKES and numbers[decided > 0]["seed"].nunique() >= FEWEST_SEEDS:
+    if decided.sum() >= MIN_SPIKES and numbers[decided > 0]["seed"].nunique() >= MIN_SEEDS:
         # Two thirds, because a bare majority of a few spikes shows nothing.
         word = SUPPORTED if 3 * averages >= 2 * decided.sum() else word
         word = CONTRADICTED if 3 * weights >= 2 * decided.sum() else word
@@ -253,35 +252,34 @@ def _of_spikes(runs, epochs):
 
 
 def select_runs(
-    runs: pd.DataFrame, cells: list[str], fewest: int = FEWEST_EPOCHS, *, paired: bool = True
+    runs: pd.DataFrame, cells: list[str], min_epochs: int = MIN_EPOCHS, *, paired: bool = True
 ) -> tuple[pd.DataFrame, str]:
-    """Returns a section's finished runs of at least `fewest` epochs, and what is missing.
+    """Returns a section's finished runs of at least `min_epochs` epochs, and what is missing.
 
-    With `paired` only seeds that all cells have are used. The second result is empty if the runs
-    suffice for a verdict.
+    With `paired` only seeds that all cells have are used.
     """
-    found = runs[runs["cell"].isin(cells) & runs["finished"] & (runs["epochs"] >= fewest)]
+    found = runs[runs["cell"].isin(cells) & runs["finished"] & (runs["epochs"] >= min_epochs)]
     counts = {cell: int((found["cell"] == cell).sum()) for cell in cells}
     seeds = found.groupby("seed")["cell"].nunique()
     common = seeds.index[seeds == len(cells)]
     missing = ""
-    if min(counts.values()) < FEWEST_SEEDS:
+    if min(counts.values()) < MIN_SEEDS:
         there = ", ".join(f"`{cell}` has {count}" for cell, count in counts.items())
-        kind = f"finished seeds of at least {fewest} epochs" if fewest > 1 else "seeds"
-        missing = f"Needs {FEWEST_SEEDS} {kind}: {there}."
-    elif paired and len(common) < FEWEST_SEEDS:
-        missing = f"Needs {FEWEST_SEEDS} seeds that all cells have: there are {len(common)}."
+        kind = f"finished seeds of at least {min_epochs} epochs" if min_epochs > 1 else "seeds"
+        missing = f"Needs {MIN_SEEDS} {kind}: {there}."
+    elif paired and len(common) < MIN_SEEDS:
+        missing = f"Needs {MIN_SEEDS} seeds that all cells have: there are {len(common)}."
     return (found[found["seed"].isin(common)] if paired else found), missing
 
 
-def judge(runs, epochs, weights, name="difference", *, fewest=FEWEST_EPOCHS, most=None):
+def judge(runs, epochs, weights, name="difference", *, min_epochs=MIN_EPOCHS, max_epochs=None):
     """Decides a claim by a weighted sum of cells' best errors; a sum above 0 supports it.
 
-    `name` describes the sum. Runs need at least `fewest` epochs; the best error is that of as many
-    epochs as the shortest run has, and at most `most`.
+    `name` describes the sum. Runs need at least `min_epochs` epochs. Best errors are of as many
+    epochs as the shortest run has, and at most `max_epochs`.
     """
-    chosen, missing = select_runs(runs, list(weights), fewest)
-    shortest = min([*chosen["epochs"], *([most] if most else [])], default=fewest)
+    chosen, missing = select_runs(runs, list(weights), min_epochs)
+    shortest = min([*chosen["epochs"], *([max_epochs] if max_epochs else [])], default=min_epochs)
     own = epochs[epochs["folder"].isin(chosen["folder"]) & (epochs["epoch"] <= shortest)]
     best = own.groupby(["seed", "cell"])[VALID].min().unstack().reindex(columns=list(weights))
     sums = (best * pd.Series(weights)).sum(axis=1, skipna=False)

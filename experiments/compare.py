@@ -13,7 +13,7 @@ from absl import flags
 from bn_vgg import cli
 from bn_vgg.errors import UserError, wrap_import_errors
 
-_BY = flags.DEFINE_list("by", ["model.norm"], "Fields of the configuration that make groups.")
+_BY = flags.DEFINE_list("by", ["model.norm"], "Fields of the configuration to group by.")
 _AGAINST = flags.DEFINE_string(
     "against", None, "The group to compare with: a value of the first field, or of several."
 )
@@ -42,13 +42,13 @@ def main(path: str) -> None:
         runs["seconds_to"] = runs["folder"].map(comparison.seconds_to(epochs, _TARGET.value))
     runs, fields, besides = comparison.group(runs.drop(unfinished.index), by)
     if added := fields[len(by) :]:
-        _say(f"Runs differ in {', '.join(added)}, too: these make groups of their own")
+        _say(f"Runs also differ in {', '.join(added)}, so they are grouped by these, too")
     if besides:
         _say(f"Groups differ in {', '.join(besides)}, too")
     if runs["hardware"].nunique() > 1:
-        _say(f"Times do not compare: runs were made on {', '.join(runs['hardware'].unique())}")
+        _say(f"Times are not comparable: runs were made on {', '.join(runs['hardware'].unique())}")
     measured = comparison.measure(runs, fields, _AGAINST.value, _TARGET.value)
-    reached = "" if _TARGET.value is None else ", time to that error without compiling"
+    reached = "" if _TARGET.value is None else f", time to {_TARGET.value:g}% without compiling"
     caption = (
         f"By {', '.join(fields)}: best validation error (%), its difference from "
         f"{_AGAINST.value or 'the first group'}'s over shared seeds, test error (%), time and "

@@ -15,7 +15,7 @@ from configs import default
 from experiments import plots, stats, status
 from experiments.runs import MAY_DIFFER
 
-# The field with the settings of what another field names.
+# The field with the arguments of the component that another field names.
 _SETTINGS = {
     "model.norm": "model.norm_kwargs", "model.name": "model.kwargs",
     "optimizer.name": "optimizer.kwargs", "schedule.name": "schedule.kwargs",
@@ -177,7 +177,7 @@ def draw(
             for row, name in enumerate(names):
                 seeds, colour = values[name].dropna(), palette[colour_index[name] % len(palette)]
                 # The interval of two seeds would be far too wide.
-                interval = stats.mean_interval(seeds) if len(seeds) >= stats.FEWEST_SEEDS else None
+                interval = stats.mean_interval(seeds) if len(seeds) >= stats.MIN_SEEDS else None
                 error = interval.high - interval.mean if interval else None
                 axes.errorbar(seeds.mean(), row - 0.1, xerr=error, fmt="D", ms=5, color=colour)
                 axes.plot(seeds, [row + 0.2] * len(seeds), "o", ms=4, mfc="none", color=colour)

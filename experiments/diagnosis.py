@@ -37,19 +37,19 @@ def explain(run: dict[str, Any], epochs: pd.DataFrame, found: pd.DataFrame) -> I
     """Yields sentences on a run of `read_run`, its epochs and its spikes, `found`."""
     if found.empty:
         yield f"There are no spikes in the validation error of {len(epochs)} epochs."
-    for cause, of in found.groupby("cause", sort=False):
-        which = _enumerate(of["epoch"].astype(str))
+    for cause, rows in found.groupby("cause", sort=False):
+        which = _enumerate(rows["epoch"].astype(str))
         if cause == spikes.UNDECIDED:
-            yield f"Undecided: epoch {which}; {'; '.join(of['reason'].unique())}."
+            yield f"Undecided: epoch {which}; {'; '.join(rows['reason'].unique())}."
             continue
-        rates = zip(of["running"], of["precise"], strict=True)
+        rates = zip(rows["running"], rows["precise"], strict=True)
         pairs = _enumerate(f"{percent(a)} against {percent(b)}" for a, b in rates)
         yield (
-            f"Spikes of the {cause}: epoch {which}. There the error by running averages and by "
-            f"precise statistics is {pairs}."
+            f"Spikes caused by the {cause}: epoch {which}. Errors there by running averages "
+            f"against precise statistics: {pairs}."
         )
     if len(found) and found["epoch"].iloc[-1] == len(epochs):
-        yield "The last epoch is such a spike: whether its error comes down again is not known."
+        yield "The last epoch is one of them: whether its error comes down again is not known."
     yield from _explain_lag(run, epochs)
     if names := layers(epochs, "never_active"):
         last = epochs.dropna(subset=[f"never_active/{name}" for name in names]).iloc[-1]
@@ -67,14 +67,14 @@ def _explain_lag(run: dict[str, Any], epochs: pd.DataFrame) -> Iterator[str]:
         return
     both = epochs.dropna(subset=[RUNNING, PRECISE])
     first, later = both[both["epoch"] <= FIRST_EPOCHS], both[both["epoch"] > FIRST_EPOCHS]
-    for name, some in {"In the first epochs": first, "In the end": later.tail(1)}.items():
+    for name, some in {"first epochs": first, "last epoch": later.tail(1)}.items():
         parts = []
         for epoch, running, precise in some[["epoch", RUNNING, PRECISE]].to_numpy():
             sure = is_significant(running, precise, run["compared_examples"])
             doubt = "" if sure else ", which may be chance"
             parts.append(f"{points(running - precise)} (epoch {epoch:.0f}{doubt})")
         if parts:
-            yield f"{name} running averages cost {_enumerate(parts)} against precise statistics."
+            yield f"Error by running minus by precise statistics, {name}: {_enumerate(parts)}."
 
 
 def _enumerate(parts) -> str:
@@ -106,17 +106,17 @@ _ERRORS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "valid/error_rate": ("valid", "validation", "black", {"lw": 2.2}),
     RUNNING: ("running", "running averages*", "vermilion", {"marker": "o"}),
     PRECISE: ("precise", "precise statistics*", "blue", {"marker": "s"}),
-    BATCH: ("batch", "each batch's own*", "green", {"marker": "^", "ls": ":"}),
+    BATCH: ("batch", "batch statistics*", "green", {"marker": "^", "ls": ":"}),
 }
 # By metric of layers: title, colour map, scale and ticks. The scales are fixed, so that figures of
 # two runs can be compared; values beyond are clipped.
-_MAPS: dict[str, tuple[str, str, Any, list[float]]] = {
+_HEATMAPS: dict[str, tuple[str, str, Any, list[float]]] = {
     "mean_distance": (
         "Distance of the running mean from the precise one, in precise standard deviations",
         "Oranges", LogNorm(0.01, 10), [0.01, 0.1, 1, 10],
     ),
     "std_ratio": (
-        "Running over precise standard deviation (1: they agree)",
+        "Running divided by precise standard deviation",
         "PuOr", LogNorm(1 / 4, 4), [0.25, 0.5, 1, 2, 4],
     ),
     "never_active": (
@@ -136,7 +136,7 @@ def layers(epochs: pd.DataFrame, name: str) -> list[str]:
 
 def draw(epochs: pd.DataFrame, found: pd.DataFrame, title: str) -> Figure:
     """Draws a run's errors with its spikes and, below, a map over epochs of each layer metric."""
-    maps = {name: layers(epochs, name) for name in _MAPS if layers(epochs, name)}
+    maps = {name: layers(epochs, name) for name in _HEATMAPS if layers(epochs, name)}
     heights = [3.6, *(0.24 * len(of) for of in maps.values())]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.4 + sum(heights) + 0.5 * len(maps)), layout="constrained")
@@ -144,7 +144,7 @@ def draw(epochs: pd.DataFrame, found: pd.DataFrame, title: str) -> Figure:
         panels = np.atleast_1d(figure.subplots(len(heights), sharex=True, height_ratios=heights))
         _draw_errors(panels[0], epochs, found)
         for axes, (name, of) in zip(panels[1:], maps.items(), strict=True):
-            _draw_map(axes, epochs, name, of)
+            _draw_heatmap(axes, epochs, name, of)
         panels[-1].set_xlabel("epoch")
         panels[-1].xaxis.set_major_locator(ticker.MaxNLocator(15, integer=True, min_n_ticks=1))
         panels[0].set_xlim(0.5, len(epochs) + 0.5)
@@ -167,15 +167,15 @@ def _draw_errors(axes: Axes, epochs: pd.DataFrame, found: pd.DataFrame) -> None:
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
     axes.grid(visible=True, axis="y")
-    marks = "; spikes: A of the averages, W of the weights, ? undecided" * (len(found) > 0)
+    marks = "; spikes by A: averages, W: weights, ?: undecided" * (len(found) > 0)
     title = f"Error (* centre crops of the compared images{marks})"
     axes.set_title(title, pad=18 if len(found) else 6)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="in the last epoch", fontsize=9)
 
 
-def _draw_map(axes: Axes, epochs: pd.DataFrame, name: str, names: list[str]) -> None:
+def _draw_heatmap(axes: Axes, epochs: pd.DataFrame, name: str, names: list[str]) -> None:
     """Draws one value for each epoch and layer."""
-    title, colours, norm, ticks = _MAPS[name]
+    title, colours, norm, ticks = _HEATMAPS[name]
     values = epochs[[f"{name}/{layer}" for layer in names]].to_numpy().T
     # Clipped, because 0 has no logarithm.
     image = axes.imshow(

@@ -37,7 +37,7 @@ class Driver:
           until: a time of `time.monotonic()`, at which running work is stopped.
 
         Raises:
-          UserError: the first two processes ended with the same user error.
+          UserError: the first processes, of two cells if there are, ended with the same error.
           KeyboardInterrupt: after the running processes were stopped.
         """
         waiting = collections.deque(work)

@@ -74,8 +74,8 @@ def find_preset(name: str) -> list[Overrides]:
         numbers = isinstance(entry, dict) and (entry.get("seed", 0), entry.get("stage", 0))
         if not numbers or "config" not in entry or not all(isinstance(x, int) for x in numbers):
             raise UserError(
-                f"--preset={name}: sweep() yields {entry!r}, no dict with a 'config' (and, if at "
-                "all, a whole 'seed' and 'stage')"
+                f"--preset={name}: sweep() yields {entry!r}, which is not a dict with a 'config' "
+                "(and with integers for 'seed' and 'stage', if given)"
             )
     return entries
 
@@ -118,7 +118,7 @@ def _plan_run(entry: Overrides, variant: str, seed: int, settings: dict[str, str
     for name, value in entry.items():
         if isinstance(value, dict) and name not in KWARGS:
             raise UserError(
-                f"--preset: field {name} is a dict: write '{name}.FIELD' for each of it"
+                f"--preset: field {name} is a dict: write '{name}.FIELD' for each of its fields"
             )
     config = str(entry["config"])
     config = config if config.endswith(".py") else f"configs/{config}.py"

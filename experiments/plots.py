@@ -1,6 +1,6 @@
 """The report's figures, with the post's redrawn over seeds, and a common style.
 
-It uses no pyplot, which would need a display and global state.
+It avoids pyplot and its global state.
 """
 
 import textwrap
@@ -53,13 +53,13 @@ _LEGEND = (
     "Grey: the post's validation errors, 128x128, one run."
 )
 # A cell's mean is over runs with at least this share of the longest run's epochs.
-_FAR = 0.8
+_MIN_LENGTH_SHARE = 0.8
 # With more epochs, dots would hide the line.
 DOTTED_EPOCHS = 20
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG, whatever the path's suffix."""
+    """Writes a PNG, regardless of the path's suffix."""
     with cli.atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=DPI)
 
@@ -87,21 +87,21 @@ def draw_post_figure(name: str, runs: pd.DataFrame, epochs: pd.DataFrame) -> Fig
             x, y = curves.loc[curves["cell"] == cell, ["epoch", "error_rate"]].to_numpy().T
             axes.plot(x, y, color=POST_COLOUR, lw=1, zorder=1.5)
             ends.append((x[-1], y[-1], f"post: {called}", POST_COLOUR))
-        _finish(axes, ends)
+        _label_lines(axes, ends)
     return figure
 
 
 def _draw_cell(
     axes: Axes, runs: pd.DataFrame, epochs: pd.DataFrame, cell: str, name: str
 ) -> tuple[float, float, str, str]:
-    """Draws a cell's two errors; returns the end of its validation error, for `_finish`.
+    """Draws a cell's two errors; returns the end of its validation error, for `_label_lines`.
 
     The mean is over the same seeds in all epochs, up to the last epoch that all of them have.
     """
     own, colour = runs[runs["cell"] == cell], CELL_COLOURS[cell]
-    far = own[own["epochs"] >= _FAR * own["epochs"].max()]
-    common = far["epochs"].min()
-    lines = epochs[epochs["folder"].isin(far["folder"]) & (epochs["epoch"] <= common)]
+    long_enough = own[own["epochs"] >= _MIN_LENGTH_SHARE * own["epochs"].max()]
+    common = long_enough["epochs"].min()
+    lines = epochs[epochs["folder"].isin(long_enough["folder"]) & (epochs["epoch"] <= common)]
     marker = "o" if common <= DOTTED_EPOCHS else ""
     looks: dict[str, dict[str, Any]] = {
         "train/error_rate": {"ls": (0, (4, 2)), "lw": 1.1},
@@ -111,14 +111,14 @@ def _draw_cell(
         rates = lines.groupby("epoch")[key].agg(["mean", "min", "max"])
         axes.plot(rates.index, rates["mean"], color=colour, clip_on=False, **look)
         axes.fill_between(rates.index, "min", "max", data=rates, color=colour, alpha=0.13, lw=0)
-    shorter = f" of {len(own)}" if len(far) < len(own) else ""
+    shorter = f" of {len(own)}" if len(long_enough) < len(own) else ""
     # `textwrap` does not break lines at a no-break space.
-    count = f"{len(far)}{shorter} seed{'s' * (len(own) > 1)}".replace(" ", "\u00a0")
+    count = f"{len(long_enough)}{shorter} seed{'s' * (len(own) > 1)}".replace(" ", "\u00a0")
     text = textwrap.fill(f"{name}, {count}", 25)
     return common, rates["mean"].iloc[-1], text, colour
 
 
-def _finish(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def _label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Sets the axes' limits, and labels lines' ends, (x, y, name, colour), on the right.
 
     Labels that would overlap are moved apart; a thin line leads to each.

@@ -44,7 +44,8 @@ def read_runs(
     Returns:
       runs: a row for each section, cell, seed and `extra_keys`, with `folder` (relative to `path`)
         and the configuration and run of `read_run`.
-      epochs: a row for each epoch of these runs, with the same keys and the epochs of `read_run`.
+      epochs: a row for each epoch of these runs, with `section`, `cell`, `seed`, `folder` and the
+        columns of metrics.jsonl.
       unused: the reasons why folders are not used, by their relative paths.
 
     Raises:
@@ -52,7 +53,7 @@ def read_runs(
     """
     root = Path(os.path.realpath(path))
     if not str(path) or not root.is_dir():
-        raise UserError(f"{path!s:.200} is no folder of this machine; name the one with the runs")
+        raise UserError(f"{path!s:.200} is not a folder on this machine; name the runs' folder")
     found, lines, unused = [], [], {}
     for folder in _run_folders(root):
         name = str(folder.relative_to(root))
@@ -73,7 +74,7 @@ def read_runs(
     contents = runs.groupby(["section", "data.min_side"])["fingerprint"]
     usual = contents.transform(lambda prints: [*prints.dropna().mode(), None][0])
     other = runs["fingerprint"].notna() & (runs["fingerprint"] != usual)
-    reason = "its images are others than those of most runs with the same source"
+    reason = "its images differ from those of most runs with the same source"
     unused |= dict.fromkeys(runs.loc[other, "folder"], reason)
     runs = runs[~other]
     best_first = runs.sort_values(["finished", "epochs"], ascending=False, kind="stable")
@@ -116,7 +117,7 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
         for field, kind in _REQUIRED.items():
             if type(config.get(field)) is not kind:
                 raise UserError(
-                    f"{workdir.path}/config.json has no {field}: no run of this project"
+                    f"{workdir.path}/config.json has no {field}: not a run of this project"
                 )
         valid = int(data.get("examples", {}).get("valid") or config.get("data.valid_examples", 0))
         compared = min(int(config.get("eval.compared_examples", 0)), valid)
@@ -185,7 +186,7 @@ def _cell(config: dict[str, Any]) -> str:
     """Returns a run's cell."""
     variant = config["variant"]
     if variant not in VARIANTS:
-        raise UserError(f"its variant {variant!r} is none of {', '.join(VARIANTS)}")
+        raise UserError(f"its variant {variant!r} is not one of {', '.join(VARIANTS)}")
     base = config["name"].partition("-")[0]
     changes = {
         cell: _changes(config, _cell_config(cell, variant)) for cell in (*CELLS, *OTHER_CONFIGS)

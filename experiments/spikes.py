@@ -7,28 +7,29 @@ import pandas as pd
 
 from experiments.stats import SEARCH_SIGMAS, points
 
-# Less than any of the published spikes, which are tens of percent, and more than a converging run
-# changes between epochs.
-POINTS = 0.03
+# Published spikes are larger, tens of percentage points; the changes of a converging run between
+# epochs are smaller.
+MIN_RISE = 0.03
 # A spike has at most this many epochs, between two lower ones. So a steep fall or a lasting rise is
 # not a spike.
-WIDTH = 2
+MAX_LENGTH = 2
 # A cause must explain this share of a spike's excess. The excess does not include a lag that the
 # epochs around the spike have, too.
-SHARE = 0.5
+MIN_SHARE = 0.5
 
 AVERAGES, WEIGHTS, UNDECIDED = "averages", "weights", "undecided"
 CAUSES = (AVERAGES, WEIGHTS, UNDECIDED)
 RUNNING, PRECISE, BATCH = (f"valid/error_rate_{kind}" for kind in ("running", "precise", "batch"))
 
 RULE = (
-    f"A spike is an epoch whose validation error is more than {points(POINTS, sign=False)} and "
+    f"A spike is an epoch whose validation error is more than {points(MIN_RISE, sign=False)} and "
     f"{SEARCH_SIGMAS} binomial standard errors above that of two epochs, one before and one after "
-    f"it, with at most {WIDTH} epochs in between. The first epoch is none; the last is compared "
-    f"with the lowest of the {WIDTH} before it. Its excess is measured from the higher of the two "
-    "epochs, on the compared images by running averages. The spike is of the weights if the error "
-    f"by precise statistics rises by at least {SHARE:.0%} of it, of the averages if by less. It is "
-    "undecided if the compared images do not show it."
+    f"it, with at most {MAX_LENGTH} epochs in between. The first epoch cannot be a spike; the last "
+    f"is compared with the lowest of the {MAX_LENGTH} before it. A spike's excess is how much the "
+    "error by running averages, on the compared images, is above that of the higher of the two "
+    f"epochs. If the error by precise statistics rises by at least {MIN_SHARE:.0%} of the excess, "
+    "the weights cause the spike, otherwise the averages. If the compared images do not show the "
+    "spike, its cause is undecided."
 )
 
 
@@ -58,26 +59,26 @@ def find_spikes(epochs: pd.DataFrame, valid_examples: int, compared_examples: in
 
 def _base(valid: list[float], i: int) -> int | None:
     """Returns the epoch that epoch i is compared with: the higher of the lowest pair around it."""
-    before = range(max(0, i - WIDTH), i)
+    before = range(max(0, i - MAX_LENGTH), i)
     if i == len(valid) - 1:
         return min(before, key=valid.__getitem__, default=None)
     pairs = [
         max(j, k, key=valid.__getitem__)
         for j in before
-        for k in range(i + 1, min(j + WIDTH + 2, len(valid)))
+        for k in range(i + 1, min(j + MAX_LENGTH + 2, len(valid)))
     ]
     return min(pairs, key=valid.__getitem__, default=None)
 
 
-def _is_high(error: float, base: float, examples: int | None) -> bool:
+def _is_high(error: float, base: float, examples: int) -> bool:
     chance = math.sqrt(error * (1 - error) / examples) if examples else 0.0
-    return error - base > max(POINTS, SEARCH_SIGMAS * chance)
+    return error - base > max(MIN_RISE, SEARCH_SIGMAS * chance)
 
 
-def _find_cause(row: dict[str, Any], base: dict[str, Any], compared: int | None):
+def _find_cause(row: dict[str, Any], base: dict[str, Any], compared: int):
     excess, rise = (row[kind] - base[kind] for kind in ("running", "precise"))
     if math.isnan(excess + rise):
-        return UNDECIDED, "there or beside, the error by precise statistics was not measured"
+        return UNDECIDED, "precise statistics were not measured at it or the compared epoch"
     if not _is_high(row["running"], base["running"], compared):
         return UNDECIDED, f"on the compared images it is only {points(excess)}: maybe chance"
-    return (WEIGHTS if rise >= SHARE * excess else AVERAGES), ""
+    return (WEIGHTS if rise >= MIN_SHARE * excess else AVERAGES), ""

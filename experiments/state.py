@@ -52,9 +52,9 @@ class Sweep:
         if self.writes:
             try:
                 self.write()
-            except UserError as full_disk:  # the runs can go on
+            except UserError as error:  # the runs can go on
                 self.writes = False
-                why = full_disk.__cause__ or full_disk
+                why = error.__cause__ or error
                 cli.show(f"{self.out}/{SWEEP} stays as it is, and the runs go on: {why}")
 
     def write(self) -> None:
@@ -143,8 +143,8 @@ def _resume(sweep: Sweep, before: Sweep) -> None:
             sweep.others.append(old)
         elif (was := _settings(old)) != (now := _settings(new)):
             raise UserError(
-                f"{sweep.out} holds {old.folder} with {was}, but {now} is asked for: name another "
-                "--out"
+                f"{sweep.out} holds {old.folder} with {was}, but this command asks for {now}: name "
+                "another --out"
             )
 
 
@@ -155,8 +155,10 @@ def _settings(run: PlannedRun) -> str:
 
 def is_active(out: str) -> bool:
     """Whether a process runs the sweep; assumed for gs://, where there is no lock."""
-    if "://" in out or not (Path(out) / _LOCK).exists():
-        return "://" in out
+    if "://" in out:
+        return True
+    if not (Path(out) / _LOCK).exists():
+        return False
     try:
         with locking.hold_lock(Path(out) / _LOCK):
             return False

@@ -11,7 +11,7 @@ from scipy import special  # SciPy comes with JAX; its `stats` takes a second to
 NOT_MEASURED = "–"  # noqa: RUF001
 CONFIDENCE = 0.95
 # With two seeds Student's interval extends 12.7 standard errors to each side.
-FEWEST_SEEDS = 3
+MIN_SEEDS = 3
 # A training error of at least this, with two classes, means that nothing has been learnt yet.
 STANDSTILL_ERROR = 0.47
 # Standard errors that count as significant, for a single comparison that was chosen in advance,
@@ -67,7 +67,7 @@ def points(difference: float, *, sign: bool = True) -> str:
     return NOT_MEASURED if math.isnan(difference) else f"{100 * difference:{'+' * sign}.1f} points"
 
 
-def is_significant(a: float, b: float, examples: int | None) -> bool:
+def is_significant(a: float, b: float, examples: int) -> bool:
     """Whether two error rates on the same images differ by more than chance.
 
     McNemar's test counts the images that only one of the two gets right. Their number is not

@@ -86,7 +86,7 @@ def _mean(rates: Sequence[float | None]) -> str:
 
 
 def _seconds_left(runs: Sequence[PlannedRun], states: Sequence[RunState]) -> Iterator[float | None]:
-    """Yields each run's remaining time, by its own pace or the median; None if it has ended."""
+    """Yields each run's remaining time, by its own pace or the median; None if done or unknown."""
     paces = [of.seconds / of.epochs for of in states if of.epochs]
     median = statistics.median(paces) if paces else None
     for run, of in zip(runs, states, strict=True):

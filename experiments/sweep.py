@@ -3,8 +3,7 @@
 python -m experiments.sweep --preset=five_way --seeds=3
 
 The same command resumes a sweep: it skips finished runs, resumes interrupted ones and repeats
-failed ones. experiments/README.md explains it; experiments/presets.py has the presets, and how to
-write your own.
+failed ones. See experiments/README.md, and experiments/presets.py for presets of your own.
 """
 
 import shutil
@@ -43,13 +42,13 @@ _WANDB = flags.DEFINE_bool("wandb", False, "As in bn_vgg.main.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "As in bn_vgg.main.")
 _RAY_ADDRESS = flags.DEFINE_string("ray_address", "auto", "Address of the Ray cluster's head.")
 _SKY_TASK = flags.DEFINE_string("sky_task", str(TASK), "A SkyPilot task file.")
-_SHARD = flags.DEFINE_string("shard", None, "I/N: every Nth run, from the Ith.")
+_SHARD = flags.DEFINE_string("shard", None, "I/N: every Nth run, starting at run I (from 0).")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands and exit.")
 _STATUS = flags.DEFINE_bool("status", False, "Print the progress of the sweep in --out and exit.")
 
 
 def main() -> int | None:
-    """Runs the command. Returns 1 if runs failed."""
+    """Runs the command. Returns 1, or 2 with --shard, if runs failed."""
     until = time.monotonic() + 60 * _BUDGET.value if _BUDGET.value else float("inf")
     preset = _PRESET.value or ""
     if not (preset or (_STATUS.value and _OUT.value)):
@@ -110,7 +109,7 @@ def _drive(executor: Executor, sweep: state.Sweep, until: float) -> int | None:
 def _advise(platform: str, run: plan.PlannedRun) -> None:
     config = config_file.load_config(run.config_arguments)
     if platform == "cpu" and config.get("variant") == "full" and config.data.crop_size >= 128:
-        cli.show("128x128 takes a CPU hours a run: --variant=small is the same at 48x48")
+        cli.show("a run at 128x128 takes hours on a CPU; --variant=small is the same at 48x48")
 
 
 def _make_executor(out: str) -> Executor:

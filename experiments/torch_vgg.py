@@ -1,7 +1,7 @@
 """The same network in PyTorch, for exported weights, and its training step, for the benchmark.
 
-Layers, batch, optimizer, dtype and precision are the same; the layout is channels_last, PyTorch's
-fastest. Needs only PyTorch and NumPy.
+Layers, batch, dtype and precision are the same; so is RMSProp, but that PyTorch adds epsilon to the
+root. The layout is channels_last, PyTorch's fastest. Needs only PyTorch and NumPy.
 """
 
 from collections.abc import Callable

@@ -36,7 +36,7 @@ def test_configurations_by_their_name():
     assert (config.name, config.model.norm) == ("meanonly_crop-demo", "mean_only")
     with pytest.raises(UserError, match=r"no file .*nope.py"):
         bn_vgg.get_config("nope")
-    with pytest.raises(UserError, match="'tiny'; there are: full, small, demo"):
+    with pytest.raises(UserError, match="'tiny'; choose one of full, small, demo"):
         bn_vgg.get_config("full:tiny")
     config.batch_size = 0
     with pytest.raises(UserError, match=r"config\.batch_size is 0"):

@@ -8,7 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from bn_vgg.augment import OFF, mix_over_labels, mixup_shares, training_images, training_losses
+from bn_vgg.augment import (
+    NO_AUGMENTATION,
+    mix_over_labels,
+    mixup_shares,
+    training_images,
+    training_losses,
+)
 from bn_vgg.steps import is_wrong, to_intensities
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -32,7 +38,7 @@ def batch():
 
 
 def augmented(batch, **settings):
-    return training_images(batch, jax.random.key(0), OFF | settings)
+    return training_images(batch, jax.random.key(0), NO_AUGMENTATION | settings)
 
 
 def test_the_recipe_changes_nothing(batch):
@@ -83,7 +89,9 @@ def test_images_and_labels_are_mixed_by_one_share(batch):
         share[:, None] * jax.nn.one_hot(batch["label"], 2)
         + (1 - share)[:, None] * jax.nn.one_hot(batch["partner_label"], 2)
     ) * 0.9 + 0.05
-    losses = training_losses(logits, batch, key, OFF | {"mixup": 0.5, "label_smoothing": 0.1})
+    losses = training_losses(
+        logits, batch, key, NO_AUGMENTATION | {"mixup": 0.5, "label_smoothing": 0.1}
+    )
     expected = optax.softmax_cross_entropy(logits, labels)
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
     sure = partial(is_wrong, 20 * jax.nn.one_hot(batch["label"], 2))

@@ -198,7 +198,7 @@ def test_who_may_only_read_a_shared_cache_uses_it(fake, tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_what_a_spec_names(spec, kind):
-    assert sources.kind(spec) == kind
+    assert sources.source_kind(spec) == kind
 
 
 def test_without_a_home_folder_another_one_is_asked_for(monkeypatch):
@@ -215,4 +215,4 @@ def test_a_spec_that_names_nothing_says_what_there_is(spec, tmp_path, monkeypatc
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"a TFDS name .* a path or glob .* or cartoons"):
-        sources.kind(spec)
+        sources.source_kind(spec)

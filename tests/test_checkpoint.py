@@ -11,7 +11,7 @@ import pytest
 
 from bn_vgg import checkpoint
 from bn_vgg.api import load
-from bn_vgg.checkpoint import Checkpointer, DamagedError, Progress, read, steps
+from bn_vgg.checkpoint import Checkpointer, DamagedError, Progress, list_steps, read
 from bn_vgg.errors import UserError
 from bn_vgg.run_dir import Workdir
 from tests.runs import assert_equal_runs, epochs_of, run, same
@@ -26,7 +26,7 @@ LIKE = {"weights": np.zeros(3, np.float32)}
 @pytest.fixture
 def copy(trained_run, tmp_path):
     """Of a run with two checkpoints."""
-    assert steps(Workdir(str(trained_run)).checkpoints) == [2 * STEPS, STEPS]
+    assert list_steps(Workdir(str(trained_run)).checkpoints) == [2 * STEPS, STEPS]
     return shutil.copytree(trained_run, tmp_path / "copy")
 
 
@@ -40,7 +40,7 @@ def save(tmp_path):
             for step, error in enumerate(errors, start=1):
                 progress = progress.after_epoch(step=step, valid_error_rate=error, seconds=step)
                 checkpointer.save({"weights": np.full(3, step, np.float32)}, progress)
-        return steps(folder)
+        return list_steps(folder)
 
     return save_them
 
@@ -136,7 +136,7 @@ def test_a_lost_best_one_is_an_error(save, tmp_path):
     cut(tmp_path / "checkpoints/3/metrics/metrics")
     with pytest.raises(UserError, match=r"checkpoints/1 .*run's best.* intact is 2: py"):
         restore(tmp_path)
-    assert steps(Workdir(str(tmp_path)).checkpoints) == [3, 2, 1]
+    assert list_steps(Workdir(str(tmp_path)).checkpoints) == [3, 2, 1]
 
 
 def test_an_older_one_that_nothing_needs_is_not_told_of(save, tmp_path):
@@ -145,7 +145,7 @@ def test_an_older_one_that_nothing_needs_is_not_told_of(save, tmp_path):
     shutil.rmtree(tmp_path / "checkpoints/2/state")
     progress, _, wrong = restore(tmp_path)
     assert (progress.step, progress.best_step, wrong) == (3, 1, [])
-    assert steps(Workdir(str(tmp_path)).checkpoints) == [3, 1]
+    assert list_steps(Workdir(str(tmp_path)).checkpoints) == [3, 1]
     shutil.rmtree(tmp_path / "checkpoints/3/state")
     assert "checkpoints/3/state" in restore(tmp_path)[2][0]
 

@@ -183,4 +183,4 @@ class TestSpikes:
         found = decide("5", cells)
         assert found.word == SUPPORTED
         assert set(found.numbers["run"]) == {"full_crop"}
-        assert found.sentence.startswith("6 spikes in 90 epochs: 6 of the averages, 0 of")
+        assert found.sentence.startswith("6 spikes in 90 epochs: 6 from the averages, 0 from")

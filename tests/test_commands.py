@@ -213,7 +213,7 @@ def test_wrong_arguments_of_predict_and_export(fork_command, trained_run, cartoo
         ("predict", [*images, "--images=/nope"], "'/nope' does not exist"),
         ("predict", [*images, "--output=/dev/null/x/o"], "cannot write /dev/null/x/o: Not a dir"),
         ("predict", [*images, f"--output={tmp_path}"], f"cannot write {tmp_path}: it is a folder"),
-        ("predict", [*images, "--format=kaggle"], "cat.0.png is not called by its id"),
+        ("predict", [*images, "--format=kaggle"], "cat.0.png has no numeric id"),
         ("predict", [*images, "--workdir=/nope"], "/nope holds no run: there is no config.json in"),
         ("export", [*given, "--output=w.txt"], "w.txt does not end in .npz"),
         ("export", [*given, "--output=/dev/null/w.npz"], "cannot write /dev/null/w.npz"),
@@ -229,7 +229,7 @@ def test_a_backend_that_is_not_there_is_named_before_anything_else(run_command):
         "predict", "--images=/nope", "--output=o.csv", "--workdir=/nope/run", status=2,
         JAX_PLATFORMS="cuda",
     )  # fmt: skip
-    assert_refused(done, "on with JAX_PLATFORMS=cuda: there is no such device")
+    assert_refused(done, "usable device with JAX_PLATFORMS=cuda: there is no such device")
 
 
 def test_a_command_explains_itself(fork_command):

@@ -115,7 +115,7 @@ def with_value(field, value):
 
 
 @pytest.mark.parametrize(("field", "value", "message"), [
-    ("model.norm", "bat", "no 'bat'; there are: none, mean_only, full, "),
+    ("model.norm", "bat", "unknown name 'bat'; choose one of none, mean_only, full, "),
     ("model.stats_average", "mean", "it takes one of variance, stdev"),
     ("model.dropout_rate", 1.0, "it takes a number from 0 to less than 1"),
     ("model.features", [], "positive integers"),
@@ -126,8 +126,8 @@ def with_value(field, value):
     ("batch_size", True, "an integer"),
     ("seed", 2**63, "an integer from 0 to 4294967295"),
     ("optimizer.name", "optax:lbfgs", "optimizer.name=optax:lbfgs fails with kwargs={}: TypeError"),
-    ("optimizer.name", "optax:noisy_sgd", "no checkpoint can keep its state, a random key"),
-    ("optimizer.name", "optax.contrib:schedule_free_sgd", "would be evaluated at other weights"),
+    ("optimizer.name", "optax:noisy_sgd", "cannot store its state"),
+    ("optimizer.name", "optax.contrib:schedule_free_sgd", "schedule-free optimizers"),
     ("name", "..", "the name of a folder"),
     ("model.norm_kwargs", {"x": 1}, "mean_only takes no 'x'; it takes: "),
     ("optimizer.kwargs", {"x": 1j}, "config.optimizer.kwargs is {'x': 1j}: JSON cannot hold that"),
@@ -221,7 +221,7 @@ def test_no_files(name):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ([f"--config={ROOT}/configs/full.py:tiny"], "'tiny'; there are: full, small, demo"),
+    ([f"--config={ROOT}/configs/full.py:tiny"], "'tiny'; choose one of full, small, demo"),
     ([TINY, "--config.model.nrom=full"], "no field config.model.nrom; did you mean model.no"),
     ([TINY, "--config.variant=small"], "a variant is named by --config=FILE:VARIANT"),
     ([TINY, "--config.model.norm_kwargs=5"], "as a ConfigDict: `5` is not a dict"),

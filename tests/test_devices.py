@@ -43,7 +43,7 @@ def test_lengths_of_chunks_and_placements_change_no_bit(tiny_config, cache_folde
 
 def test_shares_of_a_batch():
     four = Devices()
-    four.count, four.local = 8, 4  # of two hosts
+    four.count, four.local_count = 8, 4  # of two hosts
     four.check(96, "highest")
     with pytest.raises(UserError) as raised:
         four.check(100, "highest")

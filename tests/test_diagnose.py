@@ -64,11 +64,11 @@ class TestSentences:
     def test_spikes_lag_and_dead_feature_maps(self):
         lines = lines_of([0.2, 0.5, 0.2, 0.2], precise=[0.1, 0.22, 0.19, 0.2])
         said = self.explain(layered(lines))
-        assert "Spikes of the averages: epoch 2." in said
-        assert "by precise statistics is 50.0% against 22.0%." in said
-        assert "In the first epochs running averages cost +10.0 points (epoch 1), " in said
-        assert "+1.0 points (epoch 3, which may be chance) against" in said
-        assert "In the end running averages cost +0.0 points (epoch 4, which may be" in said
+        assert "Spikes caused by the averages: epoch 2." in said
+        assert "against precise statistics: 50.0% against 22.0%." in said
+        assert "Error by running minus by precise statistics, first epochs: +10.0 points" in said
+        assert "+1.0 points (epoch 3, which may be chance)." in said
+        assert "precise statistics, last epoch: +0.0 points" in said
         assert "in epoch 4: 10.0% of block1." in said
 
     def test_what_was_not_measured_is_not_made_up(self):
@@ -97,7 +97,7 @@ def test_the_command_on_a_run_in_progress(tmp_path):
     # As in a shell that a notebook has started.
     said = python(*arguments, MPLBACKEND="module://no.backend").stdout
     assert said.startswith("full_crop-small, seed 3: 3 epochs of 60; ")
-    assert "- Spikes of the averages: epoch 2." in said
+    assert "- Spikes caused by the averages: epoch 2." in said
     row = "2 50.0% 50.0% 50.0% 22.0% 22.0% 0.4 (block7) averages"
     assert row in [" ".join(line.split()) for line in said.splitlines()]
     assert said.endswith(f"{tmp_path}/new/folder/diagnosis.png\n")

@@ -157,7 +157,7 @@ class TestFolder:
         plan_sweep(tmp_path)
         plan_sweep(tmp_path, other)
         self.begin(tmp_path, RUNS[0])
-        message = r"holds a/seed0 with .*, but .* batch_size=50 is asked"
+        message = r"holds a/seed0 with .*, but this command asks for .* batch_size=50"
         with pytest.raises(UserError, match=message):
             plan_sweep(tmp_path, other)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bn_vgg import evaluation
-from bn_vgg.evaluation import Precise, make_compare_step, make_precise_step
+from bn_vgg.evaluation import PreciseStats, make_compare_step, make_precise_step
 from bn_vgg.metrics import ComparedMetrics, Moments
 from bn_vgg.models.layers import layer_activations, layer_channels
 from bn_vgg.steps import to_intensities
@@ -18,12 +18,12 @@ BATCHES = [train_batch(seed=seed) for seed in range(3)]
 
 
 def precise_of(norm, **changes):
-    """Precise statistics of a state whose running ones are those of no batch."""
+    """PreciseStats statistics of a state whose running ones are those of no batch."""
     model, _, state = build(norm, dropout_rate=0.5, **changes)
     state = state.replace(batch_stats=jax.tree.map(lambda x: x + 3.0, state.batch_stats))
     channels = layer_channels(model, SIDE)["before_norm"]
     moments = {layer: Moments.empty(count) for layer, count in channels.items()}
-    precise = Precise(jnp.zeros((), jnp.float32), state.batch_stats, moments)
+    precise = PreciseStats(jnp.zeros((), jnp.float32), state.batch_stats, moments)
     step = jax.jit(make_precise_step(model))
     for batch in BATCHES:
         precise = step(precise, state, batch, jax.random.key(0))
@@ -60,7 +60,7 @@ def test_precise_statistics_are_the_plain_mean_of_the_batches_own(norm, average)
         if "var" in kept["norm"]:
             expected = back(np.mean([there(s["var"]) for s in own], axis=0))
             np.testing.assert_allclose(kept["norm"]["var"], expected, rtol=1e-4)
-    assert float(precise.batches) == 3
+    assert float(precise.num_batches) == 3
 
 
 def test_what_is_normalized_is_measured_and_errors_are_compared():
@@ -115,7 +115,9 @@ def test_distances_are_in_standard_deviations_of_what_is_normalized():
         "block0": {"norm": {"mean": np.array([2.0, 8.0]), "var": np.array([16.0, 9.0])}},
         "block1": {"norm": {"mean": np.array([0.0])}},
     }
-    found = evaluation.distances(running, Precise(np.float64(1), stats, moments), epsilon=0.0)
+    found = evaluation.running_lag(
+        running, PreciseStats(np.float64(1), stats, moments), epsilon=0.0
+    )
     assert set(found) == {"mean_distance/block0", "std_ratio/block0", "mean_distance/block1"}
     np.testing.assert_allclose(found["mean_distance/block0"], [0.5, 2.0])
     np.testing.assert_allclose(found["std_ratio/block0"], [2.0, 1.0])
@@ -132,7 +134,9 @@ def test_a_users_statistics_of_another_name_or_shape_have_no_distance():
         ({"mean": np.ones(1), "var": np.ones(2)}, ["std_ratio/block0"]),
     ):
         kept = {"block0": {"norm": stats}}
-        assert [*evaluation.distances(kept, Precise(np.float64(1), kept, moments), 0.0)] == found
+        assert [
+            *evaluation.running_lag(kept, PreciseStats(np.float64(1), kept, moments), 0.0)
+        ] == found
 
 
 def test_a_dead_relu_is_one_that_no_image_wakes():
@@ -140,8 +144,8 @@ def test_a_dead_relu_is_one_that_no_image_wakes():
         "block0": of_channels([0, 1], [0, 1], maximum=np.array([0.0, 2.0])),
         "hidden": of_channels([0], [0], maximum=0.0),
     }
-    found = evaluation.activity(moments)
+    found = evaluation.summarize_activations(moments)
     np.testing.assert_array_equal(found["never_active/block0"], [1, 0])
     np.testing.assert_array_equal(found["activation_deviation/block0"], [0, 1])
-    without = evaluation.activity(moments, without_relu={"block0"})
+    without = evaluation.summarize_activations(moments, without_relu={"block0"})
     assert set(found) - set(without) == {"never_active/block0"}

@@ -121,8 +121,8 @@ def test_what_cannot_be_listed(tmp_path, monkeypatch):
     assert "'x.tar' is not a folder, an image or a complete zip archive" in refused("x.tar")
     nested = {"test1.zip": whole, "train.zip": whole, "notes.txt": b"x"}
     for path in (write_zip(tmp_path / "all.zip", nested), write_folder(tmp_path / "all", nested)):
-        assert f"'{path}' holds no images: their names end in .jpg" in refused(path)
-        assert "unzip archives that are inside" in refused(path)
+        assert f"'{path}' holds no images, whose names end in .jpg" in refused(path)
+        assert "unzip nested archives" in refused(path)
 
 
 @pytest.mark.parametrize(

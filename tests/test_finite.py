@@ -59,7 +59,7 @@ def test_the_step_the_first_array_the_operation_and_what_is_kept(
     ends = f"; the checkpoint of step 2 is kept in {tmp_path}"
     if operation:
         said = message(config, tmp_path, cache_folder)
-        advice = "; with --config.debug.nans=True the same command names the operation of a NaN"
+        advice = "; add --config.debug.nans=True to learn which operation makes a NaN"
         assert re.fullmatch(begins + re.escape(advice + ends), said)
         assert_kept(tmp_path, 2)
     config.debug.nans = True

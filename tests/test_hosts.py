@@ -142,7 +142,7 @@ def test_two_hosts_equal_one_also_when_some_are_lost(hosts, run_command, noise_f
     hosts.processes[1].terminate()
     assert hosts.end(0, 1)[0] == [128 + signal.SIGTERM] * 2, hosts.said(0)
     first, second = hosts.errors()
-    assert re.match(r"stopped by SIGTERM and kept after step \d+; run the same", first)
+    assert re.match(r"stopped by SIGTERM; state saved after step \d+; run the same", first)
     assert first == second
 
     # The first, that hangs, after a part of an epoch and a whole one: then all is compiled. It is
@@ -196,7 +196,7 @@ def meet(address, index, seconds=300):
 from bn_vgg import multihost
 multihost._CONNECT_SECONDS = {seconds}
 print("meeting", flush=True)
-with multihost.join({address!r}, 2, {index}):
+with multihost.connect({address!r}, 2, {index}):
     pass
 """
     return start_python("-c", code)

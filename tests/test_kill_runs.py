@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from bn_vgg.checkpoint import steps
+from bn_vgg.checkpoint import list_steps
 from bn_vgg.run_dir import Workdir
 from tests.runs import assert_equal_runs
 
@@ -26,7 +26,7 @@ ARGUMENTS = (
 
 def newest(folder):
     """The step of the newest checkpoint that is complete, or 0."""
-    return max(steps(Workdir(str(folder)).checkpoints), default=0)
+    return max(list_steps(Workdir(str(folder)).checkpoints), default=0)
 
 
 def assert_whole(folder, before, out):

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from bn_vgg import api
-from bn_vgg.checkpoint import steps
+from bn_vgg.checkpoint import list_steps
 from bn_vgg.data import pipeline
 from bn_vgg.data.crops import cut_crops, five_crops
 from bn_vgg.data.splits import split
 from bn_vgg.errors import UserError
-from bn_vgg.optimizer import averaged_weights
+from bn_vgg.optimizer import find_params_ema
 from bn_vgg.run_dir import Workdir, flatten
 from tests.runs import KilledError, assert_equal_runs, epochs_of, lines, run, same, state
 from tests.tiny_config import get_config
@@ -46,7 +46,7 @@ def test_checkpoints_within_epochs(tiny_config, cache_folder, tmp_path, before_s
     with pytest.raises(KilledError):
         run(every, tmp_path / "killed", cache_folder)
     # The latest two, and, of a single epoch that has an error, another in the second best's place.
-    assert steps(Workdir(str(tmp_path / "killed")).checkpoints) == [STEPS + 4, STEPS, 4]
+    assert list_steps(Workdir(str(tmp_path / "killed")).checkpoints) == [STEPS + 4, STEPS, 4]
     before_step(STEPS + 4, lambda: None)
     run(tiny_config, tmp_path / "killed", cache_folder)
     assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
@@ -199,14 +199,14 @@ def test_other_variables_are_evaluated_and_nothing_else_changes(
         assert one["valid/loss"] != other["valid/loss"]
     params, cache = trained.state.params, open_cache(config)
     if "optimizer.average_decay" in changes:
-        params = averaged_weights(trained.state.opt_state)
+        params = find_params_ema(trained.state.opt_state)
         assert (params["output"]["kernel"] != trained.state.params["output"]["kernel"]).any()
-    same(trained.state.reported["params"], params)
+    same(trained.state.eval_variables["params"], params)
     assert result["test_error_rate"] == result["test_error_rate_precise"]
     splits = split(cache.keys, cache.splits, valid_examples=13, test_examples=11)
     stats, _ = precise_statistics(trained, params, cache, splits, result["best_epoch"] - 1)
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-    jax.tree.map(close, trained.state.reported["batch_stats"], stats)
+    jax.tree.map(close, trained.state.eval_variables["batch_stats"], stats)
     found = trained.predict_crops([five_crops(cache.image(i), 16) for i in splits.valid])
     wrong = np.mean(found.argmax(-1) != cache.labels[splits.valid])
     assert wrong == pytest.approx(result["best_valid_error_rate"])
@@ -216,7 +216,7 @@ def test_a_copy_without_its_lines_is_refused(done, cache_folder, tmp_path):
     copy = shutil.copytree(done[0], tmp_path / "copy")
     for name in ("metrics.jsonl", "result.json"):
         (copy / name).unlink()
-    with pytest.raises(UserError, match=r"metrics.jsonl has 0 epochs of the 2 of its checkpoint"):
+    with pytest.raises(UserError, match=r"metrics.jsonl has 0 epochs, but the checkpoint has 2"):
         run(done[1], copy, cache_folder)
 
 

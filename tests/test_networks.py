@@ -35,7 +35,7 @@ class Own(nn.Module):
     def __call__(self, images, *, train, positions_N=None):
         bias = not self.norm.replaces_bias
         conv = Conv(self.width, "same", bias, self.dtype, self.precision)
-        x = self.norm.relu(self.norm.after(conv, images, train=train))
+        x = self.norm.relu(self.norm.conv_norm(conv, images, train=train))
         self.sow("intermediates", "output", x)
         x = nn.Dropout(0.1)(x.mean((1, 2)), deterministic=not train)
         return nn.Dense(self.num_classes)(x)
@@ -134,20 +134,20 @@ def test_a_users_network_trains_and_predicts(own, tmp_path, cache_folder, cartoo
 
 def test_statistics_of_its_own_are_not_taken_precisely(own):
     averaged = "--config.optimizer.average_decay=0.9"
-    with pytest.raises(UserError, match=r"those of .*OwnStatistics with .*norm=none are not"):
+    with pytest.raises(UserError, match=r"OwnStatistics with .*norm=none has others"):
         load("own_networks:OwnStatistics", "--config.model.norm=none", averaged)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resnt"], "no 'resnt'; did you mean resnet. there are: vgg8, resnet, and your own"),
+        (["resnt"], "name 'resnt'; did you mean resnet. choose one of vgg8, resnet, or your own"),
         (["resnet", "{'depht': 8}"], "config.model.kwargs: resnet takes no 'depht'; it takes: dep"),
-        (["resnet", "{'depth': 9}"], "config.model.kwargs: depth is 9; it takes 8, 14, 20"),
+        (["resnet", "{'depth': 9}"], "config.model.kwargs: depth is 9; it must be 8, 14, 20"),
         (["resnet", "{'width': 'a'}"], "config.model.name=resnet fails with .*: TypeError"),
         (["own_networks:OwnStatistics"], "never calls its `norm`: set config.model.norm=none"),
         (["own_networks:OwnStatistics", "{'width': 1}"], r"returns float32\(8, 1\), not float32"),
-        (["own_networks:OwnStatistics", "{'width': 2}"], "network reports its output 2 times"),
+        (["own_networks:OwnStatistics", "{'width': 2}"], "network sows output 2 times"),
         (["own_networks:Missing"], "cannot import own_networks:Missing"),
         (["own_networks:NoPrecision"], "own_networks:NoPrecision has no field precision"),
         (
@@ -164,15 +164,18 @@ def test_what_is_no_network_is_refused(arguments, message, own):
 
 def test_weights_cannot_be_normalized_before_their_convolution():
     before = "--config.model.kwargs={'pre_activation': True}"
-    with pytest.raises(UserError, match="weight_norm needs a convolution in front"):
+    with pytest.raises(UserError, match="weight_norm must follow a convolution"):
         load("resnet", "--config.model.norm=weight_norm", before)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.padding=same", "config.model.padding is vgg8's alone; what resnet takes"),
-        ("optimizer.decay=0.5", "config.optimizer.decay is rmsprop's alone; what sgd takes"),
+        ("model.padding=same", "config.model.padding is only for vgg8; pass arguments of resnet"),
+        (
+            "optimizer.decay=0.5",
+            "config.optimizer.decay is only for rmsprop; pass arguments of sgd",
+        ),
     ],
 )
 def test_what_nobody_would_read_is_refused(override, message):

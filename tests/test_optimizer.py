@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from bn_vgg.errors import UserError
-from bn_vgg.optimizer import OPTIMIZERS, averaged_weights, make_optimizer, make_schedule, rmsprop
+from bn_vgg.optimizer import OPTIMIZERS, find_params_ema, make_optimizer, make_schedule, rmsprop
 from configs import default
 
 
@@ -80,7 +80,7 @@ def test_the_average_of_the_weights_and_the_same_updates():
     optimizer = make_optimizer(config_of(optimizer=settings | {"average_decay": 0.5}), 10)
     params = {"kernel": jnp.asarray([3.0, -2.0])}
     state, expected = optimizer.init(params), np.asarray(params["kernel"])
-    assert averaged_weights(plain.init(params)) is None
+    assert find_params_ema(plain.init(params)) is None
     for t in range(20):  # from the tenth on it is 0.5 that counts
         updates, state = optimizer.update(params, state, params)
         same, _ = plain.update(params, plain.init(params), params)
@@ -88,7 +88,7 @@ def test_the_average_of_the_weights_and_the_same_updates():
         params = optax.apply_updates(params, updates)
         old = min(0.5, (1 + t) / (10 + t))
         expected = old * expected + (1 - old) * np.asarray(params["kernel"])
-    np.testing.assert_allclose(averaged_weights(state)["kernel"], expected, rtol=1e-6)
+    np.testing.assert_allclose(find_params_ema(state)["kernel"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,10 @@ def test_schedules_follow_their_formula_after_a_warm_up(name, kwargs, expected):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": {"name": "adamm"}}, "no 'adamm'; did you mean adam. there are: rmsprop"),
+        (
+            {"optimizer": {"name": "adamm"}},
+            "name 'adamm'; did you mean adam. choose one of rmsprop",
+        ),
         ({"optimizer": {"name": "optax:nothing"}}, "cannot import optax:nothing: "),
         (
             {"optimizer": {"name": "sgd", "kwargs": {"momentm": 0.9}}},

@@ -86,8 +86,8 @@ class TestPresets:
         [
             ("pass", "TypeError: 'NoneType' object is not iterable"),
             ("yield from ()", "yields nothing"),
-            ('yield {"seed": 1}', "yields {'seed': 1}, no dict with a 'config'"),
-            ('yield {"config": "full", "seed": None}', "yields .*None.*, no dict with a 'config'"),
+            ('yield {"seed": 1}', "yields {'seed': 1}, which is not a dict with"),
+            ('yield {"config": "full", "seed": None}', "yields .*None.*, which is not a dict with"),
             ("yield 1 / 0", "ZeroDivisionError"),
             ('yield {"config": "half"}', r"no file configs/half\.py; .*there are: configs/base"),
             ('yield {"config": "full", "model": {"norm": "full"}}', "field model is a dict"),

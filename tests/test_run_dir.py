@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bn_vgg import api
-from bn_vgg.checkpoint import Checkpointer, Progress, read, steps
+from bn_vgg.checkpoint import Checkpointer, Progress, list_steps, read
 from bn_vgg.errors import UserError
 from bn_vgg.run_dir import FORMAT, Workdir
 from tests.runs import same
@@ -119,7 +119,7 @@ def test_odd_names_that_orbax_takes(tmp_path):
         progress = Progress().after_epoch(step=step, valid_error_rate=0.1, seconds=1)
         with Checkpointer(folder) as checkpointer:
             checkpointer.save(state, progress)
-    assert steps(folder) == [2, 1]
+    assert list_steps(folder) == [2, 1]
     same(read(folder, 2, state), (progress, state))
 
 

@@ -59,7 +59,7 @@ class TestReadRuns:
         [
             ("config.json", "{", "config.json is damaged: "),
             ("config.json", "[1]", "it is damaged: not what a run writes"),
-            ("config.json", '{"lr": 1}', "config.json has no name: no run of this project"),
+            ("config.json", '{"lr": 1}', "config.json has no name: not a run of this project"),
             ("config.json", b"\xff\xfe", "config.json is damaged: 'utf-8'"),
             ("metrics.jsonl", "", "it has no finished epoch yet"),
             ("metrics.jsonl", '{"epoch": 1', "metrics.jsonl is damaged: "),
@@ -129,7 +129,7 @@ class TestReadRuns:
             "other_images": "small-2",
         }  # fmt: skip
         assert list(runs["section"].unique()) == ["full", "small", "small-2"]
-        assert "its images are others" in unused["changed_since"]
+        assert "its images differ" in unused["changed_since"]
 
     def test_a_link_is_followed_and_a_circle_is_not(self, tmp_path):
         write_run(tmp_path / "elsewhere", config_of("full"), lines_of([0.4]), finished=False)
@@ -142,8 +142,8 @@ class TestReadRuns:
         (tmp_path / "file").touch()
         for path, message in {
             tmp_path: "there is no run below .*: no config.json or result.json",
-            tmp_path / "nope": "nope is no folder of this machine",
-            tmp_path / "file": "file is no folder of this machine",
+            tmp_path / "nope": "nope is not a folder on this machine",
+            tmp_path / "file": "file is not a folder on this machine",
         }.items():
             with pytest.raises(UserError, match=message):
                 read_runs(path)

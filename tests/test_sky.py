@@ -210,7 +210,7 @@ def test_hardware_that_does_not_suit_is_refused_before_a_launch(
 
 
 def test_a_folder_of_this_machine_is_refused(sky):
-    with pytest.raises(UserError, match="with sky it is an address that all see"):
+    with pytest.raises(UserError, match="--executor=sky needs an address"):
         Sky("runs", [], [], str(TASK))
 
 

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from bn_vgg import api, loop
-from bn_vgg.checkpoint import steps
+from bn_vgg.checkpoint import list_steps
 from bn_vgg.data import pipeline
 from bn_vgg.errors import Interrupted, UserError
 from bn_vgg.run_dir import Workdir
@@ -49,11 +49,11 @@ def test_a_run_goes_on_within_the_epoch_bit_for_bit(
     handlers = [signal.getsignal(number) for number in SIGNALS]
     for number, at in zip(SIGNALS, (0, 2, STEPS + 2), strict=True):
         before_step(at, partial(send, number))
-        with pytest.raises(Interrupted, match=f"kept after step {at + 2};") as caught:
+        with pytest.raises(Interrupted, match=f"saved after step {at + 2};") as caught:
             run(config, path, cache_folder)
         assert caught.value.status == 128 + number
         assert "stopping after this chunk of steps" in capsys.readouterr().err
-        assert steps(Workdir(str(path)).checkpoints)[0] == at + 2
+        assert list_steps(Workdir(str(path)).checkpoints)[0] == at + 2
         if at < STEPS:  # of such a checkpoint's weights there are no precise statistics
             with pytest.raises(UserError, match="no checkpoint with precise statistics"):
                 api.load(path, "latest")
@@ -83,7 +83,7 @@ def test_stopped_while_it_evaluates(
     call, kept, config, whole, cache_folder, tmp_path, monkeypatch, before_step
 ):
     """The epoch's steps are not taken again; its checkpoint takes the place of this one."""
-    fold, calls = loop.Run._fold, []
+    fold, calls = loop.Run._run_chunks, []
 
     def interrupted(*args):
         calls.append(None)
@@ -91,8 +91,8 @@ def test_stopped_while_it_evaluates(
             send(signal.SIGTERM)
         return fold(*args)
 
-    monkeypatch.setattr(loop.Run, "_fold", interrupted)
-    with pytest.raises(Interrupted, match=f"kept after step {kept};"):
+    monkeypatch.setattr(loop.Run, "_run_chunks", interrupted)
+    with pytest.raises(Interrupted, match=f"saved after step {kept};"):
         run(config, tmp_path / "stopped", cache_folder)
     for at in range(0, kept, 2):
         before_step(at, partial(pytest.fail, "a step was taken twice"))
@@ -131,9 +131,9 @@ def test_what_the_command_says_and_its_statuses(start, tmp_path):
     assert "tiny seed 0" in out
     _, first, error = errors.splitlines()
     assert first == "stopping after this chunk of steps"
-    pattern = r"error: stopped by SIGTERM and kept after step (\d+); run the same command"
+    pattern = r"error: stopped by SIGTERM; state saved after step (\d+); run the same command"
     kept = int(re.match(pattern, error)[1])
-    assert steps(Workdir(str(tmp_path / "run")).checkpoints)[0] == kept
+    assert list_steps(Workdir(str(tmp_path / "run")).checkpoints)[0] == kept
 
 
 def test_a_second_ctrl_c_ends_it_at_once(start, tmp_path):
@@ -156,7 +156,7 @@ def test_a_second_ctrl_c_ends_it_at_once(start, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - began < 4
     assert process.returncode == 128 + signal.SIGINT
-    assert errors == "\nended at once; the same command goes on from what is kept\n"
+    assert errors == "\nstopped at once; the same command resumes from the last checkpoint\n"
 
 
 def test_stopped_before_it_trains(start, tmp_path):
@@ -172,6 +172,6 @@ def test_stopped_before_it_trains(start, tmp_path):
 
 def test_a_hangup_that_nohup_ignores_stays_ignored():
     code = "import os, signal; from bn_vgg import stopping; stopping.raise_on_terminate()\n"
-    code += "stopping.StopRequest().listen_during(lambda: os.kill(os.getpid(), signal.SIGHUP))"
+    code += "stopping.StopRequest().run_and_listen(lambda: os.kill(os.getpid(), signal.SIGHUP))"
     nohup = subprocess.run(["nohup", sys.executable, "-c", code], cwd=ROOT, capture_output=True)
     assert nohup.returncode == 0, nohup.stderr

@@ -184,17 +184,17 @@ def test_weights_may_be_reparameterized_and_their_mean_is_then_known():
 @pytest.mark.parametrize(
     ("norm", "kwargs", "message"),
     [
-        ("bat", {}, r"no 'bat'; there are: none, mean_only, full, .*package.module:Class"),
-        ("batch_norm", {}, "no 'batch_norm'; did you mean full[?] there are: none, "),
+        ("bat", {}, r"name 'bat'; choose one of none, mean_only, full, .*package.module:Class"),
+        ("batch_norm", {}, "name 'batch_norm'; did you mean full[?] choose one of none, "),
         ("nowhere:Norm", {}, "cannot import nowhere:Norm: ModuleNotFoundError: No module named"),
         ("broken_norms:Norm", {}, "cannot import broken_norms:Norm: .*nowhere_to_be_found"),
         ("own_norms:Thrice", {}, "cannot import own_norms:Thrice: .*no attribute 'Thrice'"),
-        ("own_norms:NUMBER", {}, "own_norms:NUMBER is no class or function"),
-        ("own_norms:number", {}, "own_norms:number is no normalizer: it makes no linen module"),
-        ("own_norms:Silent", {}, "Silent is no normalizer: it makes no .* with __call__"),
-        ("own_norms:Needs", {}, "Needs: its __call__ takes temperature, which it is never given"),
-        ("own_norms:Train", {}, "its __call__ takes train, .* never given; use_running_average is"),
-        ("own_norms:Misspelt", {}, "its __call__ takes use_running_avg, which it is never given"),
+        ("own_norms:NUMBER", {}, "own_norms:NUMBER is not a class or function"),
+        ("own_norms:number", {}, "own_norms:number does not create a flax.linen module"),
+        ("own_norms:Silent", {}, "Silent does not create .* with __call__"),
+        ("own_norms:Needs", {}, "Needs: its __call__ takes temperature, which is never passed"),
+        ("own_norms:Train", {}, "its __call__ takes train, .* it may take use_running_average"),
+        ("own_norms:Misspelt", {}, "its __call__ takes use_running_avg, which is never passed"),
         ("own_norms:make_badly", {}, "failed in .*own_norms.py, line .*: RuntimeError: out of"),
         ("own_norms:nameless", {}, "nameless failed: TypeError: .*unexpected .* 'name'"),
         ("own_norms:Twice", {"power": 2}, "own_norms:Twice takes no 'power'; it takes: factor"),
@@ -235,6 +235,6 @@ def test_a_statistic_that_changes_its_shape_is_said_by_name():
 
 def test_statistics_that_devices_would_not_share_are_refused():
     factory("own_norms:NotShared")
-    with pytest.raises(UserError, match=r"NotShared has no axis_name, .*: the statistics of sev"):
+    with pytest.raises(UserError, match=r"NotShared has no field axis_name .*: its statistics"):
         factory("own_norms:NotShared", axis_name="batch")
     factory("own_norms:Twice", axis_name="batch")  # has no statistics of the batch

@@ -134,7 +134,7 @@ def test_layers_of_another_network_are_called_by_their_paths():
         def __call__(self, x):
             for name in ("first", "norm"):
                 conv = Conv(4, "same", False, jnp.float32, None, name=f"conv_{name}")
-                x = self.norm.after(conv, x, train=True, name=name)
+                x = self.norm.conv_norm(conv, x, train=True, name=name)
             return x
 
     class Network(nn.Module):
@@ -183,7 +183,7 @@ class TestMeanOnlyAsABias:
             norm=norm, features=(4, 6), hidden_units=8, padding=padding, axis_name=axis_name
         )
         given = ("use_running_average", "mean_of_x")[: 2 if takes_mean else 1]
-        network = network.clone(norm=dataclasses.replace(network.norm, given=given))
+        network = network.clone(norm=dataclasses.replace(network.norm, call_arguments=given))
         rng = np.random.default_rng(0)
         images = jnp.asarray(rng.uniform(size=(6, 13, 13, 3)), jnp.float32)
         targets = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)

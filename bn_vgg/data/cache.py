@@ -40,15 +40,15 @@ _FORMAT = 1
 _MAX_UNREADABLE = 0.05
 
 
-def choose_folder(named: str | None = None) -> Path:
+def choose_folder(cache_dir: str | None = None) -> Path:
     """Returns `named` (`--cache_dir`), else `$BN_VGG_CACHE`, else bn_vgg in the user's cache."""
-    if named or os.environ.get("BN_VGG_CACHE"):
-        return Path(named or os.environ["BN_VGG_CACHE"]).expanduser()
+    if cache_dir or os.environ.get("BN_VGG_CACHE"):
+        return Path(cache_dir or os.environ["BN_VGG_CACHE"]).expanduser()
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bn_vgg"
     except RuntimeError as error:
         raise UserError(
-            "there is no home folder to keep decoded images in: name one with --cache_dir or "
+            "there is no home folder for the image cache: set another with --cache_dir or "
             "BN_VGG_CACHE"
         ) from error
 
@@ -76,42 +76,43 @@ class ImageCache:
 def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False) -> ImageCache:
     """Opens the cache of a source, or builds it if there is none.
 
-    Once the cache exists, training needs neither the archive nor TFDS or Hugging Face's library.
+    If there is a cache of `spec`, names on TFDS and the Hub are not looked up again. Local files
+    are checked for changes, unless they no longer exist.
 
     Args:
       spec: `config.data.source`.
-      min_side: to which each image's shorter side is scaled, in pixels.
-      folder: of all caches.
-      quiet: whether to show no progress.
+      min_side: length of each image's shorter side after scaling, in pixels.
+      folder: the folder that contains all caches.
+      quiet: whether to hide progress and messages about unreadable images.
 
     Raises:
       UserError: the source cannot be used, or the folder cannot be read or written.
     """
     kind = ""
     with contextlib.suppress(NotFoundError):
-        kind = sources.kind(spec)
+        kind = sources.source_kind(spec)
     # A relative path depends on the current folder.
-    place = spec if kind in ("tfds", "hf", "cartoons") else _absolute(spec)
-    settings = f"{place}\0{min_side}\0{_FORMAT}".encode("utf-8", "backslashreplace")
-    # This file holds the name of the cache that was last made from `spec`.
-    note = folder / "sources" / hashlib.blake2b(settings, digest_size=16).hexdigest()
-    known = None
+    location = spec if kind in ("tfds", "hf", "cartoons") else _absolute(spec)
+    settings = f"{location}\0{min_side}\0{_FORMAT}".encode("utf-8", "backslashreplace")
+    # This file holds the name of the cache that was last built from `spec`.
+    pointer_file = folder / "sources" / hashlib.blake2b(settings, digest_size=16).hexdigest()
+    last_cache = None
     with contextlib.suppress(OSError, ValueError):
-        name = note.read_text().strip()  # empty if the machine crashed while writing it
-        known = folder / name if name and (folder / name).is_dir() else None
+        name = pointer_file.read_text().strip()  # empty if the machine crashed while writing it
+        last_cache = folder / name if name and (folder / name).is_dir() else None
     try:
-        if known and kind in ("tfds", "hf"):
-            return _open(known)
+        if last_cache and kind in ("tfds", "hf"):
+            return _open(last_cache)
         with contextlib.ExitStack() as stack:
             if kind == "tfds":  # TFDS fails if two processes prepare the same set
                 with wrap_write_errors(f"the image cache in {folder} (--cache_dir names another)"):
-                    stack.enter_context(_exclusive(folder, note.name))
+                    stack.enter_context(_exclusive(folder, pointer_file.name))
             source = sources.open_source(spec)
     except NotFoundError as error:
-        if not known:
+        if not last_cache:
             raise
-        _say(f"{error}; using the cache made from it earlier, {known}")
-        return _open(known)
+        _print(f"{error}; using the cache made from it earlier, {last_cache}")
+        return _open(last_cache)
     content = f"{source.fingerprint} {min_side} {_FORMAT}".encode()
     cache = folder / f"images-{min_side}px-{hashlib.blake2b(content, digest_size=12).hexdigest()}"
     try:
@@ -119,10 +120,10 @@ def open_or_build(spec: str, *, min_side: int, folder: Path, quiet: bool = False
             with _exclusive(folder, cache.name):
                 if not cache.is_dir():
                     _build(source, min_side, cache, quiet)
-        if known != cache:
+        if last_cache != cache:
             with contextlib.suppress(OSError):  # the folder may be read-only
-                note.parent.mkdir(exist_ok=True)
-                note.write_text(cache.name)
+                pointer_file.parent.mkdir(exist_ok=True)
+                pointer_file.write_text(cache.name)
     except OSError as error:
         reason = ": ".join(str(x) for x in (error.strerror or error, error.filename) if x)
         raise UserError(
@@ -139,7 +140,7 @@ def _exclusive(folder: Path, name: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
 
     def wait(owner: str) -> None:
-        _say(f"waiting for {owner}, which builds the image cache")
+        _print(f"waiting for {owner}, which builds the image cache")
 
     with locking.hold_lock(folder / f".{name}.lock", wait=wait):
         yield
@@ -149,7 +150,7 @@ def _absolute(spec: str) -> str:
     return ",".join(os.path.abspath(os.path.expanduser(part.strip())) for part in spec.split(","))
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
@@ -217,11 +218,11 @@ def _build(source: Source, min_side: int, cache: Path, quiet: bool) -> None:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     if unreadable and not quiet:
-        _say(f"left out {len(unreadable)} unreadable images, see {cache}/about.json")
+        _print(f"left out {len(unreadable)} unreadable images, see {cache}/about.json")
 
 
 def _write_images(source: Source, min_side: int, path: Path, quiet: bool):
-    """Returns the written images' records and sizes, and the errors of all others by key."""
+    """Writes the readable images to `path`; returns their records and sizes, and errors by key."""
     count = len(source.records)
     kept, sizes, unreadable = [], [], {}
     bar = tqdm(

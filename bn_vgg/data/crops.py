@@ -57,8 +57,8 @@ def crop_offsets(corners: np.ndarray, starts: np.ndarray, widths: np.ndarray):
     pixels, broadcast to (...), the shape of both results.
     """
     strides = widths * 3
-    first = starts + corners[..., 0] * strides + corners[..., 1] * 3
-    return first, np.broadcast_to(strides, first.shape)
+    offsets = starts + corners[..., 0] * strides + corners[..., 1] * 3
+    return offsets, np.broadcast_to(strides, offsets.shape)
 
 
 def cut_crops(pixels: np.ndarray, crop_start, row_stride, crop_size: int) -> np.ndarray:
@@ -84,11 +84,13 @@ def gather_crops(batch: Mapping[str, Any], pixels, crop_size: int):
         return batch["crops"]
     rows_H = jnp.arange(crop_size, dtype=jnp.int32).reshape(1, 1, -1)
     starts_NKH = batch["crop_start"][:, :, None] + batch["row_stride"][:, :, None] * rows_H
-    numbers = lax.GatherDimensionNumbers(
+    dimension_numbers = lax.GatherDimensionNumbers(
         offset_dims=(3,), collapsed_slice_dims=(), start_index_map=(0,)
     )
-    length = (crop_size * 3,)
-    crops = lax.gather(pixels, starts_NKH[..., None], numbers, length, mode="promise_in_bounds")
+    slice_sizes = (crop_size * 3,)
+    crops = lax.gather(
+        pixels, starts_NKH[..., None], dimension_numbers, slice_sizes, mode="promise_in_bounds"
+    )
     return crops.reshape(*starts_NKH.shape, crop_size, 3)
 
 

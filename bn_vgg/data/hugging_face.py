@@ -18,9 +18,10 @@ def hugging_face_images(name: str) -> Source:
     """Opens `uoft-cs/cifar10`, `NAME:CONFIGURATION`, or a folder such as `./pets`.
 
     A folder is one that `save_to_disk` wrote, or that `load_dataset` can read. The first Image and
-    the first ClassLabel column are used; rows without either are left out. Records have the set's
-    splits if several of these have labels. A key is `train/00000012`, split and position. The
-    fingerprint is a digest of classes, records and encoded images.
+    the first ClassLabel column are used; rows without an image or with an unknown label are left
+    out. Records have the dataset's splits if several of these have labels. A key is
+    `train/00000012`, split and position. The fingerprint is a digest of classes, records and
+    encoded images.
 
     Raises:
       UserError: `datasets` is not installed; there is no such set, it cannot be downloaded or read,
@@ -34,8 +35,8 @@ def hugging_face_images(name: str) -> Source:
     def rows() -> Iterator[tuple[str, int, int, bytes]]:
         with wrap_errors(f"Hugging Face set {name!r}", _ADVICE):
             for split, dataset in splits.items():
-                rows = dataset.select_columns([image, label]).cast_column(image, encoded)
-                for position, row in enumerate(rows):
+                selected = dataset.select_columns([image, label]).cast_column(image, encoded)
+                for position, row in enumerate(selected):
                     if row[image] and row[label] is not None and row[label] >= 0:
                         data, path = row[image]["bytes"], row[image]["path"]
                         yield split, position, row[label], data or Path(path).read_bytes()
@@ -79,8 +80,8 @@ def _load(name: str) -> dict[str, Any]:
 def _first_column(name: str, features: Any, kind: str) -> str:
     kinds = {column: type(feature).__name__ for column, feature in features.items()}
     if kind in kinds.values():
-        return next(column for column, its in kinds.items() if its == kind)
+        return next(column for column, found in kinds.items() if found == kind)
     raise UserError(
-        f"the Hugging Face set {name!r} is not for image classification, which takes an Image and "
-        f"a ClassLabel: its columns are {', '.join(f'{x} ({its})' for x, its in kinds.items())}"
+        f"the Hugging Face set {name!r} is not for image classification, which needs an Image and "
+        f"a ClassLabel: its columns are {', '.join(f'{x} ({k})' for x, k in kinds.items())}"
     )

@@ -18,7 +18,7 @@ class UnreadableImage(Exception):  # noqa: N818 - a state of the data, not a fau
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decodes an image file, of a GIF its first frame, to upright 8-bit RGB.
+    """Decodes an image file, or the first frame of an animated one, to upright 8-bit RGB.
 
     Applies the EXIF orientation, blends transparency over white, and divides 16-bit grey by 257.
 
@@ -68,7 +68,7 @@ def scale_shorter_side(image: Image.Image, side: int) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF data is common in sound images
+    except Exception:  # damaged EXIF data is common in intact images
         return 1
 
 
@@ -81,5 +81,5 @@ def _rgb(image: Image.Image) -> Image.Image:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    # Through an array, which drops the file's metadata, because they may be damaged.
+    # Convert through an array to drop the file's metadata, which may be damaged.
     return Image.fromarray(np.asarray(image.convert("RGB")))

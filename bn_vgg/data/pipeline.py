@@ -20,7 +20,7 @@ from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
 
 PLACEMENTS = ("auto", "device", "host")
-# Steps of a chunk at most. With ten, the cost of a call is negligible.
+# Maximum number of steps in a chunk. With ten, the overhead of a call is negligible.
 _MAX_STEPS = 10
 # A CPU takes seconds for 100 images of 128x128, and Ctrl-C waits for the end of a chunk.
 _MAX_CPU_PIXELS = 2_000_000
@@ -41,7 +41,7 @@ class Chunk(NamedTuple):
     num_steps: int
 
     def step(self, index: int, devices: Devices) -> "Chunk":
-        """Returns the chunk of only the batch with this index."""
+        """Returns a chunk that holds only batch `index`."""
         axis = 0 if devices.axis_name is None else 1
         one = {
             key: lax.slice_in_dim(array, index, index + 1, axis=axis)
@@ -53,7 +53,7 @@ class Chunk(NamedTuple):
 class Split(NamedTuple):
     """The images of one split."""
 
-    pixels: Any  # flat uint8; on the host with those of all splits, on the devices alone
+    pixels: Any  # flat uint8; on the host of all splits, on the devices only of this one
     starts: np.ndarray  # offset of each image, in bytes, int64, (N,)
     sizes: np.ndarray  # height and width in pixels, int64, (N, 2)
     labels: np.ndarray  # int32, (N,)
@@ -104,17 +104,18 @@ class Data:
         share = -(-min(self._eval_config["batch_size"], most) // devices.count)
         self._eval_batch_size = share * devices.count
         self.steps_per_epoch = len(splits.train) // self._batch_size
-        on_host = [
+        host_splits = [
             Split(cache.pixels, cache.starts[chosen], cache.sizes[chosen], cache.labels[chosen])
             for chosen in splits
         ]
-        self._unplaced = on_host[0]
-        self.on_host = not _fits(config["data"]["placement"], on_host)
-        train, *held_out = (int(split.lengths.sum()) for split in on_host)
+        self._host_train_split = host_splits[0]
+        self.on_host = not _fits(config["data"]["placement"], host_splits)
+        train, *held_out = (int(split.lengths.sum()) for split in host_splits)
         # One compiled program evaluates both, so they need the same length.
+        num_bytes_of_each = train, max(held_out), max(held_out)
         self.train_split, self.valid_split, self.test_split = (
             split if self.on_host else split.on_device(devices, num_bytes)
-            for split, num_bytes in zip(on_host, (train, max(held_out), max(held_out)), strict=True)
+            for split, num_bytes in zip(host_splits, num_bytes_of_each, strict=True)
         )
         self.description = (
             f"{len(splits.train)} training, {len(splits.valid)} validation, {len(splits.test)} "
@@ -146,9 +147,9 @@ class Data:
 
     def first_crops(self) -> np.ndarray:
         """Returns the crops of the first training batch: (N, H, W, C), uint8."""
-        batches = self._epoch(0, self._unplaced)
+        batches = self._epoch(0, self._host_train_split)
         first, stride = batches["crop_start"][0], batches["row_stride"][0]
-        return cut_crops(self._unplaced.pixels, first, stride, self._crop_size)[:, 0]
+        return cut_crops(self._host_train_split.pixels, first, stride, self._crop_size)[:, 0]
 
     def _epoch(self, epoch: int, split: Split) -> Batches:
         batches = train_batches(split, self._seed, epoch, self._batch_size, self._crop_size)
@@ -160,41 +161,41 @@ class Data:
         length = chunk_length(num_batches, batch_size * num_crops * self._crop_size**2)
         batches = {key: array[skip:, rows] for key, array in batches.items()}
 
-        def on_host(index: int) -> Batches:
-            some = {k: a[index * length : (index + 1) * length] for k, a in batches.items()}
-            start, stride = some.pop("crop_start"), some.pop("row_stride")
+        def make_batches(index: int) -> Batches:
+            part = {k: a[index * length : (index + 1) * length] for k, a in batches.items()}
+            start, stride = part.pop("crop_start"), part.pop("row_stride")
             if self.on_host:
-                return some | {"crops": cut_crops(split.pixels, start, stride, self._crop_size)}
-            at = {"crop_start": start.astype(np.int32), "row_stride": stride.astype(np.int32)}
-            return some | at
+                return part | {"crops": cut_crops(split.pixels, start, stride, self._crop_size)}
+            offsets = {"crop_start": start.astype(np.int32), "row_stride": stride.astype(np.int32)}
+            return part | offsets
 
-        def to_devices(some: Batches) -> Chunk:
+        def to_devices(part: Batches) -> Chunk:
             pixels = None if self.on_host else split.pixels
-            return Chunk(self._devices.shard(some), pixels, len(some["label"]))
+            return Chunk(self._devices.shard(part), pixels, len(part["label"]))
 
         indices = range(-(-(num_batches - skip) // length))
         if not self.on_host:
-            yield from map(to_devices, map(on_host, indices))
+            yield from map(to_devices, map(make_batches, indices))
             return
         # Imported only here, because it takes a third of a second.
         import grain
 
         threads = max(1, min(8, (os.cpu_count() or 1) - 1))
         reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-        dataset = grain.MapDataset.range(len(indices)).map(on_host)
-        there = dataset.to_iter_dataset(reading).map(to_devices)
-        yield from grain.experimental.ThreadPrefetchIterDataset(there, prefetch_buffer_size=1)
+        dataset = grain.MapDataset.range(len(indices)).map(make_batches)
+        chunks = dataset.to_iter_dataset(reading).map(to_devices)
+        yield from grain.experimental.ThreadPrefetchIterDataset(chunks, prefetch_buffer_size=1)
 
 
-def chunk_length(num_batches: int, num_pixels: int) -> int:
-    """Returns the number of batches, of `num_pixels` each, that form a chunk.
+def chunk_length(num_batches: int, pixels_per_batch: int) -> int:
+    """Returns the number of batches in a chunk, for batches of `pixels_per_batch` pixels.
 
     It is a divisor of `num_batches` if there is one near the limit, because a shorter last chunk
     would have to be compiled, too.
     """
     limit = min(_MAX_STEPS, num_batches)
     if jax.default_backend() == "cpu":
-        limit = max(1, min(limit, _MAX_CPU_PIXELS // num_pixels))
+        limit = max(1, min(limit, _MAX_CPU_PIXELS // pixels_per_batch))
     divisors = [n for n in range(-(-limit // 2), limit + 1) if num_batches % n == 0]
     return max(divisors, default=limit)
 
@@ -251,7 +252,7 @@ def eval_batches(split: Split, batch_size: int, crop_size: int) -> Batches:
 
 
 def _fits(placement: str, splits: list[Split]) -> bool:
-    """Whether `splits` are to be placed on the device."""
+    """Whether to place the images of `splits` on the device."""
     if placement == "host":
         return False
     sizes = [int(split.lengths.sum()) for split in splits]
@@ -260,14 +261,17 @@ def _fits(placement: str, splits: list[Split]) -> bool:
     if placement == "device" and not fits:
         raise UserError(
             f"config.data.placement: {sum(sizes) / 2**30:.1f} GiB of images do not fit on the "
-            f"device, where {room / 2**30:.1f} GiB are for them, 2 GiB at most for one split; "
+            f"device: the limits are {room / 2**30:.1f} GiB in total and 2 GiB for one split; "
             "set it to host or auto"
         )
     return fits
 
 
 def _room() -> int:
-    """Returns the bytes for images on each device: half of a GPU's memory, a quarter of a CPU's."""
+    """Returns the bytes that images may take on each device.
+
+    Half of an accelerator's memory; on a CPU a quarter of the host's, split over its devices.
+    """
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
     if min(limits) > 0:
         return min(limits) // 2

@@ -33,13 +33,13 @@ class Source:
     description: str  # for messages and reports
     fingerprint: str  # hexadecimal digest of the content
     class_names: tuple[str, ...]
-    records: Sequence[Record]  # in an order that depends on the content alone
+    records: Sequence[Record]  # in an order that depends only on the content
     # Returns a function for each record, in order, which decodes the image as upright RGB in any
     # thread, or raises UnreadableImage.
     readers: Callable[[], Iterable[Callable[[], Image.Image]]]
 
 
-def kind(spec: str) -> str:
+def source_kind(spec: str) -> str:
     """Returns `cartoons`, `files`, `tfds`, `hf` or `hf_folder`, or raises a UserError.
 
     A single word is a TFDS name; a folder in the working directory is written `./name`. After `hf:`
@@ -69,7 +69,7 @@ def is_folder(name: str) -> bool:
 
 def open_source(spec: str) -> Source:
     """Opens `config.data.source`; imports only the libraries that it needs."""
-    match kind(spec):
+    match source_kind(spec):
         case "cartoons":
             from bn_vgg.data.cartoons import cartoons
 

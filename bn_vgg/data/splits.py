@@ -32,10 +32,10 @@ def split(
     names = np.asarray(published)[order]
     rest = order[np.isin(names, ["", "train"])]
     valid, test = order[names == "validation"], order[names == "test"]
-    wanted = (0 if len(test) else test_examples) + (0 if len(valid) else valid_examples)
-    if len(rest) <= wanted:
+    num_held_out = (0 if len(test) else test_examples) + (0 if len(valid) else valid_examples)
+    if len(rest) <= num_held_out:
         raise UserError(
-            f"config.data: {len(rest)} images cannot leave any for training after {wanted} are "
+            f"config.data: no images are left for training: {num_held_out} of {len(rest)} would be "
             "held out; lower config.data.valid_examples and config.data.test_examples"
         )
     if not len(test):
@@ -51,12 +51,12 @@ def shuffled(keys: Sequence[str]) -> np.ndarray:
     The order of two files does not depend on which other files there are.
     """
 
-    def place(index: int) -> tuple[bytes, str]:
+    def sort_key(index: int) -> tuple[bytes, str]:
         # The keys of copies of one image differ only after the `@`; keep them together.
         image = keys[index].partition("@")[0]
         return hashlib.blake2b(image.encode(), digest_size=16).digest(), keys[index]
 
-    return np.asarray(sorted(range(len(keys)), key=place), np.int64)
+    return np.asarray(sorted(range(len(keys)), key=sort_key), np.int64)
 
 
 def class_counts(labels: np.ndarray, class_names: Sequence[str]) -> str:

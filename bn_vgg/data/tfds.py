@@ -40,9 +40,9 @@ def tfds_images(name: str, *, data_dir: str | None = None) -> Source:
     A key is `cat/12.jpg`, class and file name as in `labelled_files`, if the set has file names and
     these keys are unique; otherwise `train/00000012`, TFDS's split and position.
 
-    The fingerprint is a digest of name, configuration, version, classes and records. It does not
-    cover the encoded images, because those of cats_vs_dogs vary between machines; TFDS gives other
-    images another version.
+    The fingerprint is a digest of name, configuration, version, image feature, classes and records.
+    It does not cover the encoded images, because those of cats_vs_dogs vary between machines; TFDS
+    changes the version when the images change.
 
     Raises:
       UserError: there is no such set, it is not for image classification, or it cannot be

@@ -4,8 +4,8 @@ A network is a Flax module. `config.model.name` names one of `MODELS`, or your o
 `package.module:Class`. `__call__(images_NHWC, *, train, positions_N=None)` returns logits
 (N, num_classes), float32; `vgg.py` explains the arguments. Its fields are recognized by name:
 
-  norm              a `NormFactory`: `norm.after(conv, x, train=train)` convolves by a `layers.Conv`
-                    and normalizes; `norm.activate(x, train=train)` normalizes and applies ReLU.
+  norm              a `NormFactory`: `norm.conv_norm(conv, x, train=train)` applies a `layers.Conv`
+                    and normalizes; `norm.norm_relu(x, train=train)` normalizes and applies ReLU.
                     Give each a `name` if a module has several;
   dropout_rate      for `layers.Dropout`; it is set to 0 to compute statistics without dropout;
   num_classes       number of outputs;
@@ -13,8 +13,8 @@ A network is a Flax module. `config.model.name` names one of `MODELS`, or your o
   features, hidden_units, padding  (optional) from `config.model`;
   axis_name         (optional) for `jax.lax.pmean`, if the network has batch statistics of its own.
 
-All other fields are set from `config.model.kwargs`. An output that a module reports, once, by
-`self.sow("intermediates", "output", x)` is summarized at every evaluation.
+All other fields are set from `config.model.kwargs`. A module may call once
+`self.sow("intermediates", "output", x)`; statistics of `x` are recorded at every evaluation.
 """
 
 import inspect
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bn_vgg.errors import UserError
-from bn_vgg.models.lookup import find_class, wrap_plugin_errors
+from bn_vgg.models.lookup import find_callable, wrap_plugin_errors
 from bn_vgg.models.norms import make_norm_factory
 from bn_vgg.models.resnet import ResNet
 from bn_vgg.models.vgg import VGG
@@ -35,8 +35,8 @@ MODELS: dict[str, type[nn.Module]] = {"vgg8": VGG, "resnet": ResNet}
 # Fields that a network need not have.
 _OPTIONAL = {"features", "hidden_units", "padding", "axis_name"}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-# Of float32 products. Without `HIGHEST`, TPUs round the factors to bfloat16, and NVIDIA GPUs to
-# TensorFloat-32, whose significand has 11 bits instead of 24.
+# Of float32 products and convolutions. By default TPUs round the operands to bfloat16, and NVIDIA
+# GPUs to TensorFloat-32 (11 bits of significand instead of 24).
 PRECISIONS = {"highest": lax.Precision.HIGHEST, "tensorfloat32": lax.Precision.HIGH}
 
 
@@ -59,7 +59,7 @@ def make_model(
     """Builds the network from the fields of `config.model`, which configs/default.py explains.
 
     `axis_name` is the mapped axis over which devices share a batch, None under plain `jit`.
-    `common` are the fields that networks have by the same name.
+    `common` are fields that are passed to the network unchanged.
 
     Raises:
       UserError: as `make_norm_factory`; or the network does not exist or accept `kwargs`.
@@ -69,7 +69,7 @@ def make_model(
         norm, norm_kwargs, momentum=norm_decay, epsilon=norm_epsilon, average=stats_average,
         stats_pass=stats_pass, axis_name=axis_name, dtype=DTYPES[dtype],
     )  # fmt: skip
-    build = find_class("config.model.name", name, MODELS, {})
+    build = find_callable("config.model.name", name, MODELS, {})
     common |= {
         "norm": factory, "dtype": DTYPES[dtype], "axis_name": axis_name,
         "precision": PRECISIONS[precision] if dtype == "float32" else None,

@@ -1,4 +1,4 @@
-"""Normalizers by statistics over the batch and all positions, for each channel.
+"""Normalizers by per-channel statistics over the batch and all spatial positions.
 
 For evaluation they keep running statistics in the collection `batch_stats`, float32. Their common
 fields are set from `config.model`:
@@ -8,7 +8,7 @@ fields are set from `config.model`:
   average    the running statistic averages the `variance`, as in Flax, or the `stdev` (standard
              deviation), as in the 2016 post; it is always stored as a variance
   axis_name  mapped axis over which devices share a batch; None if one device has all of it
-  dtype      of the result; None means the input's. Statistics are always float32.
+  dtype      of the result; None means that of the input. Statistics are always float32.
 """
 
 from collections.abc import Callable
@@ -78,8 +78,8 @@ def normalize_by(x, moments, epsilon: float):
     return (x.astype(jnp.float32) - mean) * lax.rsqrt(var + epsilon)
 
 
-class MomentNorm(nn.Module):
-    """Base class of normalizers by mean and variance, with running statistics, scale and bias.
+class BatchNormBase(nn.Module):
+    """Base class of batch normalization by mean and variance, with scale and bias.
 
     Running statistics start from mean 0 and variance 1. A subclass defines
     `_normalize_batch(x, running)`, which normalizes a training batch and calls `_update_running`.
@@ -96,18 +96,18 @@ class MomentNorm(nn.Module):
     @nn.compact
     def __call__(self, x, use_running_average: bool):
         """Normalizes `x` (N, ..., C); in training updates the running statistics."""
-        channels, like_x = x.shape[-1:], (1,) * (x.ndim - 1) + x.shape[-1:]
+        channels, broadcast_shape = x.shape[-1:], (1,) * (x.ndim - 1) + x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        running = mean.value.reshape(like_x), var.value.reshape(like_x)
+        running = mean.value.reshape(broadcast_shape), var.value.reshape(broadcast_shape)
         # `init` may get a batch of any size, such as one that `ghost_size` does not divide.
         if use_running_average or self.is_initializing():
-            normal = normalize_by(x, running, self.epsilon)
+            normalized = normalize_by(x, running, self.epsilon)
         else:
-            normal = self._normalize_batch(x, running)
+            normalized = self._normalize_batch(x, running)
         scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
-        y = normal * scale.reshape(like_x) + bias.reshape(like_x)
+        y = normalized * scale.reshape(broadcast_shape) + bias.reshape(broadcast_shape)
         return y.astype(self.dtype or x.dtype)
 
     def _update_running(self, running, batch) -> None:
@@ -115,14 +115,14 @@ class MomentNorm(nn.Module):
         from_var, to_var = AVERAGES[self.average]
         # They do not affect the loss, but the gradient of a square root at 0 would be a NaN.
         (old_mean, old_var), (mean, var) = running, lax.stop_gradient(batch)
-        keep, learn = self.momentum, 1 - self.momentum
-        new_mean = keep * old_mean + learn * mean
-        new_var = to_var(keep * from_var(old_var) + learn * from_var(var))
+        old_weight, new_weight = self.momentum, 1 - self.momentum
+        new_mean = old_weight * old_mean + new_weight * mean
+        new_var = to_var(old_weight * from_var(old_var) + new_weight * from_var(var))
         self.put_variable("batch_stats", "mean", new_mean.reshape(-1))
         self.put_variable("batch_stats", "var", new_var.reshape(-1))
 
 
-class FullBatchNorm(MomentNorm):
+class FullBatchNorm(BatchNormBase):
     """Batch normalization: y = scale * (x - mean) / sqrt(var + epsilon) + bias.
 
     Ioffe and Szegedy 2015, "Batch Normalization". Computed by Flax's BatchNorm, except for the
@@ -156,7 +156,7 @@ class FullBatchNorm(MomentNorm):
         return tuple(self.get_variable("batch_stats", name) for name in ("mean", "var"))
 
 
-class GhostBatchNorm(MomentNorm):
+class GhostBatchNorm(BatchNormBase):
     """Ghost batch normalization: batch normalization of sub-batches of `ghost_size` examples.
 
     Hoffer, Hubara and Soudry 2017, "Train longer, generalize better", algorithm 1. Running
@@ -181,12 +181,12 @@ class GhostBatchNorm(MomentNorm):
         mean, var = batch_moments(ghosts, tuple(range(1, x.ndim)))
         from_var, to_var = AVERAGES[self.average]
         means = mean.mean(axis=0), from_var(var).mean(axis=0)
-        over_ghosts, spread = lax.pmean(means, self.axis_name) if self.axis_name else means
-        self._update_running(running, (over_ghosts, to_var(spread)))
+        mean_of_means, mean_spread = lax.pmean(means, self.axis_name) if self.axis_name else means
+        self._update_running(running, (mean_of_means, to_var(mean_spread)))
         return normalize_by(ghosts, (mean, var), self.epsilon).reshape(x.shape)
 
 
-class BatchRenorm(MomentNorm):
+class BatchRenorm(BatchNormBase):
     """Batch renormalization: y = scale * ((x - mean) / sigma * r + d) + bias.
 
     Ioffe 2017, "Batch Renormalization", algorithm 1. mean and sigma = sqrt(var + epsilon) are the
@@ -197,9 +197,9 @@ class BatchRenorm(MomentNorm):
       d = clip((mean - mean_running) / sigma_running, -d_max, d_max)
 
     The bounds start at 1 and 0, which is `FullBatchNorm`, and rise linearly after a warm-up. The
-    defaults are the paper's; the recipe's 60 epochs are about 12,000 updates and end near bounds of
-    1.4 and 1.75. `batch_stats` counts the `updates`. Evaluation by batch statistics uses r and d,
-    too.
+    defaults are the paper's; the recipe's 60 epochs on 20,000 images are 12,000 updates, after
+    which the bounds are 1.4 and 1.75. The number of updates is in `batch_stats` as `updates`.
+    Evaluation by batch statistics also uses r and d.
 
     Attributes:
       r_max: final upper bound of r and of 1 / r, at least 1.
@@ -228,11 +228,11 @@ class BatchRenorm(MomentNorm):
 
     def _corrections(self, running, batch, updates):
         """Computes r and d, in the shape of the moments."""
-        r_risen, d_risen = (
+        r_progress, d_progress = (
             jnp.clip((updates - self.warmup_updates) / max(end - self.warmup_updates, 1), 0, 1)
             for end in (self.r_max_updates, self.d_max_updates)
         )
-        r_max, d_max = 1 + (self.r_max - 1) * r_risen, self.d_max * d_risen
+        r_max, d_max = 1 + (self.r_max - 1) * r_progress, self.d_max * d_progress
         (mean, var), (batch_mean, batch_var) = running, batch
         r = jnp.sqrt((batch_var + self.epsilon) / (var + self.epsilon))
         d = (batch_mean - mean) * lax.rsqrt(var + self.epsilon)

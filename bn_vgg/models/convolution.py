@@ -2,8 +2,8 @@
 
 CPU: XLA's gradients take ten times as long as its forward pass; here they are matrix products and
 a forward convolution. GPU: XLA does not map the kernel gradient of a 'full' convolution to cuDNN,
-which also needs channels in multiples of 8; here both are padded. TPU: the kernel gradient is
-written such that XLA moves less memory. The platform is chosen when a program is lowered.
+so the input is padded first; channels are padded to multiples of 8, as cuDNN needs. TPU: the kernel
+gradient is written so that XLA moves less memory. The platform is chosen at lowering.
 """
 
 from functools import cache, partial
@@ -56,9 +56,9 @@ def mean_of_full_conv(x_NHWC, kernel_33IO):
     """
     _, height, width, _ = x_NHWC.shape
     mean_I = x_NHWC.astype(jnp.float32).mean(axis=(0, 1, 2))
-    taps_IO = kernel_33IO.astype(jnp.float32).sum(axis=(0, 1))
+    kernel_sum_IO = kernel_33IO.astype(jnp.float32).sum(axis=(0, 1))
     share = height * width / ((height + 2) * (width + 2))
-    return jnp.dot(mean_I, taps_IO, precision=lax.Precision.HIGHEST) * share
+    return jnp.dot(mean_I, kernel_sum_IO, precision=lax.Precision.HIGHEST) * share
 
 
 def plain_conv(x, kernel, padding, precision):
@@ -122,7 +122,7 @@ def _cuda_input_gradient(x, kernel, grad, padding, precision):
 def _cuda_kernel_gradient(x, kernel, grad, padding, precision):
     """The gradient of `_cuda_conv`'s 'same' convolution.
 
-    XLA maps it to cuDNN's backward-filter call. The gradient of a 'full' convolution it turns into
+    XLA maps it to cuDNN's backward-filter call, but turns the gradient of a 'full' convolution into
     a convolution with a filter as large as the image, which takes ten times as long.
     """
     _, _, inputs, outputs = kernel.shape
@@ -170,9 +170,9 @@ def _cpu_conv(x, kernel, padding, precision):
     if out_channels > 32 or out_width % 2:
         return plain_conv(x, kernel, padding, precision)
     left, right = (jnp.pad(kernel, ((0, 0), side, (0, 0), (0, 0))) for side in ((0, 1), (1, 0)))
-    both = jnp.stack([left, right], axis=3).reshape(3, 4, -1, 2 * out_channels)
+    pair_kernel = jnp.stack([left, right], axis=3).reshape(3, 4, -1, 2 * out_channels)
     pads = ((padding, padding), (padding, padding))
-    y = lax.conv_general_dilated(x, both, (1, 2), pads, dimension_numbers=_LAYOUT)
+    y = lax.conv_general_dilated(x, pair_kernel, (1, 2), pads, dimension_numbers=_LAYOUT)
     return y.reshape(*y.shape[:2], out_width, out_channels)
 
 
@@ -188,17 +188,17 @@ def _cpu_kernel_gradient(x, kernel, grad, padding, precision):
     """
     count, height, width, in_channels = x.shape
     product = _unroll_input if in_channels < 8 else _unroll_both
-    most = 2 * max(1, min(25, 9100 // (height * width)))
-    fitting = [n for n in range(1, most + 1) if count % n == 0]
-    together = max(fitting, key=lambda n: (n % 2 == 0, n))
+    max_group = 2 * max(1, min(25, 9100 // (height * width)))
+    divisors = [n for n in range(1, max_group + 1) if count % n == 0]
+    group_size = max(divisors, key=lambda n: (n % 2 == 0, n))
 
     def add_examples(i, total):
         # Sliced here: `lax.scan` would copy both arrays into another layout first.
-        examples = [lax.dynamic_slice_in_dim(a, i * together, together) for a in (x, grad)]
+        examples = [lax.dynamic_slice_in_dim(a, i * group_size, group_size) for a in (x, grad)]
         return total + product(padding, *examples)
 
     total = jnp.zeros((3, 3, in_channels, grad.shape[-1]), jnp.float32)
-    return lax.fori_loop(0, count // together, add_examples, total).astype(x.dtype)
+    return lax.fori_loop(0, count // group_size, add_examples, total).astype(x.dtype)
 
 
 def _unroll_input(padding, x_NHWI, grad_NHWO):
@@ -214,7 +214,7 @@ def _unroll_input(padding, x_NHWI, grad_NHWO):
     grad = jnp.pad(grad_NHWO, ((0, 0), (0, 0), (0, 2 * pairs - width), (0, 0)))
     x, grad = _group_columns(x, 2), _group_columns(grad, 2)
     windows = [x[:, a : a + height, b : b + pairs] for a in range(3) for b in range(2)]
-    # Tap b of the window of the gradient's pixel j is column j + b of four.
+    # For gradient pixel j of a pair, tap b is column j + b of the window's four.
     products = _product(jnp.concatenate(windows, axis=3), grad)
     products = products.reshape(3, 4, x_NHWI.shape[3], 2, -1)
     return jnp.stack([products[:, b, :, 0] + products[:, b + 1, :, 1] for b in range(3)], axis=1)
@@ -253,8 +253,9 @@ def _group_columns(x_NHWC, size: int):
 
 def _product(left_NHWA, right_NHWB):
     """The sum over all pixels of the products of their channels: (A, B), float32."""
-    # In two halves, which XLA computes in parallel.
+    # Split into two halves, which XLA computes in parallel.
     halves = 2 if len(left_NHWA) % 2 == 0 else 1
     left, right = (a.reshape(halves, -1, a.shape[-1]) for a in (left_NHWA, right_NHWB))
-    numbers = (((1,), (1,)), ((0,), (0,)))
-    return lax.dot_general(left, right, numbers, preferred_element_type=jnp.float32).sum(axis=0)
+    dimension_numbers = (((1,), (1,)), ((0,), (0,)))
+    products = lax.dot_general(left, right, dimension_numbers, preferred_element_type=jnp.float32)
+    return products.sum(axis=0)

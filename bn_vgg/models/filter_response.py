@@ -11,13 +11,13 @@ class FilterResponseNorm(nn.Module):
     """Filter response normalization with its thresholded linear unit, which replaces ReLU.
 
     Singh and Krishnan 2020, "Filter Response Normalization Layer". For each example and channel,
-    with means over the positions, and learned scale (from 1), bias and tau (from 0):
+    with means over spatial positions, and learned scale (from 1), bias and tau (from 0):
 
       y = max(scale * x / sqrt(mean(x ** 2) + eps) + bias, tau)
 
     Attributes:
       eps: positive. Not named `epsilon`, so that it is not set from `config.model.norm_epsilon`.
-      dtype: of the result; None means the input's.
+      dtype: of the result; None means that of the input.
     """
 
     eps: float = 1e-6

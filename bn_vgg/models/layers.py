@@ -1,6 +1,6 @@
-"""Layers of which networks are built, and access to what layers report.
+"""Layers for networks, and access to their sown activations and running statistics.
 
-Networks report outputs of layers as `output`, see `models`; the inputs of normalizers are reported
+Networks sow layer outputs as `output`, see `models`; `NormFactory` sows the inputs of normalizers
 as `before_norm`. A layer's name is its module's path, such as `block0` or `stage1.block0`, without
 a final `norm`.
 """
@@ -23,7 +23,7 @@ PADDINGS = {"full": 2, "same": 1}
 
 
 class Conv(nn.Module):
-    """A 3x3 convolution with Glorot uniform kernel and an optional bias from 0.
+    """A 3x3 convolution with a Glorot uniform kernel and an optional bias, initialized to 0.
 
     `padding` is a key of `PADDINGS`, `dtype` that of the computation, and `precision` that of
     float32 products on accelerators.
@@ -46,7 +46,7 @@ class Conv(nn.Module):
             x_NHWC.astype(self.dtype), weights.astype(self.dtype),
             PADDINGS[self.padding], self.precision,
         )  # fmt: skip
-        # `conv3x3` has gradients only for stride 1.
+        # `conv3x3` always has stride 1, so subsample its output.
         y = y[:, :: self.strides, :: self.strides]
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
@@ -54,7 +54,7 @@ class Conv(nn.Module):
         return y
 
     def mean_of_output(self, x_NHWC, reparametrize: Callable[[jax.Array], jax.Array] | None = None):
-        """Computes the output's mean of each channel, float32, if `has_cheap_mean`."""
+        """Computes the output's per-channel mean, (O,), float32; requires `has_cheap_mean`."""
         kernel: jax.Array = self.get_variable("params", "kernel")
         weights = reparametrize(kernel) if reparametrize else kernel
         return mean_of_full_conv(x_NHWC.astype(self.dtype), weights.astype(self.dtype))
@@ -105,7 +105,7 @@ def _keep_mask(key, rate: float, shape: tuple[int, ...]):
 
 
 def layer_activations(collections: Mapping[str, Any], which: str) -> dict[str, jax.Array]:
-    """Returns what was reported as `which`, `output` or `before_norm`: (N, ..., C) by layer.
+    """Returns the activations sown as `which`, `output` or `before_norm`: (N, ..., C) by layer.
 
     `collections` is the second result of `apply(..., mutable=["intermediates"])`.
     """
@@ -113,7 +113,7 @@ def layer_activations(collections: Mapping[str, Any], which: str) -> dict[str, j
     reported = {_layer(path): xs for path, xs in reported.items() if path[-1] == which}
     for layer, xs in reported.items():
         if len(xs) > 1:
-            raise UserError(f"{layer} reports its {which} {len(xs)} times: report it once")
+            raise UserError(f"{layer} sows {which} {len(xs)} times; it must do so only once")
     return {layer: x for layer, (x,) in reported.items()}
 
 
@@ -128,7 +128,7 @@ def layer_statistics(batch_stats: Mapping[str, Any]) -> dict[str, dict[str, jax.
 def layer_channels(model: nn.Module, side: int) -> dict[str, dict[str, int]]:
     """Returns the number of channels of each layer's `output` and `before_norm`.
 
-    The network is traced, not computed. `side` is that of the input images, in pixels.
+    The network is only traced. `side` is the height and width of the input images, in pixels.
     """
     images = jnp.zeros((1, side, side, 3), jnp.float32)
     _, collections = jax.eval_shape(

@@ -11,12 +11,12 @@ from typing import Any
 from bn_vgg.errors import UserError, describe_error
 
 
-def find_class(
-    field: str, name: str, registry: Mapping[str, Any], other_names: Mapping[str, str]
+def find_callable(
+    field: str, name: str, registry: Mapping[str, Any], aliases: Mapping[str, str]
 ) -> Callable[..., Any]:
     """Returns the class or function that a field of the configuration names.
 
-    `other_names`, which map to names in the registry, are only used for suggestions.
+    `aliases` map other names to names in the registry, for suggestions.
 
     Raises:
       UserError: there is no such class, or its module cannot be imported.
@@ -24,7 +24,7 @@ def find_class(
     if name in registry:
         return registry[name]
     if ":" not in name:
-        known = {key: key for key in registry} | {**other_names}
+        known = {key: key for key in registry} | {**aliases}
         plain = {
             key.replace("_", "") + ending: to
             for key, to in known.items()
@@ -35,14 +35,15 @@ def find_class(
         meant = f"did you mean {plain[close[0]]}? " if close else ""
         names = ", ".join(registry)
         raise UserError(
-            f"{field}: no {name!r}; {meant}there are: {names}, and your own as package.module:Class"
+            f"{field}: unknown name {name!r}; {meant}choose one of {names}, or your own as "
+            "package.module:Class"
         )
     try:
         found = pkgutil.resolve_name(name)
     except (Exception, SystemExit) as error:  # any error of the module's own code
         raise UserError(f"{field}: cannot import {name}: {describe_error(error)}") from error
     if not callable(found):
-        raise UserError(f"{field}={name} is no class or function")
+        raise UserError(f"{field}={name} is not a class or function")
     return found
 
 

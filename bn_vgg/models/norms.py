@@ -7,10 +7,10 @@ and returns the same shape and dtype. Everything else is optional and recognized
 
   fields      (or parameters of the function) `momentum`, `epsilon`, `axis_name`, `dtype` and
               `average` are set from `config.model`, all others from `config.model.norm_kwargs`.
-              While precise statistics are taken, `momentum` is a traced number.
+              While precise statistics are computed, `momentum` is a traced scalar.
   arguments   of `__call__`:
               `use_running_average`   False in training, True in evaluation;
-              `mean_of_x`             a function that returns x's mean of each channel, (C,),
+              `mean_of_x`             a function that returns the per-channel mean of x, (C,),
                                       without a pass over x; None if that is not possible.
   statistics  that persist between batches are in the collection `batch_stats`. Those called `mean`
               and `var`, (C,), are compared with PreciseBN's at every evaluation.
@@ -41,7 +41,7 @@ from bn_vgg.errors import UserError, describe_differences
 from bn_vgg.models.batch_norm import BatchRenorm, FullBatchNorm, GhostBatchNorm, MeanOnlyBatchNorm
 from bn_vgg.models.filter_response import FilterResponseNorm
 from bn_vgg.models.layers import Conv
-from bn_vgg.models.lookup import find_class, wrap_plugin_errors
+from bn_vgg.models.lookup import find_callable, wrap_plugin_errors
 from bn_vgg.models.weight_norm import WeightNorm, WeightNormMeanOnly
 
 
@@ -71,13 +71,13 @@ NORMALIZERS: dict[str, Callable[..., nn.Module]] = {
 }
 # With dropout, running statistics come from the loss's own pass, or from a second one without
 # dropout.
-PASSES = ("dropout", "clean")
+STATS_PASSES = ("dropout", "clean")
 
 _FIELD = "config.model.norm"
 _ARGUMENTS = ("use_running_average", "mean_of_x")
 # Common names of some of `NORMALIZERS`, and of `use_running_average`.
-_OTHER_NAMES = {"batch": "full", "bn": "full", "identity": "none"}
-_OTHER_MODES = ("train", "training", "is_training", "deterministic")
+_NORM_ALIASES = {"batch": "full", "bn": "full", "identity": "none"}
+_MODE_ARGUMENTS = ("train", "training", "is_training", "deterministic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class NormFactory:
     replaces_bias: bool
     has_activation: bool
     initializes_from_data: bool
-    stats_pass: str  # one of `PASSES`
+    stats_pass: str  # one of `STATS_PASSES`
 
     @property
     def has_averages(self) -> bool:
@@ -107,8 +107,8 @@ class NormFactory:
         """Makes a normalizer, which becomes the submodule `name` of the calling module."""
         return self.build(**self.settings, name=name)
 
-    def after(self, conv: Conv, x_NHWC, *, train: bool, name: str = "norm"):
-        """Convolves `x_NHWC` by `conv` and normalizes the result.
+    def conv_norm(self, conv: Conv, x_NHWC, *, train: bool, name: str = "norm"):
+        """Applies `conv` to `x_NHWC` and normalizes the result.
 
         Call it in a module's `__call__`; the normalizer becomes the submodule `name`. `conv` should
         have a bias unless `replaces_bias`.
@@ -128,15 +128,15 @@ class NormFactory:
         """Applies a ReLU, unless the normalizer has an activation of its own."""
         return y if self.has_activation else nn.relu(y)
 
-    def activate(self, x, *, train: bool, name: str = "norm"):
+    def norm_relu(self, x, *, train: bool, name: str = "norm"):
         """Normalizes `x`, which need not come from a convolution, and applies `relu`.
 
         Raises:
-          UserError: as `after`; or the normalizer normalizes a convolution's weights.
+          UserError: as `conv_norm`; or the normalizer normalizes a convolution's weights.
         """
         norm = self.make(name)
         if hasattr(norm, "kernel"):
-            raise UserError(f"{_FIELD}={self.name} needs a convolution in front of it")
+            raise UserError(f"{_FIELD}={self.name} must follow a convolution")
         return self.relu(self.normalize(norm, x, train=train))
 
     def normalize(self, norm: nn.Module, x, *, train: bool, mean_of_x=None):
@@ -182,7 +182,7 @@ def make_norm_factory(
       UserError: there is no such normalizer, it cannot be imported, does not fit the interface, or
         does not accept `norm_kwargs`.
     """
-    build = find_class(_FIELD, norm, NORMALIZERS, _OTHER_NAMES)
+    build = find_callable(_FIELD, norm, NORMALIZERS, _NORM_ALIASES)
     with wrap_plugin_errors(_FIELD, norm, build):
         takes = list(inspect.signature(build).parameters)
     own = [name for name in takes if name not in (*common, "axis_name", "name", "parent")]
@@ -199,8 +199,8 @@ def make_norm_factory(
     if "use_running_average" in call_arguments:
         if axis_name is not None and "axis_name" not in takes:
             raise UserError(
-                f"{_FIELD}={norm} has no axis_name, for jax.lax.pmean: the statistics of several "
-                "devices would differ; give it one, or set config.model.per_device_stats=true"
+                f"{_FIELD}={norm} has no field axis_name for jax.lax.pmean: its statistics would "
+                "differ between devices; add one, or set config.model.per_device_stats=true"
             )
         settings |= {"axis_name": axis_name} if "axis_name" in takes else {}
     return NormFactory(
@@ -218,15 +218,15 @@ def make_norm_factory(
 def _arguments_of(norm: str, module) -> tuple[str, ...]:
     """Returns those of `_ARGUMENTS` that the module's `__call__` takes."""
     if not isinstance(module, nn.Module) or not callable(module):
-        raise UserError(f"{_FIELD}={norm} is no normalizer: it makes no linen module with __call__")
+        raise UserError(f"{_FIELD}={norm} does not create a flax.linen module with __call__")
     parameters = list(inspect.signature(module.__call__).parameters.values())
     for p in parameters[1:]:
         needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        # With a default value it would be the same in training and evaluation, unnoticed.
+        # A misnamed mode argument with a default would silently never change.
         similar = difflib.get_close_matches(p.name, _ARGUMENTS, cutoff=0.8)
-        if p.name not in _ARGUMENTS and (needed or similar or p.name in _OTHER_MODES):
+        if p.name not in _ARGUMENTS and (needed or similar or p.name in _MODE_ARGUMENTS):
             raise UserError(
-                f"{_FIELD}={norm}: its __call__ takes {p.name}, which it is never given; "
-                "use_running_average is (False in training, True in evaluation), and mean_of_x"
+                f"{_FIELD}={norm}: its __call__ takes {p.name}, which is never passed; it may take "
+                "use_running_average (False in training, True in evaluation) and mean_of_x"
             )
     return tuple(p.name for p in parameters if p.name in _ARGUMENTS)

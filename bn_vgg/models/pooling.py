@@ -1,6 +1,6 @@
 """2x2 max pooling that stores the index of each maximum.
 
-Its gradient reads one byte for each square, while XLA's reads the whole input again. TPUs use XLA's
+Its gradient reads one byte for each window, while XLA's reads the whole input again. TPUs use XLA's
 gradient, which takes one pass there instead of four.
 """
 
@@ -12,7 +12,7 @@ from jax import lax
 
 @jax.custom_vjp
 def max_pool_2x2(x_NHWC):
-    """Returns the maximum of each 2x2 square: (N, H // 2, W // 2, C).
+    """Returns the maximum of each 2x2 window: (N, H // 2, W // 2, C).
 
     An odd last row or column is dropped. The gradient goes to the first of equal values in
     row-major order, as in cuDNN, XLA and PyTorch.
@@ -24,9 +24,9 @@ def max_pool_2x2(x_NHWC):
 def _forward(x):
     a, b, c, _ = _quarters(x)
     largest = max_pool_2x2(x)
-    first = jnp.where(a == largest, 0, jnp.where(b == largest, 1, jnp.where(c == largest, 2, 3)))
+    argmax = jnp.where(a == largest, 0, jnp.where(b == largest, 1, jnp.where(c == largest, 2, 3)))
     # XLA keeps only the residuals that the platform's backward pass reads.
-    return largest, (first.astype(jnp.int8), x)
+    return largest, (argmax.astype(jnp.int8), x)
 
 
 def _backward(residuals, grad):
@@ -36,26 +36,26 @@ def _backward(residuals, grad):
 max_pool_2x2.defvjp(_forward, _backward)
 
 
-def _xla_gradient(first, x, grad):
+def _xla_gradient(argmax, x, grad):
     return jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x)[1](grad)[0]
 
 
-def _gradient(first, x, grad):
+def _gradient(argmax, x, grad):
     n, rows, columns, channels = grad.shape
     height, width = x.shape[1:3]
 
     def spread(y):
-        squares = (n, rows, 2, columns, 2, channels)
-        return jnp.broadcast_to(y[:, :, None, :, None], squares)
+        windows = (n, rows, 2, columns, 2, channels)
+        return jnp.broadcast_to(y[:, :, None, :, None], windows)
 
-    place = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
-    grad_x = jnp.where(spread(first) == place, spread(grad), 0)
+    index = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
+    grad_x = jnp.where(spread(argmax) == index, spread(grad), 0)
     grad_x = grad_x.reshape(n, 2 * rows, 2 * columns, channels)
     return jnp.pad(grad_x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
 
 
 def _quarters(x):
-    """Returns the upper left, upper right, lower left and lower right of every square."""
+    """Returns the upper left, upper right, lower left and lower right of every window."""
     _, height, width, _ = x.shape
     even = x[:, : height // 2 * 2, : width // 2 * 2]
     return [even[:, row::2, column::2] for row in range(2) for column in range(2)]

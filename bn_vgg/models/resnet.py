@@ -1,4 +1,4 @@
-"""Residual networks of the CIFAR type, with pluggable normalizers."""
+"""Residual networks in the CIFAR style, with pluggable normalizers."""
 
 from functools import partial
 from typing import Any
@@ -38,13 +38,13 @@ class ResidualBlock(nn.Module):
         added = self.features - shortcut.shape[-1]
         shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, added)))
         if self.pre_activation:
-            x = first(self.norm.activate(x_NHWC, train=train, name="norm1"))
-            x = dropout(self.norm.activate(x, train=train, name="norm2"), positions_N, train)
+            x = first(self.norm.norm_relu(x_NHWC, train=train, name="norm1"))
+            x = dropout(self.norm.norm_relu(x, train=train, name="norm2"), positions_N, train)
             x = shortcut + second(x)
         else:
-            x = self.norm.relu(self.norm.after(first, x_NHWC, train=train, name="norm1"))
+            x = self.norm.relu(self.norm.conv_norm(first, x_NHWC, train=train, name="norm1"))
             x = dropout(x, positions_N, train)
-            x = nn.relu(shortcut + self.norm.after(second, x, train=train, name="norm2"))
+            x = nn.relu(shortcut + self.norm.conv_norm(second, x, train=train, name="norm2"))
         self.sow("intermediates", "output", x)
         return x
 
@@ -52,9 +52,9 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """A convolution, three stages of residual blocks, global average pooling, an output layer.
 
-    He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2, with shortcut A;
-    with `pre_activation` He et al. 2016, "Identity Mappings in Deep Residual Networks". Kernels are
-    initialized Glorot uniform, as in the recipe.
+    He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2, with shortcuts of
+    option A; with `pre_activation` He et al. 2016, "Identity Mappings in Deep Residual Networks".
+    Kernels are initialized Glorot uniform, as in the recipe.
 
     Attributes:
       depth: 6 n + 2 layers, for n blocks in each stage.
@@ -77,14 +77,14 @@ class ResNet(nn.Module):
     def __call__(self, images_NHWC, *, train: bool, positions_N=None):
         """Computes logits (N, num_classes), float32; the arguments are those of `VGG`."""
         if self.depth < 8 or self.depth % 6 != 2:
-            raise UserError(f"config.model.kwargs: depth is {self.depth}; it takes 8, 14, 20, …")
+            raise UserError(f"config.model.kwargs: depth is {self.depth}; it must be 8, 14, 20, …")
         use_bias = not self.norm.replaces_bias
         stem = Conv(self.width, "same", use_bias, self.dtype, self.precision, name="stem")
         x = images_NHWC.astype(self.dtype)
         if self.pre_activation:
             x = stem(x)
         else:
-            x = self.norm.relu(self.norm.after(stem, x, train=train, name="stem_norm"))
+            x = self.norm.relu(self.norm.conv_norm(stem, x, train=train, name="stem_norm"))
         blocks = self.depth // 6
         for i in range(3 * blocks):
             stage = i // blocks
@@ -95,7 +95,7 @@ class ResNet(nn.Module):
             )  # fmt: skip
             x = block(x, positions_N, train)
         if self.pre_activation:
-            x = self.norm.activate(x, train=train, name="last_norm")
+            x = self.norm.norm_relu(x, train=train, name="last_norm")
         x = x.mean(axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
         dense = nn.Dense(
             self.num_classes, dtype=self.dtype, precision=self.precision,

@@ -32,7 +32,7 @@ class Block(nn.Module):
         """Maps (N, H, W, I) to (N, H', W', features)."""
         use_bias = not self.norm.replaces_bias
         conv = Conv(self.features, self.padding, use_bias, self.dtype, self.precision, name="conv")
-        x = self.norm.after(conv, x_NHWC, train=train)
+        x = self.norm.conv_norm(conv, x_NHWC, train=train)
         x = Dropout(self.dropout_rate)(x, positions_N, train)
         x = max_pool_2x2(x) if self.pool else x
         x = self.norm.relu(x)
@@ -46,7 +46,7 @@ class VGG(nn.Module):
     Attributes:
       features: feature maps of each convolution.
       norm: makes the normalizer between each convolution and its ReLU.
-      dropout_rate: of every ReLU's output, before pooling.
+      dropout_rate: probability of dropping a ReLU's output, before pooling.
       dtype: of the computation; parameters and logits are float32.
       padding, precision: as in `Conv`.
     """

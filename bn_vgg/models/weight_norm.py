@@ -1,4 +1,4 @@
-"""Normalizers of a convolution's weights, initialized from a batch of training images.
+"""Weight normalization of convolutions, initialized from a batch of training images.
 
 Salimans and Kingma 2016, "Weight Normalization". The convolution's weights are v / ||v||, with the
 norm of each output channel. The learned scale multiplies the convolution's output, which is the
@@ -16,11 +16,11 @@ from bn_vgg.models.batch_norm import MeanOnlyBatchNorm, mean_over_batch
 
 # Limits the scale of a channel that hardly varies over the first batch, such as a dead one. Other
 # channels' standard deviations are far larger, because the weights have norm 1.
-_LEAST_STDEV = 1e-3
+_MIN_STDEV = 1e-3
 
 
 def unit_kernel(kernel_33IO):
-    """Divides the weights by their norm over taps and inputs; epsilon as in `nn.WeightNorm`."""
+    """Divides each output channel's weights by their L2 norm; epsilon as in `nn.WeightNorm`."""
     square = jnp.sum(lax.square(kernel_33IO), axis=(0, 1, 2), keepdims=True)
     return kernel_33IO * lax.rsqrt(square + 1e-12)
 
@@ -33,7 +33,7 @@ class WeightNorm(nn.Module):
     0 and variance 1 there. Flax's `nn.WeightNorm` has no such initialization.
 
     Attributes:
-      dtype: of the result; None means the input's.
+      dtype: of the result; None means that of the input.
     """
 
     dtype: Any = None
@@ -47,8 +47,8 @@ class WeightNorm(nn.Module):
         """Scales and shifts `x` (..., C), the output of a convolution with `kernel`'s weights."""
         scale = self.param("scale", lambda _: 1 / _stdev_over_batch(x))
         bias = self.param("bias", lambda _: -mean_over_batch(x) / _stdev_over_batch(x))
-        like_x = (1,) * (x.ndim - 1) + x.shape[-1:]
-        y = x.astype(jnp.float32) * scale.reshape(like_x) + bias.reshape(like_x)
+        broadcast_shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+        y = x.astype(jnp.float32) * scale.reshape(broadcast_shape) + bias.reshape(broadcast_shape)
         return y.astype(self.dtype or x.dtype)
 
 
@@ -81,4 +81,4 @@ class WeightNormMeanOnly(MeanOnlyBatchNorm):
 
 def _stdev_over_batch(x):
     stdev = jnp.std(x.astype(jnp.float32), axis=tuple(range(x.ndim - 1)))
-    return jnp.maximum(stdev, _LEAST_STDEV)
+    return jnp.maximum(stdev, _MIN_STDEV)

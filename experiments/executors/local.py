@@ -131,7 +131,7 @@ def divide_hardware(
     per_run = per_run or 1
     if per_run > count or (platform == "tpu" and per_run not in (*_CHIP_BOUNDS, count)):
         raise UserError(
-            f"--devices_per_run={per_run}: there are {count} ({platform}); of a TPU 1, 2, 4 or all"
+            f"--devices_per_run={per_run}: {count} available ({platform}); on a TPU 1, 2, 4 or all"
         )
     variable = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}[platform]
     more = {}

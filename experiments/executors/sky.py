@@ -37,16 +37,16 @@ class Sky(Executor):
     ):  # fmt: skip
         """Reads the task file, without calls to the cloud.
 
-        `flags` are of `bn_vgg.main`, and `sweep_flags` of `experiments.sweep`, for the same plan in
-        a shard. At most `jobs` machines run at once. On a host with several chips each run has
-        `per_run` chips (None: 1).
+        `flags` are of `bn_vgg.main`; `sweep_flags` of `experiments.sweep`, with which a shard makes
+        the same plan. At most `jobs` machines run at once. On a host with several chips each run
+        has `per_run` chips (None: 1).
 
         Raises:
           UserError: `out` is a local folder, SkyPilot is not installed, or the task cannot be read
             or does not request one known type of accelerator.
         """
         if not out.startswith("gs://"):
-            raise UserError(f"--out={out}: with sky it is an address that all see, gs://BUCKET/…")
+            raise UserError(f"--out={out}: --executor=sky needs an address gs://BUCKET/…")
         with wrap_import_errors("sky"):
             import sky
         super().__init__(out, flags)
