@@ -170,9 +170,10 @@ class Run:
         return images / (time.monotonic() - started) if images else None
 
     def _enqueue(self, wait: Callable[[], Any]) -> None:
-        """Queues `wait`, which waits for a chunk, until at most one chunk is pending (CPU: none).
+        """Adds a dispatched chunk, and waits for all earlier ones; on a CPU for this one, too.
 
-        Also raises the errors of `_record`, and `Interrupted` if a signal has stopped the run.
+        `wait` waits for the chunk. Also raises errors of `_record`, and `Interrupted` if a signal
+        has stopped the run.
         """
         self._in_flight.append(wait)
         self._wait_for_chunks(0 if jax.default_backend() == "cpu" else 1)
