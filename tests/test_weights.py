@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file_fields, save_file
+from safetensors.numpy import load_file, save_file
 
 from bn_vgg.errors import UserError
 from bn_vgg.weights import load_weights, named_arrays, torch_state_dict
@@ -58,9 +58,9 @@ def test_a_run_starts_from_another(trained_run, fork_command, tiny_config, cache
         fork_command("export", f"--workdir={trained_run}", f"--output={tmp_path}/{name}", *more)
     with np.load(tmp_path / "w.npz") as file:
         arrays = dict(file)
-    same(load_file_fields(tmp_path / "w.safetensors"), arrays)
+    same(load_file(tmp_path / "w.safetensors"), arrays)
     converted = torch_state_dict(arrays, tiny_config.model.to_dict())
-    same(load_file_fields(tmp_path / "torch.safetensors"), converted)
+    same(load_file(tmp_path / "torch.safetensors"), converted)
     layouts = [json.loads((tmp_path / f"{x}.json").read_text())["layout"] for x in ("w", "torch")]
     assert layouts == [
         "convolutions (height, width, in, out), dense layers (in, out)",

@@ -41,7 +41,7 @@ _MAX_UNREADABLE = 0.05
 
 
 def choose_folder(cache_dir: str | None = None) -> Path:
-    """Returns `named` (`--cache_dir`), else `$BN_VGG_CACHE`, else bn_vgg in the user's cache."""
+    """Returns `cache_dir` (the flag), else `$BN_VGG_CACHE`, else bn_vgg in the user's cache."""
     if cache_dir or os.environ.get("BN_VGG_CACHE"):
         return Path(cache_dir or os.environ["BN_VGG_CACHE"]).expanduser()
     try:
