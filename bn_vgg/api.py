@@ -147,7 +147,7 @@ def load(workdir: str | Path, which: str = "best") -> TrainedModel:
         damaged.
     """
     if which not in ("best", "latest"):
-        raise UserError(f"which is {which!r}; it takes best or latest")
+        raise UserError(f"which must be best or latest, not {which!r}")
     cli.quiet_libraries()
     run = Workdir(str(workdir), writes=False)
     run.check_format()

@@ -202,8 +202,8 @@ def check_backend() -> None:
 def enable_compilation_cache(folder: Path) -> None:
     """Caches compiled programs in `folder`/xla; JAX_COMPILATION_CACHE_DIR overrides the folder."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        # On a CPU the compiled sums depend on the number of usable cores, but the cache's key does
-        # not.
+        # On a CPU the compiled code, and so the order of sums, depends on the number of usable
+        # cores, but the cache's key does not.
         path = folder / "xla" / f"{len(usable_cores())}_cores"
         jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

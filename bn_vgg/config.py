@@ -1,6 +1,5 @@
 """Checks a configuration before any work is done."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Collection
 from typing import Any
@@ -15,8 +14,9 @@ from bn_vgg.errors import UserError, wrap_errors
 from bn_vgg.models import DTYPES, PRECISIONS, make_model
 from bn_vgg.models.batch_norm import AVERAGES
 from bn_vgg.models.layers import PADDINGS, layer_activations, rng_streams
+from bn_vgg.models.lookup import wrap_plugin_errors
 from bn_vgg.models.norms import STATS_PASSES
-from bn_vgg.optimizer import SCHEDULES, make_optimizer
+from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import KWARGS, flatten
 from bn_vgg.steps import needs_precise_stats
 
@@ -52,7 +52,8 @@ _POSITIVE = _number(float(jnp.finfo("float32").tiny), float(jnp.finfo("float32")
 
 # All fields, by the kind of their values.
 _KINDS: list[tuple[_Kind, str]] = [
-    (_TEXT, "name variant data.source init.weights model.name model.norm optimizer.name"),
+    (_TEXT, "name variant data.source init.weights model.name model.norm optimizer.name "
+     "schedule.name"),
     (_DICT, " ".join(KWARGS)),
     (_BOOL, "init.statistics model.per_device_stats augment.horizontal_flip eval.flips debug.nans "
      "optimizer.bias_correction"),
@@ -75,7 +76,6 @@ _KINDS: list[tuple[_Kind, str]] = [
     (_one_of(PADDINGS), "model.padding"),
     (_one_of(DTYPES), "model.dtype"),
     (_one_of(PRECISIONS), "model.precision"),
-    (_one_of(SCHEDULES), "schedule.name"),
     (_one_of(("running", "precise")), "eval.statistics"),
 ]  # fmt: skip
 _FIELDS = {field: kind for kind, fields in _KINDS for field in fields.split()}
@@ -93,7 +93,7 @@ def check_config(config: dict[str, Any]) -> None:
             raise UserError(f"config.{field} is {_shown(flat[field])}; it takes {wanted}")
     for field in flat:
         if field not in _FIELDS:
-            raise UserError(f"no field config.{field}; there are: {', '.join(_FIELDS)}")
+            raise UserError(f"config.{field} has no check: remove it, or add it to {__file__}")
     name, side, min_side = (flat[x] for x in ("name", "data.crop_size", "data.min_side"))
     if name in ("", ".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > 200:
         raise UserError(f"config.name is {_shown(name)}; it takes the name of a folder")
@@ -125,14 +125,7 @@ def check_config(config: dict[str, Any]) -> None:
 def _try_network(config: dict[str, Any], model: Any) -> None:
     """Traces training passes, to find errors of user-defined normalizers and networks early."""
     side, count = config["data"]["crop_size"], config["batch_size"]
-    norm, made = model.norm, []
-
-    def build(**settings):
-        made.append(settings)
-        return norm.build(**settings)
-
-    build.__module__ = norm.build.__module__ if ":" in norm.name else __name__
-    wanted = "float32", (count, config["model"]["num_classes"])
+    norm, wanted = model.norm, ("float32", (count, config["model"]["num_classes"]))
 
     def apply(images_NHWC):
         # Created while tracing: outside, it would initialize the backend before hosts connect.
@@ -140,7 +133,7 @@ def _try_network(config: dict[str, Any], model: Any) -> None:
         rngs = {"params": jax.random.key(0), **rng_streams(jax.random.key(0), positions_N)}
         variables = model.init(rngs, images_NHWC, train=False)
         kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
-        factories = [dataclasses.replace(norm, build=build)]
+        factories = [norm]
         if norm.has_averages and config["eval"]["precise_examples"]:  # a traced momentum
             factories.append(norm.with_momentum(images_NHWC.mean()))
         for factory in factories:
@@ -153,16 +146,19 @@ def _try_network(config: dict[str, Any], model: Any) -> None:
 
     name, field = (f"config.model.{x}={config['model'][x]}" for x in ("name", "norm"))
     settings = (f"{x}={_shown(config['model'][x])}" for x in ("norm_kwargs", "kwargs"))
-    with wrap_errors(f"{field} in {name} fails with {' and '.join(settings)}"):
+    with (
+        wrap_errors(f"{field} in {name} fails with {' and '.join(settings)}"),
+        wrap_plugin_errors("config.model.name", config["model"]["name"], type(model)),
+    ):
         logits, statistics, seen = jax.eval_shape(
             apply, jax.ShapeDtypeStruct((count, side, side, 3), jnp.float32)
         )
     if (found := (str(logits.dtype), logits.shape)) != wanted:
         raise UserError(f"{name} returns {found[0]}{found[1]}, not {wanted[0]}{wanted[1]}")
-    if not made and norm.name != "none":
-        raise UserError(f"{name} never calls its `norm`: set config.model.norm=none")
     norms = [path[:-1] for path in flatten_dict(seen) if path[-1] == "before_norm"]
-    paths = flatten_dict(statistics) if norms else ()
+    if not norms and norm.name != "none":
+        raise UserError(f"{name} never calls its `norm`: set config.model.norm=none")
+    paths = flatten_dict(statistics)
     own = [path for path in paths if not any(path[: len(each)] == each for each in norms)]
     if needs_precise_stats(config) and statistics and (own or not norm.has_averages):
         raise UserError(

@@ -96,7 +96,7 @@ def name_run(name: str, overrides: Mapping[str, object]) -> str:
     `num_epochs` is left out, because a restart may raise it. Long names end in a digest.
     """
     parts = [
-        f"{field.rpartition('.')[2]}={value}"
+        f"{field.removesuffix('.name').rpartition('.')[2]}={value}"
         for field, value in overrides.items()
         if field != "num_epochs"
     ]
@@ -120,7 +120,9 @@ def load_file_fields(argv: list[str]) -> Mapping[str, object]:
         return {}
     path, colon, variant = argument.partition(":")
     if not os.path.isfile(path):  # Path.is_file raises an error if the name is too long
-        close = difflib.get_close_matches(path, _found_configs(), n=1, cutoff=0.85)
+        found = _found_configs()
+        close = [x for x in found if Path(x).stem == path]
+        close = close or difflib.get_close_matches(path, found, n=1, cutoff=0.85)
         guess = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"--config: no file {path}; {guess}{_describe_configs()}")
     _make_siblings_importable(Path(path).resolve().parent)
@@ -152,6 +154,10 @@ def _check_override(name: str) -> None:
         raise UserError("config.variant: a variant is named by --config=FILE:VARIANT")
     if any(f"{field}.".startswith(f"{name}.") for field in _file_fields):
         return
+    for field in KWARGS:
+        if name.startswith(f"{field}."):
+            key = name.removeprefix(f"{field}.")
+            raise UserError(f"config.{name}: write --config.{field}=\"{{'{key}': value}}\"")
     close = difflib.get_close_matches(name, list(_file_fields))
     guess = f"did you mean {', '.join(close)}? " if close else ""
     raise UserError(f"no field config.{name}; {guess}there are: {', '.join(_file_fields)}")

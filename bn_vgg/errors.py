@@ -63,7 +63,7 @@ def describe_differences(mapping: Mapping[str, Any], reference: Mapping[str, Any
     """Lists the keys whose values differ: `seed is 1, not 0`; empty if the mappings are equal."""
 
     def shown(mapping, name: str) -> str:
-        value = mapping.get(name, "(not there)")
+        value = mapping.get(name, "missing")
         return value if isinstance(value, str) else reprlib.repr(value)
 
     return "; ".join(
@@ -118,7 +118,7 @@ def wrap_read_errors(what: str | os.PathLike) -> Iterator[None]:
 def wrap_write_errors(
     what: str, kinds: tuple[type[Exception], ...] = (), folder: str | os.PathLike = ""
 ) -> Iterator[None]:
-    """Turns I/O errors, and those of `kinds`, into a UserError that tells `folder`'s free space."""
+    """Turns I/O errors, and those of `kinds`, into a UserError; it states `folder`'s free space."""
     try:
         yield
     except UserError:

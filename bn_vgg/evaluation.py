@@ -61,8 +61,8 @@ def make_precise_step(
 def make_compare_step(model: Any, axis_name: str | None = None):
     """Returns `compare_step(state, precise_batch_stats, batch) -> ComparedMetrics`.
 
-    `batch` is as in `make_eval_step`, with K = 1. Padding, which repeats other examples, does not
-    count as an error, but is part of the batch's statistics.
+    `batch` is as in `make_eval_step`, with K = 1. Padding, which repeats other examples, is left
+    out of the error rates, but not of the batch statistics.
     """
     model = model.clone(dropout_rate=0.0)
 

@@ -44,7 +44,7 @@ def main() -> None:
         "step": run.step,
         "input": f"RGB from 0 to 1, ({images}); crops of images scaled to config.data.min_side",
         "layout": layout,
-        "statistics": "y = (x - mean) / sqrt(var + config.model.norm_epsilon); var is biased",
+        "statistics": "(x - mean) / sqrt(var + config.model.norm_epsilon); without var, x - mean",
     }
     with cli.atomic_write(output) as partial, partial.open("wb") as file:
         if output.suffix == ".npz":

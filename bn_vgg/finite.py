@@ -65,10 +65,7 @@ def _find_nan_operation(programs: Programs, state, rng, single_step: Chunk) -> s
     with jax.debug_nans(True):
         try:
             jax.block_until_ready(jax.jit(inspect)(state, rng, batches, single_step.pixels))
-        except (
-            FloatingPointError,
-            UserError,
-        ) as error:  # the latter of a user's normalizer
+        except (FloatingPointError, UserError) as error:  # the latter from a user's normalizer
             return f": {first_line(error)}"
     return "; no operation makes a NaN"
 

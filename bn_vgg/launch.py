@@ -62,11 +62,13 @@ def train(
         # reads. On a CPU Gloo times out if they are then half a minute behind; on GPUs the
         # processes share the compilation.
         jax.config.update("jax_enable_compilation_cache", False)
+    user_code = provenance.user_code(config.to_dict())
     devices = Devices()
     devices.check(config.batch_size, config.model.precision)
     if multihost.is_multiprocess():
         code: dict[str, Any] = {"commit": provenance.commit(), "versions": provenance.versions()}
         code |= {"backend": jax.default_backend(), "local_devices": jax.local_device_count()}
+        code["user_code"] = user_code
         multihost.check_agreement(flatten({"config": config.to_dict(), "code": code}))
     workdir = Workdir(path, writes=is_first)
     checkpoints = workdir.checkpoints  # refuses some paths, before data are prepared
@@ -78,7 +80,7 @@ def train(
         }
         multihost.check_agreement(flatten({"data": metadata, "workdir": kept}))
         multihost.expect_compilation()
-        workdir.claim(config.to_dict(), metadata)
+        workdir.claim(config.to_dict(), metadata, user_code)
         multihost.check_shared(workdir.path / "config.json")
         if workdir.exists("result.json"):
             result = workdir.read("result.json")
@@ -87,7 +89,7 @@ def train(
                 return result
         cli.log_to_file(workdir.path / "log.txt" if is_first else None)
         backend = jax.default_backend()
-        say(f"{config.name} seed {config.seed} on {devices.count} {backend} device(s)")
+        say(f"{config.name} seed {config.seed} on {devices.count} {backend}, in {workdir.path}")
         say(data.description)
         board, name = None, path.removeprefix("runs/")
         with contextlib.ExitStack() as stack:

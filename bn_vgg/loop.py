@@ -113,9 +113,15 @@ class Run:
         for damage in damages:
             self.say(f"{damage}; it is kept in {workdir.damaged}")
         if progress.within_epoch is not None:
-            pairs = zip(progress.within_epoch, jax.tree.leaves(metrics), strict=True)
+            leaves, structure = jax.tree.flatten(metrics)
+            if len(leaves) != len(progress.within_epoch):
+                raise UserError(
+                    f"the code's training metrics have changed since step {progress.step} of "
+                    f"{workdir.path}: name another --workdir"
+                )
+            pairs = zip(progress.within_epoch, leaves, strict=True)
             leaves = [jnp.asarray(number, leaf.dtype) for number, leaf in pairs]
-            metrics = jax.tree.unflatten(jax.tree.structure(metrics), leaves)
+            metrics = jax.tree.unflatten(structure, leaves)
         # A killed run may have written an epoch's line, but not its checkpoint.
         lines = [line for line in workdir.read_metrics() if line["epoch"] <= progress.epoch]
         if len(lines) != progress.epoch:
@@ -138,7 +144,7 @@ class Run:
             whole = self.step == epoch * self.data.steps_per_epoch
             speed = self._train_epoch(epoch)
             self._end_epoch(epoch, speed)
-            # After a part of an epoch, chunks of the usual length may still have to be compiled.
+            # A resumed part of an epoch may not have compiled chunks of the usual length.
             if whole:
                 multihost.epoch_done()
         self._recording.result()
@@ -158,12 +164,13 @@ class Run:
         with bar:
             bar.set_postfix_str("compiling" if self._compiling else "")
             for chunk in self.data.train(epoch, skip=done):
-                before = self.step, self.state, self.metrics
+                step, carry = self.step, (self.state, self.metrics)
                 self.state, self.metrics = self.programs.train_chunk(
-                    before[1:], rng, chunk.batches, chunk.pixels
+                    carry, rng, chunk.batches, chunk.pixels
                 )
                 self.step += chunk.num_steps
-                self._enqueue(partial(self._check_chunk, before, self.metrics, chunk, rng, bar))
+                check = partial(self._check_chunk, step, carry, self.metrics, chunk, rng, bar)
+                self._enqueue(check)
                 self._save_periodically(chunk.num_steps)
             self._wait_for_chunks()
         images = (num_steps - done) * self.config.batch_size
@@ -186,8 +193,11 @@ class Run:
         while len(self._in_flight) > left:
             self._in_flight.popleft()()
 
-    def _check_chunk(self, before, metrics: TrainMetrics, chunk: Chunk, rng, bar: tqdm) -> None:
-        """Waits for a chunk and shows its loss; raises a UserError if a number is not finite."""
+    def _check_chunk(self, step: int, carry, metrics, chunk: Chunk, rng, bar: tqdm) -> None:
+        """Waits for a chunk and shows its loss; raises a UserError if a number is not finite.
+
+        `step` and `carry`, state and metrics, are those before the chunk, to repeat or save it.
+        """
         means = self._compute(metrics)
         bar.update(chunk.num_steps)
         bar.set_postfix_str(f"loss={means['loss']:.3f}")
@@ -198,14 +208,13 @@ class Run:
         if first < 0:
             return
         multihost.expect_compilation()
-        step, *state_and_metrics = before
         what = finite.describe_first_non_finite(
-            self.programs, state_and_metrics, chunk, rng, index=first - step - 1,
+            self.programs, carry, chunk, rng, index=first - step - 1,
             find_operation=self.config.debug.nans,
         )  # fmt: skip
         self._recording.result()
         if step > self.progress.step:
-            self._save(step, *state_and_metrics)
+            self._save(step, *carry)
         kept = f"the checkpoint of step {self.progress.step} is kept in {self.workdir.path}"
         raise UserError(
             f"at step {first}, with config.model.norm={self.config.model.norm}, {what}; "
@@ -244,7 +253,8 @@ class Run:
             where = f" (first in the activations of {layers[0]})" if layers else ""
             raise UserError(f"the validation loss after step {step} is not a finite number{where}")
 
-        without_relu = self.programs.empty_precise.before_norm if norm.has_activation else ()
+        # Their activation is the normalizer's own, whose threshold need not be 0.
+        without_relu = set(self.programs.empty_precise.before_norm) if norm.has_activation else ()
         channels = evaluation.summarize_activations(moments, without_relu=without_relu)
         del trained["first_non_finite"]
         scalars = {f"train/{name}": value for name, value in trained.items()}
@@ -319,6 +329,7 @@ class Run:
             "versions": provenance.versions(),
             "jax_settings": provenance.jax_settings(config.model),
             "commit": provenance.commit(),
+            "user_code": provenance.user_code(config.to_dict()),
             "command": provenance.command(),
         }
         if self.board is not None:

@@ -31,7 +31,7 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes over all hosts.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, from 0.")
 _HOST_TIMEOUT = flags.DEFINE_integer(
-    "host_timeout_seconds", 300, "Seconds without progress until a host is lost.", lower_bound=1
+    "host_timeout_seconds", 300, "Seconds without progress until a process exits.", lower_bound=1
 )
 
 

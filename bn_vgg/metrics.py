@@ -70,9 +70,9 @@ def gather_metrics(collection, axis_name: str | None, **outputs):
 class Moments(flax.struct.PyTreeNode):
     """Mean, variance and maximum of each channel, accumulated over batches."""
 
-    count: jax.Array  # number of examples, float32
-    total: jax.Array  # sum over examples of the mean over positions, (C,)
-    squares: jax.Array  # sum over examples of the mean square over positions, (C,)
+    count: jax.Array  # number of images (each crop in five-crop evaluation), float32
+    total: jax.Array  # sum over images of the mean over positions, (C,)
+    squares: jax.Array  # sum over images of the mean square over positions, (C,)
     maximum: jax.Array  # (C,)
 
     @classmethod

@@ -165,7 +165,9 @@ def preempted() -> bool:
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
-    """Waits until all processes have called this with the same facts, JSON values by name.
+    """Waits until all processes have called this, and checks that their `facts` are the same.
+
+    Facts are JSON values by name.
 
     Raises:
       UserError: they differ; the message names the processes, the facts and their values.

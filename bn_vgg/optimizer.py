@@ -43,7 +43,7 @@ def rmsprop(
 
 
 def muon(learning_rate, weight_decay=0.0, mask=None, **kwargs) -> optax.GradientTransformation:
-    """Muon (Jordan 2024) for kernels, as (H * W * I, O) matrices, and Adam for the rest."""
+    """Muon (Jordan 2024) for kernels, as (H * W * I, O) matrices, and NAdam for the rest."""
 
     def dimensions(params):
         def of(x, is_kernel):
@@ -90,7 +90,8 @@ def find_params_ema(opt_state: Any) -> Any:
     return next((part.average for part in parts if isinstance(part, ParamsEmaState)), None)
 
 
-# Called with the learning rate, a number or a schedule, and `config.optimizer.kwargs`.
+# Called with the learning rate, a number or a schedule, `config.optimizer.kwargs` and, if they are
+# parameters, `weight_decay` and `mask`; `rmsprop` also with its fields.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "rmsprop": rmsprop,
     "sgd": optax.sgd,
@@ -121,8 +122,9 @@ def make_schedule(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Sche
     total = config["num_epochs"] * steps_per_epoch - warmup
     if total <= 0:
         raise UserError("config.schedule.warmup_epochs: no epoch is left of config.num_epochs")
+    build = find_callable("config.schedule.name", schedule["name"], SCHEDULES, {})
     with wrap_errors(f"config.schedule: {schedule['name']} fails with kwargs={schedule['kwargs']}"):
-        after = SCHEDULES[schedule["name"]](rate, total, **schedule["kwargs"])
+        after = build(rate, total, **schedule["kwargs"])
         jax.eval_shape(after, 0)
     if not warmup:
         return after

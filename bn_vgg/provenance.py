@@ -1,5 +1,6 @@
 """Where a result comes from: hardware, versions, commit, command."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -78,6 +79,21 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
+
+
+def user_code(config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns digests of the files with user-defined classes and functions, by `module:name`.
+
+    `config`, nested, has been checked, so that they are imported. Files that these import
+    themselves, and installed packages such as Flax, are not included.
+    """
+    digests = {}
+    fields = config["model"]["name"], config["model"]["norm"], config["optimizer"]["name"]
+    for name in (*fields, config["schedule"]["name"]):
+        file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
+        if ":" in name and file and "site-packages" not in Path(file).parts:
+            digests[name] = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
+    return digests
 
 
 def command() -> str | None:

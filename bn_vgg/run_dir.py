@@ -76,31 +76,63 @@ class Workdir:
                     if {each.name for each in self.path.iterdir()} <= {".lock", ".lock.json"}:
                         shutil.rmtree(self.path)
 
-    def claim(self, config: dict[str, Any], data: dict[str, Any]) -> None:
+    def claim(
+        self, config: dict[str, Any], data: dict[str, Any], user_code: dict[str, str] | None = None
+    ) -> None:
         """Writes `config`, nested, and `data` to the folder, if it holds no other run.
 
+        `user_code` has digests of user-defined code, see `provenance.user_code`.
+
         Raises:
-          UserError: it holds a run of another configuration, format or data, or cannot be written.
+          UserError: it holds a run of another configuration, format, code or data, or cannot be
+            written.
         """
         with wrap_write_errors(f"the working directory {self.path}"):
             if self._writes:
                 self.path.mkdir(parents=True, exist_ok=True)
             self.check_format()
-            if self.exists("config.json"):
-                _refuse_other(self.path, self.read("config.json"), config)
-            elif (self.path / "checkpoints").exists():
-                raise UserError(
-                    f"{self.path} holds checkpoints, but no config.json: copy all of it"
-                )
-            old = self.read("data.json") if self.exists("data.json") else data
-            if any(old.get(x) != data[x] for x in ("fingerprint", "class_names", "examples")):
-                raise UserError(
-                    f"{self.path} holds a run on other data: {data['source']} has changed (in a "
-                    "folder, file times count: copy with `cp -p`). Name another --workdir"
-                )
-            self.write("format.json", {"format": FORMAT, "bn_vgg": bn_vgg.__version__})
+            if self._has_begun():
+                self._refuse_other(config, data, user_code or {})
+            about = {"format": FORMAT, "bn_vgg": bn_vgg.__version__, "user_code": user_code or {}}
+            self.write("format.json", about)
             self.write("config.json", config)
             self.write("data.json", data)
+
+    def _has_begun(self) -> bool:
+        with wrap_read_errors(self.path):
+            checkpoints = self.path / "checkpoints"
+            kept = checkpoints.exists() and any(checkpoints.iterdir())
+            return kept or self.exists("metrics.jsonl") or self.exists("result.json")
+
+    def _refuse_other(
+        self, config: dict[str, Any], data: dict[str, Any], user_code: dict[str, str]
+    ) -> None:
+        if not self.exists("config.json"):
+            raise UserError(f"{self.path} holds checkpoints, but no config.json: copy all of it")
+        # Tuples become lists, also within kwargs.
+        old, new = flatten(self.read("config.json")), flatten(json.loads(json.dumps(config)))
+        # Other schedules depend on num_epochs: the epochs so far would have had other rates.
+        may_grow = new["schedule.name"] == "constant"
+        if may_grow and new["num_epochs"] > old.get("num_epochs", 0):
+            old["num_epochs"] = new["num_epochs"]
+        old |= {field: new[field] for field in ONLY_SPEED & new.keys()}
+        if differing := describe_differences(old, new):
+            raise UserError(
+                f"{self.path} holds a run of another configuration: its {differing}. Name another "
+                "--workdir (only num_epochs may grow, if config.schedule.name is constant)"
+            )
+        old_data = self.read("data.json") if self.exists("data.json") else data
+        if any(old_data.get(x) != data[x] for x in ("fingerprint", "class_names", "examples")):
+            raise UserError(
+                f"{self.path} holds a run on other data: {data['source']} has changed (in a "
+                "folder, file times count: copy with `cp -p`). Name another --workdir"
+            )
+        old_code = self.read("format.json").get("user_code", user_code)
+        if changed := [name for name, digest in user_code.items() if old_code.get(name) != digest]:
+            raise UserError(
+                f"the code of {changed[0]} has changed since the run in {self.path} began: name "
+                "another --workdir"
+            )
 
     def check_format(self) -> None:
         """Raises a UserError if the folder has another version of the files."""
@@ -181,17 +213,3 @@ def flatten(
         else:
             flat[name] = list(value) if isinstance(value, tuple) else value
     return flat
-
-
-def _refuse_other(path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    old, new = flatten(old), flatten(json.loads(json.dumps(new)))  # tuples in tuples, too
-    # Other schedules depend on num_epochs: the epochs so far would have had other rates.
-    may_grow = new["schedule.name"] == "constant"
-    if may_grow and new["num_epochs"] > old.get("num_epochs", 0):
-        old["num_epochs"] = new["num_epochs"]
-    old |= {field: new[field] for field in ONLY_SPEED & new.keys()}
-    if differing := describe_differences(old, new):
-        raise UserError(
-            f"{path} holds a run of another configuration: its {differing}. Name another "
-            "--workdir (only num_epochs may grow, if config.schedule.name is constant)"
-        )

@@ -1,1 +1,1 @@
-"""Configurations: default.py and the nine cells of the grid."""
+"""Configurations: default.py, the nine cells, champion.py and speedrun.py."""

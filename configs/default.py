@@ -88,10 +88,11 @@ def get_config(
     model.norm_decay = 0.995
     # Added to the variance before its square root.
     model.norm_epsilon = 1e-4
-    # What the second running statistic averages: `stdev`, as in the post, or `variance`.
+    # What is averaged besides the mean: the standard deviation (`stdev`), as in the post, or the
+    # `variance`.
     model.stats_average = "stdev"
-    # With dropout, running statistics come from a second, `clean` pass without dropout, as in the
-    # post, or from the loss's own pass with `dropout`.
+    # With dropout, which pass updates the running statistics: `clean`, a second one without
+    # dropout, as in the post, or `dropout`, the one that computes the loss.
     model.stats_pass = "clean"
     # Use statistics of each device's share of the batch instead of the whole batch's.
     model.per_device_stats = False
@@ -113,7 +114,8 @@ def get_config(
 
     config.optimizer = optimizer = ConfigDict()
     # A name in bn_vgg/optimizer.py, or any function that returns an Optax transformation,
-    # `optax:lion` or `package.module:function`. It is called with the learning rate and `kwargs`.
+    # `optax:lion` or `package.module:function`. It is called with the learning rate, `kwargs` and,
+    # if it takes both, `weight_decay` and `mask`, which selects the kernels.
     optimizer.name = "rmsprop"
     optimizer.learning_rate = 3e-4
     optimizer.kwargs = ConfigDict()
@@ -151,10 +153,11 @@ def get_config(
     # `precise` ones, recomputed at the end of each epoch. An average of the weights always uses
     # precise ones.
     config.eval.statistics = "running"
-    # Training images for precise statistics, which show how far the running ones lag; 0: none.
-    # Does not affect training.
+    # Training images for precise statistics, rounded up to whole batches. They show how far the
+    # running ones lag. 0: neither these nor the comparison below. Does not affect training.
     config.eval.precise_examples = 1000
-    # Validation images whose central crops are evaluated by running, precise and batch statistics.
+    # Validation images whose central crops are evaluated with running, precise and batch
+    # statistics, if the normalizers keep running averages.
     config.eval.compared_examples = 1000
 
     config.checkpoint = ConfigDict()

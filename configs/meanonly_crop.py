@@ -1,4 +1,4 @@
-"""Mean-only batch norm, random cropping: the post's champion (published: 95.9%)."""
+"""Mean-only batch norm, random cropping: the post's best result (published: 95.9%)."""
 
 from configs import default
 

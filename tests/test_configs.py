@@ -225,7 +225,7 @@ def test_no_files(name):
     ([TINY, "--config.model.nrom=full"], "no field config.model.nrom; did you mean model.no"),
     ([TINY, "--config.variant=small"], "a variant is named by --config=FILE:VARIANT"),
     ([TINY, "--config.model.norm_kwargs=5"], "as a ConfigDict: `5` is not a dict"),
-    ([TINY, "--config.model.norm_kwargs.x=1"], "did you mean model.norm_kwargs, "),
+    ([TINY, "--config.model.norm_kwargs.x=1"], "write --config.model.norm_kwargs=\"{'x': value}\""),
     ([TINY, '--config.model.features=(4,"a")'], "it takes positive integers"),
     (["--config=configs/full.py"], "no file configs/full.py; there is no configs/ in "),
 ])  # fmt: skip

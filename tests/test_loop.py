@@ -114,7 +114,7 @@ def test_what_a_run_writes(done):
     assert set(result) == {
         "config", "num_parameters", "best_epoch", "best_valid_error_rate", "test_error_rate",
         "test_error_rate_precise", "images_per_second", "wall_seconds", "hardware", "versions",
-        "jax_settings", "commit", "command",
+        "jax_settings", "commit", "user_code", "command",
     }  # fmt: skip
     blocks = [f"block{i}" for i in range(2)]
     names = {

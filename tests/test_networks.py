@@ -152,7 +152,7 @@ def test_statistics_of_its_own_are_not_taken_precisely(own):
         (["own_networks:NoPrecision"], "own_networks:NoPrecision has no field precision"),
         (
             ["own_networks:Broken"],
-            "in config.model.name=own_networks:Broken fails with .*TypeError",
+            r"own_networks:Broken failed in .*own_networks.py, line \d+: TypeError",
         ),
     ],
 )
@@ -172,10 +172,7 @@ def test_weights_cannot_be_normalized_before_their_convolution():
     ("override", "message"),
     [
         ("model.padding=same", "config.model.padding is only for vgg8; pass arguments of resnet"),
-        (
-            "optimizer.decay=0.5",
-            "config.optimizer.decay is only for rmsprop; pass arguments of sgd",
-        ),
+        ("optimizer.decay=0.5", "optimizer.decay is only for rmsprop; pass arguments of sgd"),
     ],
 )
 def test_what_nobody_would_read_is_refused(override, message):

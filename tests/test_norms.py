@@ -266,7 +266,7 @@ def test_weight_norm_equals_flaxs_of_a_convolution():
         return nn.WeightNorm(nn.Conv(3, (3, 3), padding=2)).apply({"params": names}, x)
 
     def ours(params, x):
-        kernel = WeightNorm.kernel(params["kernel"])
+        kernel = WeightNorm.reparametrize(params["kernel"])
         y = jax.lax.conv_general_dilated(
             x, kernel, (1, 1), ((2, 2), (2, 2)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
@@ -276,7 +276,7 @@ def test_weight_norm_equals_flaxs_of_a_convolution():
     close(y, expected)
     jax.tree.map(close, pullback(grad), flax_pullback(grad))
     # No weights, no direction: 0 by the epsilon, instead of 0 / 0.
-    assert (WeightNorm.kernel(jnp.zeros((3, 3, 2, 4))) == 0).all()
+    assert (WeightNorm.reparametrize(jnp.zeros((3, 3, 2, 4))) == 0).all()
 
 
 @pytest.mark.parametrize("updates", [5, 10, 20, 30, 90])

@@ -25,11 +25,13 @@ def workdir(tmp_path):
 
 def test_all_differing_fields_are_named_and_only_the_epochs_may_grow(workdir):
     config = CONSTANT | {"num_epochs": 2, "seed": 0, "old": 1}
+    workdir.claim({"seed": 7}, DATA)  # ended before it began
     workdir.claim(config, DATA)
+    workdir.write_metrics([{"epoch": 1}])
     with pytest.raises(UserError) as raised:
         workdir.claim(CONSTANT | {"num_epochs": 3, "seed": 1, "new": 2}, DATA)
     message = str(raised.value)
-    assert "configuration: its new is (not there), not 2; old is 1, not (not there); " in message
+    assert "configuration: its new is missing, not 2; old is 1, not missing; " in message
     assert "seed is 0, not 1. Name" in message
     assert "num_epochs is" not in message
     workdir.claim(config | {"num_epochs": 3, "checkpoint": {"every_steps": 3}}, DATA)
@@ -40,12 +42,21 @@ def test_all_differing_fields_are_named_and_only_the_epochs_may_grow(workdir):
 @pytest.mark.parametrize("other", [{"fingerprint": "g"}, {"examples": {"train": 8}}])
 def test_other_data_are_refused(workdir, other):
     workdir.claim(CONFIG, DATA)
+    workdir.write_metrics([{"epoch": 1}])
     with pytest.raises(UserError, match="on other data: s has changed"):
         workdir.claim(CONFIG, DATA | other)
 
 
+def test_other_user_code_is_refused(workdir):
+    workdir.claim(CONFIG, DATA, {"mine:Norm": "digest"})
+    workdir.write_metrics([{"epoch": 1}])
+    workdir.claim(CONFIG, DATA, {"mine:Norm": "digest"})
+    with pytest.raises(UserError, match="the code of mine:Norm has changed since the run in"):
+        workdir.claim(CONFIG, DATA, {"mine:Norm": "other"})
+
+
 def test_checkpoints_alone_are_no_run(workdir):
-    workdir.checkpoints.mkdir()
+    (workdir.checkpoints / "7").mkdir(parents=True)
     with pytest.raises(UserError, match=r"holds checkpoints, but no config\.json"):
         workdir.claim(CONFIG, DATA)
 

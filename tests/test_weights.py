@@ -43,7 +43,7 @@ def test_what_does_not_fit_is_named(exported, tmp_path):
     with pytest.raises(UserError, match=message):
         load_weights(other, str(path), statistics=True)
     _, _, other = build("none")
-    with pytest.raises(UserError, match=r"params/block0/conv/bias is \(not there\), not \(4,\)"):
+    with pytest.raises(UserError, match=r"params/block0/conv/bias is missing, not \(4,\)"):
         load_weights(other, str(path), statistics=False)
     (tmp_path / "torn.npz").write_bytes(path.read_bytes()[:500])
     for name in ("torn.npz", "missing.npz"):

@@ -19,7 +19,7 @@ def hugging_face_images(name: str) -> Source:
 
     A folder is one that `save_to_disk` wrote, or that `load_dataset` can read. The first Image and
     the first ClassLabel column are used; rows without an image or with an unknown label are left
-    out. Records have the dataset's splits if several of these have labels. A key is
+    out. Records have the dataset's splits if more than one of these has labelled images. A key is
     `train/00000012`, split and position. The fingerprint is a digest of classes, records and
     encoded images.
 
@@ -33,7 +33,7 @@ def hugging_face_images(name: str) -> Source:
     encoded = type(features[image])(decode=False)
 
     def rows() -> Iterator[tuple[str, int, int, bytes]]:
-        with wrap_errors(f"Hugging Face set {name!r}", _ADVICE):
+        with wrap_errors(f"cannot read the Hugging Face set {name!r}", _ADVICE):
             for split, dataset in splits.items():
                 selected = dataset.select_columns([image, label]).cast_column(image, encoded)
                 for position, row in enumerate(selected):
@@ -59,7 +59,7 @@ def _load(name: str) -> dict[str, Any]:
         raise NotFoundError(f"config.data.source: no folder {folder!r}")
     with wrap_import_errors("hf"):
         import datasets
-    with wrap_errors(f"Hugging Face set {name!r}", _ADVICE):
+    with wrap_errors(f"cannot read the Hugging Face set {name!r}", _ADVICE):
         if folder and {"state.json", "dataset_dict.json"} & set(os.listdir(folder)):
             found = datasets.load_from_disk(folder)
         else:

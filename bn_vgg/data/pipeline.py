@@ -27,9 +27,12 @@ _MAX_CPU_PIXELS = 2_000_000
 # Positions in the flat array are int32 on the device.
 _MAX_BYTES = 2**31 - 1
 
-# S batches of N examples with K crops each: `crop_start` and `row_stride` (S, N, K), int64, see
-# `crop_offsets`; `label`, `position` and, with mixup, `partner_label`, int32, and `mask`, float32,
-# (S, N). If images are on the host, `crops` (S, N, K, H, W, C), uint8, replaces the first two.
+# S batches of N examples with K crops each (1 in training, 2 with mixup, 5 or 1 in evaluation):
+#   crop_start, row_stride  (S, N, K), int64, see `crop_offsets`; if images are on the host, `crops`
+#                           (S, N, K, H, W, C), uint8, replaces both
+#   label                   (S, N), int32
+#   position                (S, N), int32, in training; with mixup also `partner_label`
+#   mask                    (S, N), float32, in evaluation: 0 for padding
 Batches = dict[str, np.ndarray]
 
 
@@ -99,8 +102,8 @@ class Data:
                 f"config.batch_size: {len(splits.train)} training images do not fill a batch of "
                 f"{self._batch_size}"
             )
-        # A batch larger than the largest split would contain only more padding.
-        most = max(map(len, splits))
+        # A batch larger than both held-out splits would contain only more padding.
+        most = max(len(splits.valid), len(splits.test))
         share = -(-min(self._eval_config["batch_size"], most) // devices.count)
         self._eval_batch_size = share * devices.count
         self.steps_per_epoch = len(splits.train) // self._batch_size

@@ -31,7 +31,7 @@ class Source:
     """Labelled images."""
 
     description: str  # for messages and reports
-    fingerprint: str  # hexadecimal digest of the content
+    fingerprint: str  # hexadecimal digest that changes with the content
     class_names: tuple[str, ...]
     records: Sequence[Record]  # in an order that depends only on the content
     # Returns a function for each record, in order, which decodes the image as upright RGB in any

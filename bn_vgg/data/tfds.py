@@ -34,8 +34,8 @@ def tfds_images(name: str, *, data_dir: str | None = None) -> Source:
     """Opens the images of a TFDS set, which TFDS downloads and prepares if necessary.
 
     The set needs an 8-bit image and a class label at the top level of its features. Images with a
-    negative (unknown) label are left out. Records have TFDS's splits if several of these have
-    labels.
+    negative (unknown) label are left out. Records have TFDS's splits if more than one of
+    these has labelled images.
 
     A key is `cat/12.jpg`, class and file name as in `labelled_files`, if the set has file names and
     these keys are unique; otherwise `train/00000012`, TFDS's split and position.

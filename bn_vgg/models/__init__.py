@@ -10,10 +10,12 @@ A network is a Flax module. `config.model.name` names one of `MODELS`, or your o
   dropout_rate      for `layers.Dropout`; it is set to 0 to compute statistics without dropout;
   num_classes       number of outputs;
   dtype, precision  of the computation, for `layers.Conv` and `flax.linen.Dense`;
-  features, hidden_units, padding  (optional) from `config.model`;
   axis_name         (optional) for `jax.lax.pmean`, if the network has batch statistics of its own.
 
-All other fields are set from `config.model.kwargs`. A module may call once
+All other fields are set from `config.model.kwargs`. A convolution before a normalizer should have
+`use_bias=not norm.replaces_bias`, and after `conv_norm` comes `norm.relu(x)`, because some
+normalizers have an activation of their own. After other layers than `layers.Conv` normalize by
+`norm.normalize(norm.make(name), x, train=train)`. A module may call once
 `self.sow("intermediates", "output", x)`; statistics of `x` are recorded at every evaluation.
 """
 
@@ -32,8 +34,8 @@ from bn_vgg.models.resnet import ResNet
 from bn_vgg.models.vgg import VGG
 
 MODELS: dict[str, type[nn.Module]] = {"vgg8": VGG, "resnet": ResNet}
-# Fields that a network need not have.
-_OPTIONAL = {"features", "hidden_units", "padding", "axis_name"}
+# Fields of `config.model` that only `vgg8` has.
+_VGG_FIELDS = ("features", "hidden_units", "padding")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Of float32 products and convolutions. By default TPUs round the operands to bfloat16, and NVIDIA
 # GPUs to TensorFloat-32 (11 bits of significand instead of 24).
@@ -70,13 +72,15 @@ def make_model(
         stats_pass=stats_pass, axis_name=axis_name, dtype=DTYPES[dtype],
     )  # fmt: skip
     build = find_callable("config.model.name", name, MODELS, {})
+    if build is not VGG:
+        common = {field: value for field, value in common.items() if field not in _VGG_FIELDS}
     common |= {
         "norm": factory, "dtype": DTYPES[dtype], "axis_name": axis_name,
         "precision": PRECISIONS[precision] if dtype == "float32" else None,
     }  # fmt: skip
     with wrap_plugin_errors("config.model.name", name, build):
         takes = list(inspect.signature(build).parameters)
-    if missing := set(common) - set(takes) - _OPTIONAL:
+    if missing := set(common) - set(takes) - {"axis_name"}:
         raise UserError(f"config.model.name: {name} has no field {min(missing)}")
     own = [x for x in takes if x not in (*common, "parent", "name")]
     if unknown := sorted(set(kwargs or {}) - set(own), key=str):

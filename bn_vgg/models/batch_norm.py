@@ -82,7 +82,8 @@ class BatchNormBase(nn.Module):
     """Base class of batch normalization by mean and variance, with scale and bias.
 
     Running statistics start from mean 0 and variance 1. A subclass defines
-    `_normalize_batch(x, running)`, which normalizes a training batch and calls `_update_running`.
+    `_normalize_batch(x, running)`, which normalizes a training batch and calls `_update_running`;
+    `FullBatchNorm` overrides `__call__` instead.
     """
 
     momentum: float = 0.99
@@ -113,7 +114,7 @@ class BatchNormBase(nn.Module):
     def _update_running(self, running, batch) -> None:
         """Averages the batch's mean and variance into the running statistics."""
         from_var, to_var = AVERAGES[self.average]
-        # They do not affect the loss, but the gradient of a square root at 0 would be a NaN.
+        # The averages do not affect the loss, but a zero gradient through sqrt(0) would be NaN.
         (old_mean, old_var), (mean, var) = running, lax.stop_gradient(batch)
         old_weight, new_weight = self.momentum, 1 - self.momentum
         new_mean = old_weight * old_mean + new_weight * mean

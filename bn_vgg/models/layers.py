@@ -1,8 +1,8 @@
 """Layers for networks, and access to their sown activations and running statistics.
 
 Networks sow layer outputs as `output`, see `models`; `NormFactory` sows the inputs of normalizers
-as `before_norm`. A layer's name is its module's path, such as `block0` or `stage1.block0`, without
-a final `norm`.
+as `before_norm`. A layer's name is its module's path, such as `block0` or `block0.norm1`, without a
+final `norm`.
 """
 
 import math

@@ -36,12 +36,16 @@ def find_callable(
         names = ", ".join(registry)
         raise UserError(
             f"{field}: unknown name {name!r}; {meant}choose one of {names}, or your own as "
-            "package.module:Class"
+            "package.module:NAME"
         )
     try:
         found = pkgutil.resolve_name(name)
     except (Exception, SystemExit) as error:  # any error of the module's own code
-        raise UserError(f"{field}: cannot import {name}: {describe_error(error)}") from error
+        missing = isinstance(error, ModuleNotFoundError)
+        advice = "; it must be in the current folder or on PYTHONPATH" if missing else ""
+        raise UserError(
+            f"{field}: cannot import {name}: {describe_error(error)}{advice}"
+        ) from error
     if not callable(found):
         raise UserError(f"{field}={name} is not a class or function")
     return found

@@ -5,21 +5,22 @@ A normalizer is a Flax module between a convolution and its ReLU. `config.model.
 module). Flax's own, such as `flax.linen:RMSNorm`, work unchanged. `__call__` takes `x` (N, H, W, C)
 and returns the same shape and dtype. Everything else is optional and recognized by its name:
 
-  fields      (or parameters of the function) `momentum`, `epsilon`, `axis_name`, `dtype` and
-              `average` are set from `config.model`, all others from `config.model.norm_kwargs`.
+  fields      (or parameters of the function) `momentum` is set from `config.model.norm_decay`,
+              `epsilon` from `norm_epsilon`, `average` from `stats_average`, `dtype` from `dtype`,
+              `axis_name` by the program; all others are set from `config.model.norm_kwargs`.
               While precise statistics are computed, `momentum` is a traced scalar.
   arguments   of `__call__`:
-              `use_running_average`   False in training, True in evaluation;
+              `use_running_average`   False in training, True in evaluation and `init`;
               `mean_of_x`             a function that returns the per-channel mean of x, (C,),
                                       without a pass over x; None if that is not possible.
   statistics  that persist between batches are in the collection `batch_stats`. Those called `mean`
               and `var`, (C,), are compared with PreciseBN's at every evaluation.
-  random      numbers are drawn from the stream `dropout`, see `layers.rng_streams`.
+  randomness  comes from the stream `dropout`, see `layers.rng_streams`.
   attributes  `replaces_bias`         True: the convolution in front has no bias (default: as the
                                       field `use_bias` of Flax's normalizers says);
               `has_activation`        True: no ReLU follows;
               `initializes_from_data` True: `init` is called with a batch of training images.
-  methods     `kernel(kernel_33IO)`   computes the weights for the convolution from its kernel.
+  methods     `reparametrize(kernel_33IO)`  computes the convolution's weights from its kernel.
 
 `axis_name` is the mapped axis over which devices share a batch, for `jax.lax.pmean`. It is set only
 for normalizers that take `use_running_average`: others have statistics of single examples, which
@@ -117,7 +118,7 @@ class NormFactory:
           UserError: a user-defined normalizer fails, or returns another shape or dtype.
         """
         norm = self.make(name)
-        reparametrize = partial(self._weights, norm) if hasattr(norm, "kernel") else None
+        reparametrize = partial(self._weights, norm) if hasattr(norm, "reparametrize") else None
         y = conv(x_NHWC, reparametrize)
         mean_of_y = (
             partial(conv.mean_of_output, x_NHWC, reparametrize) if conv.has_cheap_mean else None
@@ -135,7 +136,7 @@ class NormFactory:
           UserError: as `conv_norm`; or the normalizer normalizes a convolution's weights.
         """
         norm = self.make(name)
-        if hasattr(norm, "kernel"):
+        if hasattr(norm, "reparametrize"):
             raise UserError(f"{_FIELD}={self.name} must follow a convolution")
         return self.relu(self.normalize(norm, x, train=train))
 
@@ -150,8 +151,8 @@ class NormFactory:
 
     def _weights(self, norm: Any, kernel_33IO) -> jax.Array:
         with wrap_plugin_errors(_FIELD, self.name, self.build):
-            weights = norm.kernel(kernel_33IO)
-        self._check_same("the result of its kernel()", weights, kernel_33IO)
+            weights = norm.reparametrize(kernel_33IO)
+        self._check_same("the result of its reparametrize()", weights, kernel_33IO)
         return weights
 
     def check_statistics(self, before, after) -> None:
@@ -190,7 +191,7 @@ def make_norm_factory(
     if unknown:
         raise UserError(
             f"config.model.norm_kwargs: {norm} takes no {unknown[0]!r}; "
-            f"it takes: {', '.join(own) or 'nothing'}"
+            f"it takes: {', '.join(own) or 'nothing'}; config.model sets its other fields"
         )
     settings = {name: value for name, value in common.items() if name in takes} | {**norm_kwargs}
     with wrap_plugin_errors(_FIELD, norm, build):

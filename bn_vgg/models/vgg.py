@@ -15,8 +15,8 @@ from bn_vgg.models.pooling import max_pool_2x2
 class Block(nn.Module):
     """Convolution, normalization, ReLU, dropout and, with `pool`, 2x2 max pooling.
 
-    ReLU is applied last, to a quarter of the values. This does not change the result, because it
-    commutes with dropout and max pooling.
+    ReLU is computed last, after pooling on a quarter of the values. The result is the same, because
+    ReLU commutes with dropout and max pooling.
     """
 
     features: int

@@ -40,11 +40,11 @@ class WeightNorm(nn.Module):
 
     replaces_bias: ClassVar[bool] = True
     initializes_from_data: ClassVar[bool] = True
-    kernel = staticmethod(unit_kernel)
+    reparametrize = staticmethod(unit_kernel)
 
     @nn.compact
     def __call__(self, x):
-        """Scales and shifts `x` (..., C), the output of a convolution with `kernel`'s weights."""
+        """Scales and shifts `x` (..., C), the output of a convolution with unit weights."""
         scale = self.param("scale", lambda _: 1 / _stdev_over_batch(x))
         bias = self.param("bias", lambda _: -mean_over_batch(x) / _stdev_over_batch(x))
         broadcast_shape = (1,) * (x.ndim - 1) + x.shape[-1:]
@@ -60,11 +60,11 @@ class WeightNormMeanOnly(MeanOnlyBatchNorm):
     """
 
     initializes_from_data: ClassVar[bool] = True
-    kernel = staticmethod(unit_kernel)
+    reparametrize = staticmethod(unit_kernel)
 
     @nn.compact
     def __call__(self, x, use_running_average: bool, mean_of_x: Callable | None = None):
-        """Normalizes `x` (..., C), the output of a convolution with `kernel`'s weights."""
+        """Normalizes `x` (..., C), the output of a convolution with unit weights."""
         scale = self.param("scale", lambda _: 1 / _stdev_over_batch(x))
         t = x.astype(jnp.float32) * scale.reshape((1,) * (x.ndim - 1) + (-1,))
         # Report `t` instead of `x`, because the running mean is of `t`.
