@@ -184,7 +184,7 @@ def test_weights_may_be_reparameterized_and_their_mean_is_then_known():
 @pytest.mark.parametrize(
     ("norm", "kwargs", "message"),
     [
-        ("bat", {}, r"name 'bat'; choose one of none, mean_only, full, .*package.module:Class"),
+        ("bat", {}, r"name 'bat'; choose one of none, mean_only, full, .*package.module:NAME"),
         ("batch_norm", {}, "name 'batch_norm'; did you mean full[?] choose one of none, "),
         ("nowhere:Norm", {}, "cannot import nowhere:Norm: ModuleNotFoundError: No module named"),
         ("broken_norms:Norm", {}, "cannot import broken_norms:Norm: .*nowhere_to_be_found"),
