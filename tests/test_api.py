@@ -43,7 +43,7 @@ def test_configurations_by_their_name():
         bn_vgg.train(config, "nowhere")
     with pytest.raises(UserError, match="nowhere holds no run"):
         bn_vgg.load("nowhere")
-    with pytest.raises(UserError, match="'newest'; it takes best or latest"):
+    with pytest.raises(UserError, match="which must be best or latest, not 'newest'"):
         bn_vgg.load("nowhere", "newest")
 
 
