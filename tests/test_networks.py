@@ -147,7 +147,7 @@ def test_statistics_of_its_own_are_not_taken_precisely(own):
         (["resnet", "{'width': 'a'}"], "config.model.name=resnet fails with .*: TypeError"),
         (["own_networks:OwnStatistics"], "never calls its `norm`: set config.model.norm=none"),
         (["own_networks:OwnStatistics", "{'width': 1}"], r"returns float32\(8, 1\), not float32"),
-        (["own_networks:OwnStatistics", "{'width': 2}"], "network sows output 2 times"),
+        (["own_networks:OwnStatistics", "{'width': 2}"], "network sows output more than once"),
         (["own_networks:Missing"], "cannot import own_networks:Missing"),
         (["own_networks:NoPrecision"], "own_networks:NoPrecision has no field precision"),
         (

@@ -109,12 +109,14 @@ def layer_activations(collections: Mapping[str, Any], which: str) -> dict[str, j
 
     `collections` is the second result of `apply(..., mutable=["intermediates"])`.
     """
-    reported = flatten_dict(collections.get("intermediates", {}))
-    reported = {_layer(path): xs for path, xs in reported.items() if path[-1] == which}
-    for layer, xs in reported.items():
-        if len(xs) > 1:
-            raise UserError(f"{layer} sows {which} {len(xs)} times; it must do so only once")
-    return {layer: x for layer, (x,) in reported.items()}
+    found: dict[str, jax.Array] = {}
+    for path, sown in flatten_dict(collections.get("intermediates", {})).items():
+        if path[-1] == which:
+            layer = _layer(path)
+            if len(sown) > 1 or layer in found:
+                raise UserError(f"{layer} sows {which} more than once: use a module for each")
+            (found[layer],) = sown
+    return found
 
 
 def layer_statistics(batch_stats: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
