@@ -157,7 +157,7 @@ def _try_network(config: dict[str, Any], model: Any) -> None:
         raise UserError(f"{name} returns {found[0]}{found[1]}, not {wanted[0]}{wanted[1]}")
     norms = [path[:-1] for path in flatten_dict(seen) if path[-1] == "before_norm"]
     if not norms and norm.name != "none":
-        raise UserError(f"{name} never calls its `norm`: set config.model.norm=none")
+        raise UserError(f"{name} uses no method of its `norm`: set config.model.norm=none")
     paths = flatten_dict(statistics)
     own = [path for path in paths if not any(path[: len(each)] == each for each in norms)]
     if needs_precise_stats(config) and statistics and (own or not norm.has_averages):

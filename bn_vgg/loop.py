@@ -329,7 +329,7 @@ class Run:
             "versions": provenance.versions(),
             "jax_settings": provenance.jax_settings(config.model),
             "commit": provenance.commit(),
-            "user_code": provenance.user_code(config.to_dict()),
+            "user_code": self.workdir.read("format.json")["user_code"],
             "command": provenance.command(),
         }
         if self.board is not None:

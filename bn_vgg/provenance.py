@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import os
+import pkgutil
 import platform
 import shlex
 import subprocess
@@ -82,16 +83,19 @@ def commit() -> str | None:
 
 
 def user_code(config: Mapping[str, Any]) -> dict[str, str]:
-    """Returns digests of the files with user-defined classes and functions, by `module:name`.
+    """Returns digests of the files that define the user's classes and functions, by `module:name`.
 
-    `config`, nested, has been checked, so that they are imported. Files that these import
-    themselves, and installed packages such as Flax, are not included.
+    `config` is nested. Files that these import, installed packages such as Flax, and code of a
+    notebook are not included.
     """
     digests = {}
     fields = config["model"]["name"], config["model"]["norm"], config["optimizer"]["name"]
     for name in (*fields, config["schedule"]["name"]):
-        file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
-        if ":" in name and file and "site-packages" not in Path(file).parts:
+        if ":" not in name:
+            continue
+        module = getattr(pkgutil.resolve_name(name), "__module__", name.partition(":")[0])
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file and not {"site-packages", "dist-packages"} & {*Path(file).parts}:
             digests[name] = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
     return digests
 

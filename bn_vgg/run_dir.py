@@ -93,6 +93,10 @@ class Workdir:
             self.check_format()
             if self._has_begun():
                 self._refuse_other(config, data, user_code or {})
+            elif self._writes:  # files of a run that ended before its first epoch
+                for name in ("events.out.tfevents.*", "wandb.json"):
+                    for file in self.path.glob(name):
+                        file.unlink()
             about = {"format": FORMAT, "bn_vgg": bn_vgg.__version__, "user_code": user_code or {}}
             self.write("format.json", about)
             self.write("config.json", config)
@@ -102,7 +106,9 @@ class Workdir:
         with wrap_read_errors(self.path):
             checkpoints = self.path / "checkpoints"
             kept = checkpoints.exists() and any(checkpoints.iterdir())
-            return kept or self.exists("metrics.jsonl") or self.exists("result.json")
+            # Without a lock another process may be in its first epoch.
+            names = ["metrics.jsonl", "result.json", *([] if self._local else ["config.json"])]
+            return kept or any(map(self.exists, names))
 
     def _refuse_other(
         self, config: dict[str, Any], data: dict[str, Any], user_code: dict[str, str]

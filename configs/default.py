@@ -136,7 +136,8 @@ def get_config(
     # its own precise statistics. 0: no average.
     optimizer.average_decay = 0.0
 
-    # The learning rate of each update: `constant`, `cosine`, `linear`, `one_cycle` or `step`.
+    # The learning rate of each update: `constant`, `cosine`, `linear`, `one_cycle`, `step`, or your
+    # own `package.module:function`.
     config.schedule = ConfigDict()
     config.schedule.name = "constant"
     # Length of a linear increase from 0 before the schedule, in epochs.

@@ -145,7 +145,10 @@ def test_statistics_of_its_own_are_not_taken_precisely(own):
         (["resnet", "{'depht': 8}"], "config.model.kwargs: resnet takes no 'depht'; it takes: dep"),
         (["resnet", "{'depth': 9}"], "config.model.kwargs: depth is 9; it must be 8, 14, 20"),
         (["resnet", "{'width': 'a'}"], "config.model.name=resnet fails with .*: TypeError"),
-        (["own_networks:OwnStatistics"], "never calls its `norm`: set config.model.norm=none"),
+        (
+            ["own_networks:OwnStatistics"],
+            "uses no method of its `norm`: set config.model.norm=none",
+        ),
         (["own_networks:OwnStatistics", "{'width': 1}"], r"returns float32\(8, 1\), not float32"),
         (["own_networks:OwnStatistics", "{'width': 2}"], "network sows output more than once"),
         (["own_networks:Missing"], "cannot import own_networks:Missing"),

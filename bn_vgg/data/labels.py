@@ -76,14 +76,15 @@ def _classify(files: list[ImageFile], spec: str) -> list[_Labelled]:
     names, folders = _classes(by_name), _classes(by_folder)
     have_names = len(names) > 1 and len(by_name) == len(by_folder)
     have_folders = len(folders) > 1 and folders[0] and not all(map(_NO_CLASS.fullmatch, folders))
-    if have_names and have_folders:
-        groups = {(_folder(file), name) for file, name, _ in by_name}
-        if len(groups) > min(len(names), len(folders)):  # unlike cats/cat.1.jpg, dogs/dog.1.jpg
-            raise UserError(
-                f"{spec!r}: the classes by file names are {_shorten(names)} (as in "
-                f"{by_name[0][0].name!r}), but by folders {_shorten(folders)}: rename files or "
-                "folders so that they agree, or that only one of them defines classes"
-            )
+    groups = {(_folder(file), name) for file, name, _ in by_name}
+    # As for cats/cat.1.jpg and dogs/dog.1.jpg.
+    one_to_one = len(groups) == len(names) == len({folder for folder, _ in groups})
+    if len(names) > 1 and have_folders and not one_to_one:
+        raise UserError(
+            f"{spec!r}: the classes by file names are {_shorten(names)} (as in "
+            f"{by_name[0][0].name!r}), but by folders {_shorten(folders)}: rename files or "
+            "folders so that they agree, or that only one of them defines classes"
+        )
     if have_names or have_folders:
         return by_name if have_names else by_folder
     named = {file.path for file, _, _ in by_name}

@@ -34,7 +34,7 @@ from bn_vgg.models.resnet import ResNet
 from bn_vgg.models.vgg import VGG
 
 MODELS: dict[str, type[nn.Module]] = {"vgg8": VGG, "resnet": ResNet}
-# Fields of `config.model` that only `vgg8` has.
+# Fields of `config.model` that only `vgg8`, or a subclass of `VGG`, has.
 _VGG_FIELDS = ("features", "hidden_units", "padding")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Of float32 products and convolutions. By default TPUs round the operands to bfloat16, and NVIDIA
@@ -72,7 +72,7 @@ def make_model(
         stats_pass=stats_pass, axis_name=axis_name, dtype=DTYPES[dtype],
     )  # fmt: skip
     build = find_callable("config.model.name", name, MODELS, {})
-    if build is not VGG:
+    if not (isinstance(build, type) and issubclass(build, VGG)):
         common = {field: value for field, value in common.items() if field not in _VGG_FIELDS}
     common |= {
         "norm": factory, "dtype": DTYPES[dtype], "axis_name": axis_name,
