@@ -89,9 +89,8 @@ def test_images_and_labels_are_mixed_by_one_share(batch):
         share[:, None] * jax.nn.one_hot(batch["label"], 2)
         + (1 - share)[:, None] * jax.nn.one_hot(batch["partner_label"], 2)
     ) * 0.9 + 0.05
-    losses = training_losses(
-        logits, batch, key, NO_AUGMENTATION | {"mixup": 0.5, "label_smoothing": 0.1}
-    )
+    settings = NO_AUGMENTATION | {"mixup": 0.5, "label_smoothing": 0.1}
+    losses = training_losses(logits, batch, key, settings)
     expected = optax.softmax_cross_entropy(logits, labels)
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
     sure = partial(is_wrong, 20 * jax.nn.one_hot(batch["label"], 2))

@@ -18,7 +18,7 @@ BATCHES = [train_batch(seed=seed) for seed in range(3)]
 
 
 def precise_of(norm, **changes):
-    """PreciseStats statistics of a state whose running ones are those of no batch."""
+    """Precise statistics of a state whose running ones are those of no batch."""
     model, _, state = build(norm, dropout_rate=0.5, **changes)
     state = state.replace(batch_stats=jax.tree.map(lambda x: x + 3.0, state.batch_stats))
     channels = layer_channels(model, SIDE)["before_norm"]
@@ -134,9 +134,8 @@ def test_a_users_statistics_of_another_name_or_shape_have_no_distance():
         ({"mean": np.ones(1), "var": np.ones(2)}, ["std_ratio/block0"]),
     ):
         kept = {"block0": {"norm": stats}}
-        assert [
-            *evaluation.running_lag(kept, PreciseStats(np.float64(1), kept, moments), 0.0)
-        ] == found
+        precise = PreciseStats(np.float64(1), kept, moments)
+        assert [*evaluation.running_lag(kept, precise, 0.0)] == found
 
 
 def test_a_dead_relu_is_one_that_no_image_wakes():

@@ -112,10 +112,7 @@ def test_schedules_follow_their_formula_after_a_warm_up(name, kwargs, expected):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"optimizer": {"name": "adamm"}},
-            "name 'adamm'; did you mean adam. choose one of rmsprop",
-        ),
+        ({"optimizer": {"name": "adamm"}}, "'adamm'; did you mean adam. choose one of rmsprop"),
         ({"optimizer": {"name": "optax:nothing"}}, "cannot import optax:nothing: "),
         (
             {"optimizer": {"name": "sgd", "kwargs": {"momentm": 0.9}}},
