@@ -8,13 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from bn_vgg.augment import (
-    NO_AUGMENTATION,
-    mix_over_labels,
-    mixup_shares,
-    training_images,
-    training_losses,
-)
+from bn_vgg import augment
 from bn_vgg.steps import is_wrong, to_intensities
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -38,7 +32,7 @@ def batch():
 
 
 def augmented(batch, **settings):
-    return training_images(batch, jax.random.key(0), NO_AUGMENTATION | settings)
+    return augment.training_images(batch, jax.random.key(0), augment.NO_AUGMENTATION | settings)
 
 
 def test_the_recipe_changes_nothing(batch):
@@ -77,7 +71,7 @@ def test_colours_are_scaled_within_bounds(batch):
 
 def test_images_and_labels_are_mixed_by_one_share(batch):
     key = jax.random.key(0)
-    share = mixup_shares(batch, key, ALL)
+    share = augment.mixup_shares(batch, key, ALL)
     assert 0.3 < share.mean() < 0.7
     assert share.std() > 0.25, "Beta(1/2, 1/2) is widest at its ends: its deviation is 0.35"
     first, second = (to_intensities(batch["crops"][:, k]) for k in range(2))
@@ -89,18 +83,18 @@ def test_images_and_labels_are_mixed_by_one_share(batch):
         share[:, None] * jax.nn.one_hot(batch["label"], 2)
         + (1 - share)[:, None] * jax.nn.one_hot(batch["partner_label"], 2)
     ) * 0.9 + 0.05
-    settings = NO_AUGMENTATION | {"mixup": 0.5, "label_smoothing": 0.1}
-    losses = training_losses(logits, batch, key, settings)
+    settings = augment.NO_AUGMENTATION | {"mixup": 0.5, "label_smoothing": 0.1}
+    losses = augment.training_losses(logits, batch, key, settings)
     expected = optax.softmax_cross_entropy(logits, labels)
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
     sure = partial(is_wrong, 20 * jax.nn.one_hot(batch["label"], 2))
     others = share * 0 + (1 - share) * (batch["label"] != batch["partner_label"])
-    np.testing.assert_allclose(mix_over_labels(sure, batch, key, ALL), others, atol=1e-6)
+    np.testing.assert_allclose(augment.mix_over_labels(sure, batch, key, ALL), others, atol=1e-6)
 
 
 def test_what_an_example_draws_is_its_own(batch):
     """By its position and the epoch's key alone: in shares of the batch, and in another order."""
-    compiled = jax.jit(lambda batch, key: training_images(batch, key, ALL))
+    compiled = jax.jit(lambda batch, key: augment.training_images(batch, key, ALL))
     whole = compiled(batch, jax.random.key(0))
     parts = jax.tree.map(lambda x: x.reshape(4, COUNT // 4, *x.shape[1:]), batch)
     shared = jax.jit(jax.vmap(compiled, (0, None)))(parts, jax.random.key(0))

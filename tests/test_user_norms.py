@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bn_vgg import provenance
 from bn_vgg.errors import UserError
 from bn_vgg.models import make_model
 from bn_vgg.models.layers import layer_activations
@@ -133,6 +134,12 @@ def factory(norm, axis_name=None, **kwargs):
         norm, kwargs, momentum=0.9, epsilon=1e-4, average="stdev", dtype=jnp.float32,
         stats_pass="clean", axis_name=axis_name,
     )  # fmt: skip
+
+
+def test_only_the_users_own_code_is_digested():
+    config = default.get_config().to_dict()
+    config["model"]["norm"], config["optimizer"]["name"] = "own_norms:Twice", "optax:lion"
+    assert list(provenance.user_code(config)) == ["own_norms:Twice"]
 
 
 @pytest.mark.parametrize("norm", ["own_norms:Twice", "own_norms:make_twice"])
