@@ -93,14 +93,19 @@ class Workdir:
             self.check_format()
             if self._has_begun():
                 self._refuse_other(config, data, user_code or {})
-            elif self._writes:  # files of a run that ended before its first epoch
-                for name in ("events.out.tfevents.*", "wandb.json"):
+            elif self._writes and not self._has_config(config):
+                for name in ("events.out.tfevents.*", "wandb.json"):  # of another run
                     for file in self.path.glob(name):
                         file.unlink()
             about = {"format": FORMAT, "bn_vgg": bn_vgg.__version__, "user_code": user_code or {}}
             self.write("format.json", about)
             self.write("config.json", config)
             self.write("data.json", data)
+
+    def _has_config(self, config: dict[str, Any]) -> bool:
+        # Through JSON, where tuples become lists.
+        same = json.loads(json.dumps(config))
+        return self.exists("config.json") and self.read("config.json") == same
 
     def _has_begun(self) -> bool:
         with wrap_read_errors(self.path):
