@@ -61,10 +61,10 @@ def test_recorded_runs_pair_where_they_share_seeds():
     assert any(row.startswith("full_crop-small 3 15.6 ± 5.1 +5.4 ± 4.9 15.7 ") for row in found)
     assert any(row.startswith("meanonly-small 3 13.0 ") for row in found)
     # Of one seed there is a difference, but no interval.
-    by = ["optimizer.name", "num_epochs"]
+    by = ["optimizer.name", "optimizer.learning_rate", "num_epochs"]
     runs, _, _ = read_runs(ROOT / "experiments/results/champion", comparison.extra_keys(by))
     found = rows(comparison.table(comparison.measure(*comparison.group(runs, by)[:2])))
-    assert any(row.startswith("sgd, 15 1 6.2 +1.5 7.1 ") for row in found)
+    assert any(row.startswith("sgd, 0.05, 15 1 6.2 +1.5 7.1 ") for row in found)
 
 
 def test_what_differs_besides_is_not_pooled_and_has_its_own_reference(tmp_path):
