@@ -1,4 +1,4 @@
-"""Where a result comes from: hardware, versions, commit, command."""
+"""Where a result comes from: hardware, versions, commit, user-defined code, command."""
 
 import hashlib
 import importlib.metadata

@@ -87,25 +87,22 @@ class Workdir:
           UserError: it holds a run of another configuration, format, code or data, or cannot be
             written.
         """
+        config, user_code = json.loads(json.dumps(config)), user_code or {}  # tuples become lists
         with wrap_write_errors(f"the working directory {self.path}"):
             if self._writes:
                 self.path.mkdir(parents=True, exist_ok=True)
             self.check_format()
             if self._has_begun():
-                self._refuse_other(config, data, user_code or {})
-            elif self._writes and not self._has_config(config):
-                for name in ("events.out.tfevents.*", "wandb.json"):  # of another run
+                self._refuse_other(config, data, user_code)
+            elif self.exists("config.json") and self.read("config.json") != config and self._writes:
+                # Of another configuration, which never began.
+                for name in ("events.out.tfevents.*", "wandb.json"):
                     for file in self.path.glob(name):
                         file.unlink()
-            about = {"format": FORMAT, "bn_vgg": bn_vgg.__version__, "user_code": user_code or {}}
+            about = {"format": FORMAT, "bn_vgg": bn_vgg.__version__, "user_code": user_code}
             self.write("format.json", about)
             self.write("config.json", config)
             self.write("data.json", data)
-
-    def _has_config(self, config: dict[str, Any]) -> bool:
-        # Through JSON, where tuples become lists.
-        same = json.loads(json.dumps(config))
-        return self.exists("config.json") and self.read("config.json") == same
 
     def _has_begun(self) -> bool:
         with wrap_read_errors(self.path):
@@ -120,8 +117,7 @@ class Workdir:
     ) -> None:
         if not self.exists("config.json"):
             raise UserError(f"{self.path} holds checkpoints, but no config.json: copy all of it")
-        # Tuples become lists, also within kwargs.
-        old, new = flatten(self.read("config.json")), flatten(json.loads(json.dumps(config)))
+        old, new = flatten(self.read("config.json")), flatten(config)
         # Other schedules depend on num_epochs: the epochs so far would have had other rates.
         may_grow = new["schedule.name"] == "constant"
         if may_grow and new["num_epochs"] > old.get("num_epochs", 0):

@@ -37,7 +37,7 @@ class Driver:
           until: a time of `time.monotonic()`, at which running work is stopped.
 
         Raises:
-          UserError: the first processes, of two cells if there are, ended with the same error.
+          UserError: all processes so far, at least two, ended with the same user error.
           KeyboardInterrupt: after the running processes were stopped.
         """
         waiting = collections.deque(work)

@@ -2,7 +2,7 @@
 
 python -m experiments.report --runs=DIR [--output=DIR]
 
-Reads all runs below --runs, including unfinished ones, and writes report.md, the same as
+Reads all runs below --runs, including unfinished ones, and writes report.md, the same content as
 report.html, and the figures. Needs pip install -e '.[report]'.
 """
 

@@ -52,9 +52,9 @@ class Sweep:
         if self.writes:
             try:
                 self.write()
-            except UserError as error:  # the runs can go on
+            except UserError as failure:  # the runs can go on
                 self.writes = False
-                why = error.__cause__ or error
+                why = failure.__cause__ or failure
                 cli.show(f"{self.out}/{SWEEP} stays as it is, and the runs go on: {why}")
 
     def write(self) -> None:

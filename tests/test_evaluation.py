@@ -115,9 +115,7 @@ def test_distances_are_in_standard_deviations_of_what_is_normalized():
         "block0": {"norm": {"mean": np.array([2.0, 8.0]), "var": np.array([16.0, 9.0])}},
         "block1": {"norm": {"mean": np.array([0.0])}},
     }
-    found = evaluation.running_lag(
-        running, PreciseStats(np.float64(1), stats, moments), epsilon=0.0
-    )
+    found = evaluation.running_lag(running, PreciseStats(np.float64(1), stats, moments), 0.0)
     assert set(found) == {"mean_distance/block0", "std_ratio/block0", "mean_distance/block1"}
     np.testing.assert_allclose(found["mean_distance/block0"], [0.5, 2.0])
     np.testing.assert_allclose(found["std_ratio/block0"], [2.0, 1.0])

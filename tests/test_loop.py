@@ -48,6 +48,10 @@ def test_checkpoints_within_epochs(tiny_config, cache_folder, tmp_path, before_s
     # The latest two, and, of a single epoch that has an error, another in the second best's place.
     assert list_steps(Workdir(str(tmp_path / "killed")).checkpoints) == [STEPS + 4, STEPS, 4]
     before_step(STEPS + 4, lambda: None)
+    with monkeypatch.context() as patch:
+        patch.setattr("bn_vgg.metrics.TrainMetrics.empty", lambda: None)
+        with pytest.raises(UserError, match="metrics have changed"):
+            run(tiny_config, tmp_path / "killed", cache_folder)
     run(tiny_config, tmp_path / "killed", cache_folder)
     assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
 

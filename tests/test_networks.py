@@ -29,12 +29,12 @@ class Own(nn.Module):
     dropout_rate: float
     dtype: Any
     precision: Any
-    width: int = 8
+    features: int = 8
 
     @nn.compact
     def __call__(self, images, *, train, positions_N=None):
         bias = not self.norm.replaces_bias
-        conv = Conv(self.width, "same", bias, self.dtype, self.precision)
+        conv = Conv(self.features, "same", bias, self.dtype, self.precision)
         x = self.norm.relu(self.norm.conv_norm(conv, images, train=train))
         self.sow("intermediates", "output", x)
         x = nn.Dropout(0.1)(x.mean((1, 2)), deterministic=not train)
@@ -52,9 +52,9 @@ class OwnStatistics(Own):
     @nn.compact
     def __call__(self, images, *, train, positions_N=None):
         x = nn.BatchNorm(not train)(images).mean((1, 2))
-        for _ in range(1 + (self.width == 2)):
+        for _ in range(1 + (self.features == 2)):
             self.sow("intermediates", "output", x)
-        return nn.Dense(1 if self.width == 1 else 2)(x)
+        return nn.Dense(1 if self.features == 1 else 2)(x)
 
 
 class Broken(Own):
@@ -124,7 +124,7 @@ def test_resnet_20_is_the_papers():
 
 def test_a_users_network_trains_and_predicts(own, tmp_path, cache_folder, cartoon_folder):
     """One file of the user's own, none of ours."""
-    config = load("own_networks:Own", "--config.model.kwargs={'width': 4}")
+    config = load("own_networks:Own", "--config.model.kwargs={'features': 4}")
     config.data.source = str(cartoon_folder)
     result = bn_vgg.train(config, tmp_path / "run", cache_dir=cache_folder)
     assert result["num_parameters"] == 27 * 4 + 4 + 4 * 2 + 2
@@ -149,8 +149,8 @@ def test_statistics_of_its_own_are_not_taken_precisely(own):
             ["own_networks:OwnStatistics"],
             "uses no method of its `norm`: set config.model.norm=none",
         ),
-        (["own_networks:OwnStatistics", "{'width': 1}"], r"returns float32\(8, 1\), not float32"),
-        (["own_networks:OwnStatistics", "{'width': 2}"], "network sows output more than once"),
+        (["own_networks:OwnStatistics", "{'features': 1}"], r"returns float32\(8, 1\), not floa"),
+        (["own_networks:OwnStatistics", "{'features': 2}"], "network sows output more than once"),
         (["own_networks:Missing"], "cannot import own_networks:Missing"),
         (["own_networks:NoPrecision"], "own_networks:NoPrecision has no field precision"),
         (

@@ -98,6 +98,7 @@ def test_the_average_of_the_weights_and_the_same_updates():
         ("cosine", {}, {10: 1, 55: 0.5, 100: 0}),
         ("linear", {"final": 0.1}, {10: 1, 55: 0.55, 100: 0.1}),
         ("step", {"at": [0.5], "factor": 0.2}, {10: 1, 54: 1, 56: 0.2, 99: 0.2}),
+        ("optax:exponential_decay", {"decay_rate": 0.1}, {10: 1, 55: 0.1**0.5, 100: 0.1}),
         ("one_cycle", {"pct_start": 0.5, "div_factor": 10}, {10: 0.1, 55: 1, 100: 1e-5}),
     ],
 )

@@ -15,7 +15,7 @@ from bn_vgg.models.pooling import max_pool_2x2
 class Block(nn.Module):
     """Convolution, normalization, ReLU, dropout and, with `pool`, 2x2 max pooling.
 
-    ReLU is computed last, after pooling on a quarter of the values. The result is the same, because
+    ReLU is computed last: with `pool`, on a quarter of the values. The result is the same, because
     ReLU commutes with dropout and max pooling.
     """
 
