@@ -95,7 +95,11 @@ def _without_augmentation(runs, epochs):
     weights = {"baseline": 1, "meanonly": 0, "baseline_crop_dropout": -1}
     gap = judge(runs, epochs, weights, "gap")
     if verdict.word != UNDECIDED and gap.word != SUPPORTED:
-        return Verdict(UNDECIDED, f"Needs a gap above 0. {gap.sentence}", verdict.numbers)
+        return Verdict(
+            UNDECIDED,
+            f"Needs `baseline_crop_dropout` to be better than `baseline`. {gap.sentence}",
+            verdict.numbers,
+        )
     return verdict
 
 
@@ -126,7 +130,7 @@ def _with_cropping(runs, epochs):
 
 @claim(
     "3b",
-    "Given longer training, full overtakes mean-only (the closing post's postscript).",
+    "Given longer training, full overtakes mean-only (a postscript in the series' last post).",
     rule="Supported if the interval of `meanonly_crop` - `full_crop` is above 0, in best "
     f"validation error over as many epochs as the shortest run has, of runs of at least "
     f"{LONGER_EPOCHS}; contradicted if it is below.",

@@ -47,6 +47,8 @@ def main(path: str) -> None:
         _say(f"Groups differ in {', '.join(besides)}, too")
     if runs["hardware"].nunique() > 1:
         _say(f"Times are not comparable: runs were made on {', '.join(runs['hardware'].unique())}")
+    if runs["commit"].nunique() > 1:
+        _say(f"Runs were made by {runs['commit'].nunique()} versions of this code")
     measured = comparison.measure(runs, fields, _AGAINST.value, _TARGET.value)
     reached = "" if _TARGET.value is None else f", time to {_TARGET.value:g}% without compiling"
     caption = (

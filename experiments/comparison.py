@@ -38,7 +38,7 @@ def group(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str
     Raises:
       UserError: one of `by` is not a field.
     """
-    known = ["section", *flatten(default.get_config().to_dict(), fields=KWARGS)]
+    known = ["section", "user_code", *flatten(default.get_config().to_dict(), fields=KWARGS)]
     for field in by or [""]:
         if field not in known:
             close = ", ".join(difflib.get_close_matches(field, known, cutoff=0.5))
@@ -47,6 +47,7 @@ def group(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str
         if field not in runs:
             raise UserError(f"--by: none of these runs has recorded {field}")
     texts = runs[[field for field in (*known, "cell") if field in runs]].map(str)
+    texts = texts.replace({"user_code": "nan"}, stats.NOT_MEASURED)
     hidden = {*MAY_DIFFER, "cell"} - {*extra_keys(by)}
     others = [field for field in texts if field not in hidden]
     # Prefer a name, such as model.name, to settings.
@@ -59,7 +60,7 @@ def group(runs: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, list[str
     if texts.groupby(fields)["cell"].nunique().max() > 1:
         fields.append("cell")
     texts["group"] = texts[fields].agg(", ".join, axis=1)
-    besides = [field for field in others if field not in fields and texts[field].nunique() > 1]
+    besides = [x for x in others if x not in (*fields, "user_code") and texts[x].nunique() > 1]
     return runs.assign(**texts[[*fields, "group"]]), fields, besides
 
 
@@ -176,8 +177,7 @@ def draw(
         for axes, (what, values) in zip(panels, measured.items(), strict=True):
             for row, name in enumerate(names):
                 seeds, colour = values[name].dropna(), palette[colour_index[name] % len(palette)]
-                # The interval of two seeds would be far too wide.
-                interval = stats.mean_interval(seeds) if len(seeds) >= stats.MIN_SEEDS else None
+                interval = stats.mean_interval(seeds)
                 error = interval.high - interval.mean if interval else None
                 axes.errorbar(seeds.mean(), row - 0.1, xerr=error, fmt="D", ms=5, color=colour)
                 axes.plot(seeds, [row + 0.2] * len(seeds), "o", ms=4, mfc="none", color=colour)

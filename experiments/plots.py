@@ -59,9 +59,10 @@ DOTTED_EPOCHS = 20
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG, regardless of the path's suffix."""
+    """Writes a figure as .pdf or .svg, otherwise as PNG."""
+    kind = path.suffix[1:] if path.suffix in (".pdf", ".svg") else "png"
     with cli.atomic_write(path) as partial:
-        figure.savefig(partial, format="png", dpi=DPI)
+        figure.savefig(partial, format=kind, dpi=DPI)
 
 
 def draw_post_figure(name: str, runs: pd.DataFrame, epochs: pd.DataFrame) -> Figure | None:
@@ -83,9 +84,9 @@ def draw_post_figure(name: str, runs: pd.DataFrame, epochs: pd.DataFrame) -> Fig
         ends = [_draw_cell(axes, runs, epochs, cell, names[cell]) for cell in there]
         curves = published.curves()
         curves = curves[(curves["split"] == "valid") & (curves["epoch"] <= axes.dataLim.x1)]
-        for cell, called in names.items():
+        for (cell, called), style in zip(names.items(), ("-", "--", "-.", ":"), strict=False):
             x, y = curves.loc[curves["cell"] == cell, ["epoch", "error_rate"]].to_numpy().T
-            axes.plot(x, y, color=POST_COLOUR, lw=1, zorder=1.5)
+            axes.plot(x, y, color=POST_COLOUR, lw=1, ls=style, zorder=1.5)
             ends.append((x[-1], y[-1], f"post: {called}", POST_COLOUR))
         _label_lines(axes, ends)
     return figure
@@ -160,7 +161,7 @@ def draw_best(runs: pd.DataFrame, title: str) -> Figure | None:
         figure.text(0.015, 1 - 0.1 / total, title, va="top", size=12, weight="bold")
         figure.text(
             0.015, 1 - 0.36 / total, "Diamond: mean ± standard error; rings: seeds; grey: the "
-            "post's, at 128x128. Log scale.", va="top", size=8.5, color="#555555",
+            "post's (128x128, 45 to 73 epochs). Log scale.", va="top", size=8.5, color="#555555",
         )  # fmt: skip
         axes = figure.add_axes((0.35, 0.5 / total, 0.345, 0.42 * len(cells) / total))
         for row, cell in enumerate(cells):

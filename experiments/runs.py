@@ -102,9 +102,9 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
       UserError: it holds no run, no epoch is finished, or a file is damaged.
     """
     workdir = Workdir(str(path), writes=False)
-    result, config, data = (
+    result, config, data, about = (
         workdir.read(f"{name}.json") if workdir.exists(f"{name}.json") else {}
-        for name in ("result", "config", "data")
+        for name in ("result", "config", "data", "format")
     )
     try:
         # Some recorded results have no config.json.
@@ -114,6 +114,9 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
             )
         epochs = _read_epochs(workdir)
         config = _recipe() | flatten(config, fields=KWARGS)
+        # Runs of different versions of the user's own code are not of one cell.
+        if code := result.get("user_code") or about.get("user_code"):
+            config["user_code"] = " ".join(code[name][:8] for name in sorted(code))
         for field, kind in _REQUIRED.items():
             if type(config.get(field)) is not kind:
                 raise UserError(

@@ -37,8 +37,8 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Returns the interval of the mean of one value for each seed; None for fewer than two."""
-    if len(values) < 2:
+    """Returns the interval of the mean of one value for each seed; None below `MIN_SEEDS`."""
+    if len(values) < MIN_SEEDS:
         return None
     mean = float(np.mean(values))
     half = special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2) * standard_error(values)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from bn_vgg import cli, config_file
+from bn_vgg import cli
 from bn_vgg.errors import EXIT_USER_ERROR, UserError
 from experiments import plan, state, status
 from experiments.driver import Driver
@@ -90,8 +90,9 @@ def _drive(executor: Executor, sweep: state.Sweep, until: float) -> int | None:
             names = slots[0] if len(set(slots)) == 1 else ", ".join(slots)
             done = f" ({len(runs) - len(to_do)} of {len(runs)} are done)" * (to_do != runs)
             cli.show(f"{len(to_do)} runs to do{done}, {len(slots)} at once on {names}")
-            if isinstance(executor, Local):
-                _advise(executor.platform, to_do[0])
+            on_cpu = isinstance(executor, Local) and executor.platform == "cpu"
+            if on_cpu and _VARIANT.value == "full" and _PRESET.value in PRESETS:
+                cli.show("at 128x128 runs take hours on a CPU; --variant=small is 48x48")
             driver.drive(work, until)
     finally:
         if _BUDGET.value and "://" not in sweep.out:
@@ -106,19 +107,13 @@ def _drive(executor: Executor, sweep: state.Sweep, until: float) -> int | None:
     return (EXIT_USER_ERROR if _SHARD.value else 1) if driver.failed else None
 
 
-def _advise(platform: str, run: plan.PlannedRun) -> None:
-    config = config_file.load_config(run.config_arguments)
-    if platform == "cpu" and config.get("variant") == "full" and config.data.crop_size >= 128:
-        cli.show("a run at 128x128 takes hours on a CPU; --variant=small is the same at 48x48")
-
-
 def _make_executor(out: str) -> Executor:
     run_flags = [] if _TENSORBOARD.value else ["--notensorboard"]
-    if _WANDB.value and not _TENSORBOARD.value:
-        raise UserError("--wandb copies what TensorBoard gets: leave --notensorboard out")
     run_flags += ["--wandb"] if _WANDB.value else []
     run_flags += [f"--cache_dir={_CACHE_DIR.value}"] if _CACHE_DIR.value else []
     if _EXECUTOR.value == "ray":
+        if _DEVICES.value:
+            raise UserError("--devices_per_run: for Ray use --set=resources.GPU=… (CPU, TPU)")
         return Ray(out, run_flags, _RAY_ADDRESS.value)
     if _EXECUTOR.value == "sky":
         sweep_flags = [

@@ -42,9 +42,10 @@ def cells(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (cell, count), own in finished.groupby(["cell", "epochs"], sort=False):
         precise = own["test_error_rate_precise"].dropna()
+        still = int((own["stood_still"] == own["epochs"]).sum())
         rows.append({
             "cell": f"`{cell}`",
-            "seeds": str(len(own)),
+            "seeds": f"{len(own)}" + f" ({still} stood still)" * bool(still),
             "epochs": str(count),
             "best validation": error_rate(own["best_valid_error_rate"], counted=False),
             "test": error_rate(own["test_error_rate"], counted=False),

@@ -1,5 +1,7 @@
 """Comparisons of runs over seeds: what makes a group, the numbers, and the command."""
 
+import json
+
 import pytest
 
 pytest.importorskip("pandas")
@@ -88,6 +90,18 @@ def test_what_differs_besides_is_not_pooled_and_has_its_own_reference(tmp_path):
     runs["model.norm"] = runs["model.norm"].replace("full", "a,b")  # a value may have commas
     runs["group"] = runs["model.norm"] + ", " + runs["optimizer.name"]
     assert comparison.measure(runs, fields, "a,b")["difference"].mean()["group, sgd"] < 0
+
+
+def test_seeds_of_two_versions_of_ones_own_code_are_not_pooled(tmp_path):
+    for name, digests in (("a", "112"), ("b", "22")):
+        write(tmp_path, name, "my_norms:Own", [0.2 + i / 100 for i in range(len(digests))])
+        for seed, digest in enumerate(digests):
+            path = tmp_path / name / f"seed{seed}" / "result.json"
+            result = json.loads(path.read_text()) | {"user_code": {"my_norms:Own": digest * 32}}
+            path.write_text(json.dumps(result))
+    runs, fields, _ = comparison.group(read_runs(tmp_path)[0], ["model.norm"])
+    assert fields == ["model.norm", "user_code"]
+    assert sorted(runs.groupby("group").size()) == [2, 3]
 
 
 def test_a_reference_with_settings_of_its_own_is_found(tmp_path):

@@ -63,7 +63,7 @@ class TestPresets:
     def test_an_unknown_one_lists_the_known(self):
         with pytest.raises(UserError, match="no preset 'five'; there are: five_way, figure1"):
             find_preset("five")
-        with pytest.raises(UserError, match=r"no file nowhere\.py"):
+        with pytest.raises(UserError, match=r"No such file or directory: .*nowhere\.py"):
             find_preset("nowhere.py")
 
     def test_a_file_of_the_users(self, own_preset):
@@ -86,8 +86,7 @@ class TestPresets:
         [
             ("pass", "TypeError: 'NoneType' object is not iterable"),
             ("yield from ()", "yields nothing"),
-            ('yield {"seed": 1}', "yields {'seed': 1}, which is not a dict with"),
-            ('yield {"config": "full", "seed": None}', "yields .*None.*, which is not a dict with"),
+            ('yield {"seed": 1}', "{'seed': 1} is not a dict with a 'config'"),
             ("yield 1 / 0", "ZeroDivisionError"),
             ('yield {"config": "half"}', r"no file configs/half\.py; .*there are: configs/base"),
             ('yield {"config": "full", "model": {"norm": "full"}}', "field model is a dict"),

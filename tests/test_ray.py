@@ -73,6 +73,10 @@ def test_what_no_node_has_is_said_at_once(monkeypatch):
     assert jobs.open(jobs.divide([fits])) == ["a Ray cluster of 1 nodes"]
     with pytest.raises(UserError, match=r"a/seed0 asks for {'TPU': 4} \(config.resources\)"):
         jobs.open(jobs.divide([not_there]))
+    nodes[0]["Resources"]["GPU"] = 8.0
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    with pytest.raises(UserError, match="nodes have GPUs, but no run asks for one: add --set"):
+        jobs.open(jobs.divide([fits]))
 
 
 def test_where_there_is_no_cluster_it_says_how_to_start_one():

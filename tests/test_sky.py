@@ -53,13 +53,18 @@ class StandIn(types.ModuleType):
         assert fields is None  # the usual ones leave failure_reason out
         if "name_match" in which:
             assert which["skip_finished"]
-            jobs = [types.SimpleNamespace(job_id=id) for id in self.unfinished or ()]
+            names = (self.unfinished or {}).items()
+            jobs = [types.SimpleNamespace(job_id=id, job_name=name) for id, name in names
+                    if which["name_match"] in name]  # fmt: skip
             return None if self.unfinished is None else (jobs, len(jobs), {}, 0)
         assert which == {"job_ids": [7]}
         ended = self.status not in ("PENDING", "RUNNING", "RECOVERING")
         status = types.SimpleNamespace(value=self.status, is_terminal=lambda: ended)
         record = types.SimpleNamespace(status=status, failure_reason=self.reason)
         return [record], 1, {}, 1
+
+    def api_cancel(self, request):
+        self.withdrawn = request
 
     def cancel(self, job_ids):
         self.cancelled += job_ids
@@ -112,13 +117,39 @@ def test_a_job_makes_a_run_from_this_checkout(sky):
 
 
 def test_a_sweep_that_was_killed_finds_its_job_again(sky, capsys):
-    sky.unfinished = [7]
     jobs = executor()
-    assert jobs.start(jobs.divide(RUNS)[0], 0) == 7
+    work = jobs.divide(RUNS)
+    sky.unfinished = {7: jobs.job_name(work[0])}
+    assert len(jobs.open(work)) == 5
+    assert jobs.start(work[0], 0) == 7
     assert not sky.launched
     assert "full-demo/seed0: managed job 7, `sky jobs logs 7`" in capsys.readouterr().out
     sky.status = "CANCELLED"  # with the sweep that was killed
     assert jobs.poll(7).lost
+
+
+def test_jobs_of_another_division_of_the_sweep_are_not_doubled(sky):
+    sky.accelerators = {"tpu-v5litepod-4": 1}
+    jobs = executor()
+    before, now = jobs.divide(RUNS), jobs.divide(RUNS[:4])
+    assert len(before) != len(now)
+    sky.unfinished = {7: jobs.job_name(before[0])}
+    with pytest.raises(UserError, match=f"other jobs .* are not done.*{sky.unfinished[7]}"):
+        jobs.open(now)
+
+
+def test_ctrl_c_withdraws_a_launch(sky, monkeypatch, capsys):
+    def interrupt(request):
+        if request == ([7], None):
+            raise KeyboardInterrupt
+        return StandIn.get(sky, request)
+
+    monkeypatch.setattr(sky, "get", interrupt)
+    jobs = executor()
+    with pytest.raises(KeyboardInterrupt):
+        jobs.start(jobs.divide(RUNS)[0], 0)
+    assert sky.withdrawn == ([7], None)
+    assert "sky jobs cancel -n bn-vgg-" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -139,7 +170,7 @@ def test_a_job_that_fails_says_why(sky, state, reason, exit_status):
     sky.status, sky.reason = state, reason
     ended = jobs.poll(job)
     assert (ended.status, ended.lost) == (exit_status, False)
-    assert ended.error.startswith(f"job 7 is {state}: ")
+    assert ended.error.startswith(f"{state}: ")
 
 
 def test_what_skypilot_raises_is_said_in_a_line_and_tried_again(sky, monkeypatch):

@@ -11,14 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bn_vgg import cli
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, wrap_write_errors
 from experiments.executors import Executor, Outcome, Work
 
 # Two runs at once, on one core each, take as long as one after the other on both cores, because the
 # layers are small; but one after the other the first is finished sooner.
 _MIN_CORES = 2
-# The arrangement of a process's chips on a host, by their number, as libtpu requires it.
-_CHIP_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1"}
+# libtpu's settings of a process that has one chip of a host.
+_ONE_CHIP = {
+    "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1",
+    "TPU_PROCESS_BOUNDS": "1,1,1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 # Run in another process, because the sweep itself must not occupy the devices. A TPU v2 or v3 chip
 # has two devices.
 _COUNT_DEVICES = """
@@ -50,8 +54,10 @@ class Process:
         cores: Sequence[int] = (),
     ):  # fmt: skip
         self._output = output
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("wb") as file:
+        with wrap_write_errors(str(output)):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            file = output.open("wb")
+        with file:
             self.popen = subprocess.Popen(
                 [sys.executable, *arguments], env=os.environ | environment, stdout=file,
                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
@@ -91,6 +97,8 @@ class Local(Executor):
         if done.returncode:
             raise UserError(f"JAX finds no devices: {done.stderr.strip().splitlines()[-1]}")
         self.platform, count = done.stdout.split()[-2:]
+        if self.platform == "cpu" and done.stderr:  # such as: a GPU is there, but not jax[cuda]
+            cli.show(done.stderr.strip().splitlines()[-1])
         os.environ.pop("SLURM_STEP_NUM_TASKS", None)  # each Slurm task has runs of its own
         cores = cli.usable_cores()
         shares = divide_hardware(self.platform, int(count), cores, self._jobs, self._per_run)
@@ -129,18 +137,12 @@ def divide_hardware(
         parts = [tuple(cores[i::jobs][:size]) for i in range(jobs)]
         return [Resources(f"cores {','.join(map(str, part))}", cores=part) for part in parts]
     per_run = per_run or 1
-    if per_run > count or (platform == "tpu" and per_run not in (*_CHIP_BOUNDS, count)):
+    if per_run > count or (platform == "tpu" and per_run not in (1, count)):
         raise UserError(
-            f"--devices_per_run={per_run}: {count} available ({platform}); on a TPU 1, 2, 4 or all"
+            f"--devices_per_run={per_run}: {count} available ({platform}); on a TPU 1 or all"
         )
     variable = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}[platform]
-    more = {}
-    if platform == "tpu" and per_run < count:
-        more = {
-            "TPU_CHIPS_PER_PROCESS_BOUNDS": _CHIP_BOUNDS[per_run],
-            "TPU_PROCESS_BOUNDS": "1,1,1",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        }
+    more = _ONE_CHIP if platform == "tpu" and per_run < count else {}
     given = os.environ.get(variable)
     names = given.split(",") if given else [str(i) for i in range(count)]
     groups = [",".join(names[i : i + per_run]) for i in range(0, count - per_run + 1, per_run)]

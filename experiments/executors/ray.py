@@ -33,7 +33,7 @@ class Ray(Executor):
         """Returns a slot for each run, because Ray queues runs until there is room.
 
         Raises:
-          UserError: there is no cluster, or no node has the resources of a run.
+          UserError: there is no cluster, or its resources are not what runs ask for.
         """
         host, colon, port = self._address.removeprefix("ray://").rpartition(":")
         try:
@@ -55,14 +55,23 @@ class Ray(Executor):
                     f"{run.folder} asks for {run.resources} (config.resources), but no node has "
                     "that; change it with --set=resources.CPU=1"
                 )
+        asked = {kind for each in work for kind, x in each.runs[0].resources.items() if x}
+        there = {kind for node in nodes for kind in ("GPU", "TPU") if node.get(kind)}
+        if there and not there & asked and "JAX_PLATFORMS" not in os.environ:
+            raise UserError(
+                f"nodes have {' and '.join(sorted(there))}s, but no run asks for one: add "
+                "--set=resources.GPU=1 (or TPU), or set JAX_PLATFORMS=cpu"
+            )
         return [f"a Ray cluster of {len(nodes)} nodes"] * len(work)
 
     def start(self, work: Work, slot: int) -> Any:
         resources = dict(work.runs[0].resources)
         cpus, gpus = resources.pop("CPU", 0), resources.pop("GPU", 0)
         folder = "/tmp/bn_vgg" if "://" in self._out else self._out
-        # Without this, the first run on a shared GPU would take three quarters of its memory.
-        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if 0 < gpus < 1 else {}
+        passed_on = ("PYTHONPATH", "JAX_PLATFORMS", "BN_VGG_CACHE", "WANDB_")
+        environment = {x: value for x, value in os.environ.items() if x.startswith(passed_on)}
+        if 0 < gpus < 1:  # the first run on a shared GPU would take three quarters of its memory
+            environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         task = self._ray.remote(
             max_retries=3,  # after a node died
             num_cpus=cpus, num_gpus=gpus, resources=resources or None,

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bn_vgg import cli, provenance
-from bn_vgg.errors import EXIT_BUG, EXIT_USER_ERROR, UserError, one_line, wrap_import_errors
+from bn_vgg import cli, errors, provenance
+from bn_vgg.errors import EXIT_BUG, EXIT_USER_ERROR, UserError, one_line
 from experiments.executors import Executor, Outcome, Work
 from experiments.plan import PlannedRun
 
@@ -47,11 +47,12 @@ class Sky(Executor):
         """
         if not out.startswith("gs://"):
             raise UserError(f"--out={out}: --executor=sky needs an address gs://BUCKET/…")
-        with wrap_import_errors("sky"):
+        with errors.wrap_import_errors("sky"):
             import sky
         super().__init__(out, flags)
         self._sky, self._task_file, self._sweep_flags = sky, task_file, sweep_flags
         self._jobs, self._per_run = jobs, per_run or 1
+        self._prefix = f"bn-vgg-{_digest(out)}-"  # of the names of this sweep's jobs
         self._adopted: set[int] = set()  # ids of jobs that an earlier command launched
         self._launched: set[str] = set()  # names of jobs that this command launched
         found = [each.accelerators or {} for each in self._make_task().resources]
@@ -97,7 +98,7 @@ class Sky(Executor):
     def command(self, work: Work) -> str:
         """Returns the shell command that launches the same job."""
         return shlex.join([
-            "sky", "jobs", "launch", "--yes", f"--name={self.job_name(work)}",
+            "sky", "jobs", "launch", "--yes", "--detach-run", f"--name={self.job_name(work)}",
             f"--workdir={TASK.parents[1]}",
             *(f"--env={key}={value}" for key, value in _variables(work).items()),
             self._task_file,
@@ -105,12 +106,19 @@ class Sky(Executor):
 
     def open(self, work: Sequence[Work]) -> list[str]:
         """Returns a slot for each work, because SkyPilot queues jobs."""
+        names = {self.job_name(each) for each in work}
+        with errors.wrap_errors("SkyPilot"):
+            found = self._queue(skip_finished=True, name_match=self._prefix)
+        if others := sorted({job.job_name for job in found} - names):
+            raise UserError(  # such as shards of an earlier command with other --seeds
+                f"other jobs of {self._out} are not done, and may train the same runs: "
+                f"{', '.join(others)}; wait for them, or stop each with `sky jobs cancel -n NAME`"
+            )
         return [f"SkyPilot ({self._accelerator})"] * len(work)
 
     def job_name(self, work: Work) -> str:
         """Returns the same name after a restart, so that a killed sweep finds its jobs."""
-        told = f"{self._out} {work.name}"
-        return f"bn-vgg-{hashlib.blake2b(told.encode(), digest_size=5).hexdigest()}"
+        return self._prefix + _digest(work.name)
 
     def start(self, work: Work, slot: int) -> Any:
         """Launches the work's job, or finds it. Returns its id, or the outcome if that fails."""
@@ -122,7 +130,13 @@ class Sky(Executor):
             else:
                 task = self._make_task()
                 task.update_envs(_variables(work))
-                (job_id,), _ = self._sky.get(self._sky.jobs.launch(task, name=name))
+                request = self._sky.jobs.launch(task, name=name)
+                try:
+                    (job_id,), _ = self._sky.get(request)
+                except KeyboardInterrupt:
+                    self._sky.api_cancel(request)
+                    cli.show(f"{work.name}: see sky jobs queue; sky jobs cancel -n {name}")
+                    raise
         except Exception as error:  # any error of SkyPilot or the cloud's libraries
             why = f"SkyPilot: {type(error).__name__}: {one_line(error)}"
             return Outcome(EXIT_BUG, why, lost=name in self._launched)  # may still run
@@ -143,7 +157,7 @@ class Sky(Executor):
         status, reason = record.status.value, " ".join((record.failure_reason or "").split())
         if status == "SUCCEEDED":
             return Outcome(0)
-        said = f"job {process} is {status}: {reason or 'see its log'}"
+        said = f"{status}: {reason or 'see its log'}"
         if listed := re.search(r"exit codes? \[?([\d, ]+)", reason):  # of each host of a pod
             codes = [int(code) for code in re.findall(r"\d+", listed[1])]
             return Outcome(EXIT_USER_ERROR if EXIT_USER_ERROR in codes else max(codes), said)
@@ -151,14 +165,14 @@ class Sky(Executor):
             adopted = process in self._adopted
             return Outcome(EXIT_BUG if adopted else EXIT_USER_ERROR, said, lost=adopted)
         # These would fail again.
-        impossible = status in ("FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE")
+        impossible = status in ("FAILED_PRECHECKS", "FAILED_NO_RESOURCE")
         return Outcome(EXIT_USER_ERROR if impossible else EXIT_BUG, said)
 
     def stop(self, process: Any) -> None:
         if isinstance(process, Outcome):
             return
         try:
-            self._sky.get(self._sky.jobs.cancel(job_ids=[process]))
+            self._sky.jobs.cancel(job_ids=[process])  # not waited for, so that all are cancelled
         except Exception as error:  # go on to cancel the other jobs
             cli.show(f"job {process} was not cancelled: {one_line(error)}; see `sky jobs queue`")
 
@@ -179,6 +193,10 @@ class Sky(Executor):
             raise UserError(f"--sky_task={self._task_file}: its `run` does not use $ARGUMENTS")
         task.workdir = str(TASK.parents[1])
         return task
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
 
 def _variables(work: Work) -> dict[str, str]:
