@@ -78,7 +78,8 @@ def train(
             "checkpoints": checkpoint.list_steps(checkpoints),
             "finished": workdir.exists("result.json"),
         }
-        multihost.check_agreement(flatten({"data": metadata, "workdir": kept}))
+        facts = {"data": metadata, "images on the host": data.on_host, "workdir": kept}
+        multihost.check_agreement(flatten(facts))
         multihost.expect_compilation()
         workdir.claim(config.to_dict(), metadata, user_code)
         multihost.check_shared(workdir.path / "config.json")

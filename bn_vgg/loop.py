@@ -75,6 +75,7 @@ class Run:
             f"{config.data.crop_size}"
         ):
             self.programs = Programs(config.to_dict(), devices, data.steps_per_epoch)
+        self.schedule = make_schedule(config.to_dict(), data.steps_per_epoch)
         # At the last checkpoint or the end of the last epoch, whichever is later.
         self.progress = Progress()
         # The lines of `metrics.jsonl`, one for each epoch.
@@ -258,8 +259,7 @@ class Run:
         channels = evaluation.summarize_activations(moments, without_relu=without_relu)
         del trained["first_non_finite"]
         scalars = {f"train/{name}": value for name, value in trained.items()}
-        rate = make_schedule(config.to_dict(), self.data.steps_per_epoch)
-        scalars["train/learning_rate"] = float(rate(step - 1))
+        scalars["train/learning_rate"] = float(self.schedule(step - 1))
         if speed is not None:
             scalars["train/images_per_second"] = speed
         self.progress = progress = self.progress.after_epoch(

@@ -49,7 +49,7 @@ def get_config(
     # Side of the network's input, in pixels.
     data.crop_size = _MIN_SIDE[variant][0]
     # Where decoded images are kept and crops are cut: `device`, `host`, or `auto`, which is the
-    # device if they fit there. Changes only the speed.
+    # device if they fit there and it is not a TPU. Changes only the speed.
     data.placement = "auto"
     # Examples to hold out, unless the source has its own splits.
     data.valid_examples = 2500
@@ -162,7 +162,7 @@ def get_config(
     config.eval.compared_examples = 1000
 
     config.checkpoint = ConfigDict()
-    # Updates between checkpoints within an epoch, rounded up to the end of a chunk (ten steps at
+    # Updates between checkpoints within an epoch, rounded up to the end of a chunk (20 steps at
     # most); 0: only at the end of epochs and when the run is stopped. Does not affect training.
     config.checkpoint.every_steps = 0
 

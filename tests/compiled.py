@@ -96,10 +96,12 @@ def compile_program(devices, program: str, changes: dict):
         return jax.ShapeDtypeStruct((_STEPS, own, *shape), dtype)
 
     crops = 1 if program == "train" else 5
-    batches = {
-        "crop_start": of(np.int32, crops), "row_stride": of(np.int32, crops), "label": of(np.int32)
-    }  # fmt: skip
-    pixels = jax.ShapeDtypeStruct((_PIXELS,), np.uint8)
+    if devices[0].platform == "tpu":  # whose images are on the host
+        batches, pixels = {"crops": of(np.uint8, crops, side, side, 3)}, None
+    else:
+        batches = {"crop_start": of(np.int32, crops), "row_stride": of(np.int32, crops)}
+        pixels = jax.ShapeDtypeStruct((_PIXELS,), np.uint8)
+    batches["label"] = of(np.int32)
     if program == "train":
         batches["position"] = of(np.int32)
         arguments = (state, programs.empty_training), jax.eval_shape(lambda: key)

@@ -9,7 +9,6 @@ import pytest
 from tests.conftest import python
 
 COMPILERS = os.environ.get("BN_VGG_COMPILERS", "")
-V5E_GIB = 16
 BFLOAT16 = {"dtype": "bfloat16"}
 # Half of the published network's layers, in half of the time.
 FEWER = {"features": [20, 20, 50, 50]}
@@ -48,7 +47,7 @@ def test_a_gpu_is_given_cudnns_own_gradients_and_channels_in_multiples_of_8():
 
 def test_four_tpu_chips_can_share_a_run():
     for found in described("v5e:2x2", ("train", "evaluate"), {"norm": "full"} | BFLOAT16 | FEWER):
-        assert 1 < found["gib"] < V5E_GIB
+        assert 0.1 < found["gib"] < 1.5
 
 
 def test_a_tpu_moves_little():

@@ -38,7 +38,7 @@ class MeanOnlyBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, use_running_average: bool, mean_of_x: Callable | None = None):
-        """Normalizes `x` (..., C). With `mean_of_x` this costs no more than adding a bias."""
+        """Normalizes `x` (..., C). With `mean_of_x` its mean takes no pass over `x`."""
         channels = x.shape[-1]
         running = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
