@@ -21,7 +21,7 @@ from bn_vgg.errors import UserError, wrap_errors
 from bn_vgg.models import make_model as _make_model
 from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import Workdir
-from bn_vgg.steps import TrainState, make_predict_step
+from bn_vgg.steps import TrainState, predict
 from bn_vgg.steps import init_state as _init_state
 from bn_vgg.steps import make_train_step as _make_train_step
 
@@ -132,9 +132,9 @@ class TrainedModel:
     @functools.cached_property
     def _predict(self) -> Callable[[np.ndarray], jax.Array]:
         variables = jax.device_put(self.state.eval_variables)
-        return functools.partial(
-            jax.jit(make_predict_step(self.model, self.config["eval"]["flips"])), variables
-        )
+        flips = self.config["eval"]["flips"]
+        step = jax.jit(lambda v, crops: predict(self.model, v, crops, flips)[0].mean(axis=1))
+        return functools.partial(step, variables)
 
 
 def load(workdir: str | Path, which: str = "best") -> TrainedModel:

@@ -6,7 +6,7 @@ section 3.2, but without the variance between batches). They work for any normal
 `momentum`: batch k is averaged with momentum 1 - 1/k.
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_vgg.augment import NO_AUGMENTATION, to_intensities, training_images
+from bn_vgg.augment import NO_AUGMENTATION, to_intensities
 from bn_vgg.metrics import ComparedMetrics, Moments, gather_metrics, merge_moments
 from bn_vgg.models.layers import layer_activations, layer_statistics, rng_streams
-from bn_vgg.steps import TrainState, is_wrong, mean_over_devices
+from bn_vgg.steps import TrainState, apply_in_training, is_wrong, mean_over_devices
 
 
 class PreciseStats(flax.struct.PyTreeNode):
@@ -37,17 +37,12 @@ def make_precise_step(
         num_batches = precise.num_batches + 1
         norm = model.norm.with_momentum(1 - 1 / num_batches)
         averaging_model = model.clone(dropout_rate=0.0, norm=norm)
-        _, updated = averaging_model.apply(
-            {"params": state.params, "batch_stats": precise.batch_stats},
-            training_images(batch, rng, augment),
-            train=True,
-            positions_N=batch["position"],
-            rngs=rng_streams(rng, batch["position"]),
-            mutable=["batch_stats", "intermediates"],
-        )
-        weights = jnp.ones(len(batch["crops"]), jnp.float32)
+        _, updated = apply_in_training(
+            averaging_model, state.params, precise.batch_stats, batch, rng, augment,
+            mutable=("batch_stats", "intermediates"),
+        )  # fmt: skip
         moments = {
-            layer: Moments.from_batch(x, weights, axis_name)
+            layer: Moments.from_batch(x, axis_name)
             for layer, x in layer_activations(updated, "before_norm").items()
         }
         batch_stats = updated["batch_stats"]
@@ -108,23 +103,6 @@ def running_lag(batch_stats, precise: PreciseStats, epsilon: float) -> dict[str,
         if "var" in running_stats and running_stats["var"].shape == shape:
             ratio = (running_stats["var"] + epsilon) / (precise_stats["var"] + epsilon)
             found[f"std_ratio/{layer}"] = np.sqrt(ratio)
-    return found
-
-
-def summarize_activations(
-    moments: dict[str, Moments], *, without_relu: Container[str] = ()
-) -> dict[str, np.ndarray]:
-    """Summarizes each layer's output from its moments, NumPy arrays, for each channel.
-
-    Returns arrays (C,): `activation_mean/LAYER`, `activation_deviation/LAYER` and, except for
-    layers `without_relu`, `never_active/LAYER`, 1 for channels that are never above 0.
-    """
-    found = {}
-    for layer, layer_moments in moments.items():
-        found[f"activation_mean/{layer}"] = layer_moments.mean
-        found[f"activation_deviation/{layer}"] = np.sqrt(layer_moments.variance)
-        if layer not in without_relu:
-            found[f"never_active/{layer}"] = (layer_moments.maximum <= 0).astype(np.float32)
     return found
 
 

@@ -28,10 +28,9 @@ def describe_first_non_finite(
     chunk: Chunk,
     rng: Any,
     *,
-    index: int,
     find_operation: bool,
 ) -> str:
-    """Describes the first number that is not finite in step `index` of `chunk`.
+    """Describes the first number that is not finite, and its step, in `chunk`.
 
     `state_and_metrics` are those before the chunk; they and `rng`, the epoch's key, are on the
     devices. With `find_operation` the text also names the operation that makes a NaN, as
@@ -39,17 +38,17 @@ def describe_first_non_finite(
     """
     devices = programs.devices
     inspect = devices.compile(make_inspect(programs))
-    for i in range(index):
-        before = chunk.step(i, devices)
-        state_and_metrics = programs.train_chunk(
-            tuple(state_and_metrics), rng, before.batches, before.pixels
-        )
-    single_step, state = chunk.step(index, devices), state_and_metrics[0]
-    inspected = devices.fetch(inspect(state, rng, single_step.batches, single_step.pixels))
-    after, _ = programs.train_chunk(
-        tuple(state_and_metrics), rng, single_step.batches, single_step.pixels
-    )
-    where = f"{_name_first_non_finite(inspected, devices.fetch(after))} is not a finite number"
+    for index in range(chunk.num_steps):
+        single_step, (state, _) = chunk.step(index, devices), state_and_metrics
+        batches, pixels = single_step.batches, single_step.pixels
+        state_and_metrics = programs.train_chunk(state_and_metrics, rng, batches, pixels)
+        after, metrics = devices.fetch(state_and_metrics)
+        if metrics.compute()["finite"] < 1:
+            break
+    inspected = devices.fetch(inspect(state, rng, batches, pixels))
+    what = _name_first_non_finite(inspected, after)
+    norm = f"config.model.norm={programs.model.norm.name}"
+    where = f"at step {after.step}, with {norm}, {what} is not a finite number"
     if not find_operation:
         return where + _ADVICE
     return f"{where}{_find_nan_operation(programs, state, rng, single_step)}"

@@ -101,7 +101,7 @@ def train(
                 )
             if tensorboard and is_first:
                 board = TensorBoard(workdir.path, name)
-            return loop.train_and_evaluate(config, workdir, data, devices, board, say)
+            return loop.Run(config, workdir, data, devices, board, say).train_and_evaluate()
 
 
 def _wandb_run(config: ConfigDict, workdir: Workdir, name: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from clu import metrics as clu_metrics
 from clu import parameter_overview
@@ -49,25 +50,19 @@ def epoch_key(seed: int, epoch: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, _EPOCHS), epoch)
 
 
-def train_and_evaluate(
-    config: ConfigDict,
-    workdir: Workdir,
-    data: Data,
-    devices: Devices,
-    board: TensorBoard | None,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Restores the newest checkpoint, trains the remaining epochs and returns the result."""
-    run = Run(config, workdir, data, devices, board, say)
-    # With several processes JAX handles SIGTERM, see `multihost.preempted`.
-    return run.train() if multihost.is_multiprocess() else run.stop.run_and_listen(run.train)
-
-
 class Run:
-    """A run in progress."""
+    """A run in progress: `Run(…).train_and_evaluate()`."""
 
-    def __init__(self, config, workdir, data, devices, board, say):
-        """Makes the programs; the arguments are those of `train_and_evaluate`."""
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Workdir,
+        data: Data,
+        devices: Devices,
+        board: TensorBoard | None,
+        say: Callable[[str], None],
+    ):
+        """Makes the programs. `say` prints a line."""
         self.config, self.workdir, self.data, self.devices = config, workdir, data, devices
         self.board, self.say, self.stop = board, say, StopRequest()
         with wrap_errors(
@@ -84,8 +79,13 @@ class Run:
         self._in_flight: collections.deque[Callable[[], Any]] = collections.deque()
         self._compiling = True
 
-    def train(self) -> dict[str, Any]:
-        """Trains from the newest checkpoint, and returns the result."""
+    def train_and_evaluate(self) -> dict[str, Any]:
+        """Restores the newest checkpoint, trains the remaining epochs and returns the result."""
+        # With several processes JAX handles SIGTERM, see `multihost.preempted`.
+        several = multihost.is_multiprocess()
+        return self._train() if several else self.stop.run_and_listen(self._train)
+
+    def _train(self) -> dict[str, Any]:
         state, metrics = self._restore()
         # `state` is the state after `step` updates; `metrics` cover the current epoch so far.
         self.step = self.progress.step
@@ -205,21 +205,18 @@ class Run:
         if self._compiling:
             logging.info("the first %d steps are done", chunk.num_steps)
             self._compiling = False
-        first = int(means["first_non_finite"])
-        if first < 0:
+        if means["finite"] == 1:
             return
         multihost.expect_compilation()
         what = finite.describe_first_non_finite(
-            self.programs, carry, chunk, rng, index=first - step - 1,
-            find_operation=self.config.debug.nans,
-        )  # fmt: skip
+            self.programs, carry, chunk, rng, find_operation=self.config.debug.nans
+        )
         self._recording.result()
         if step > self.progress.step:
             self._save(step, *carry)
         kept = f"the checkpoint of step {self.progress.step} is kept in {self.workdir.path}"
         raise UserError(
-            f"at step {first}, with config.model.norm={self.config.model.norm}, {what}; "
-            + (kept if self.progress.step else "there is no checkpoint yet")
+            f"{what}; " + (kept if self.progress.step else "there is no checkpoint yet")
         )
 
     def _end_epoch(self, epoch: int, speed: float | None) -> None:
@@ -246,18 +243,15 @@ class Run:
             self._recording = self.recorder.submit(self._record, *args)
 
     def _record(self, step, state, metrics, speed, valid, precise, compared) -> None:
-        config, norm = self.config, self.programs.model.norm
+        config = self.config
         trained = self._compute(metrics)
-        valid, moments = self._compute(valid[0]), self.devices.fetch(valid[1])
+        valid, maxima = self._compute(valid[0]), self.devices.fetch(valid[1])
         if not math.isfinite(valid["loss"]):
-            layers = [name for name, m in moments.items() if not math.isfinite(m.maximum.max())]
+            layers = [name for name, x in maxima.items() if not np.isfinite(x).all()]
             where = f" (first in the activations of {layers[0]})" if layers else ""
             raise UserError(f"the validation loss after step {step} is not a finite number{where}")
-
-        # Their activation is the normalizer's own, whose threshold need not be 0.
-        without_relu = set(self.programs.empty_precise.before_norm) if norm.has_activation else ()
-        channels = evaluation.summarize_activations(moments, without_relu=without_relu)
-        del trained["first_non_finite"]
+        channels = {f"never_active/{layer}": np.float32(x <= 0) for layer, x in maxima.items()}
+        del trained["finite"]
         scalars = {f"train/{name}": value for name, value in trained.items()}
         scalars["train/learning_rate"] = float(self.schedule(step - 1))
         if speed is not None:

@@ -11,7 +11,7 @@ from jax import lax
 from bn_vgg.data.crops import gather_crops
 from bn_vgg.devices import Devices
 from bn_vgg.evaluation import PreciseStats, make_compare_step, make_precise_step
-from bn_vgg.metrics import ComparedMetrics, EvalMetrics, Moments, TrainMetrics, merge_moments
+from bn_vgg.metrics import ComparedMetrics, EvalMetrics, Moments, TrainMetrics
 from bn_vgg.models import make_model
 from bn_vgg.models.layers import layer_channels
 from bn_vgg.optimizer import make_optimizer
@@ -52,13 +52,13 @@ class Programs:
 
             return fold(update, state_and_metrics, batches, pixels)
 
-        def eval_chunk(metrics_and_moments, variables, batches, pixels):
-            def update(metrics_and_moments, batch):
-                metrics, moments = metrics_and_moments
-                new_metrics, new_moments = eval_step(variables, batch)
-                return metrics.merge(new_metrics), merge_moments(moments, new_moments)
+        def eval_chunk(metrics_and_maxima, variables, batches, pixels):
+            def update(metrics_and_maxima, batch):
+                metrics, maxima = metrics_and_maxima
+                new_metrics, new_maxima = eval_step(variables, batch)
+                return metrics.merge(new_metrics), jax.tree.map(jnp.maximum, maxima, new_maxima)
 
-            return fold(update, metrics_and_moments, batches, pixels)
+            return fold(update, metrics_and_maxima, batches, pixels)
 
         def precise_chunk(precise, state, rng, batches, pixels):
             return fold(lambda p, b: precise_step(p, state, b, rng), precise, batches, pixels)
@@ -77,20 +77,19 @@ class Programs:
         self.init = jax.jit(partial(init_state, model, self.optimizer), compiler_options=options)
         # `((state, metrics), rng, batches, pixels) -> (state, metrics)`
         self.train_chunk = devices.compile(train_chunk)
-        # `((metrics, moments), variables, batches, pixels) -> (metrics, moments)`
+        # `((metrics, maxima), variables, batches, pixels) -> (metrics, maxima)`
         self.eval_chunk = devices.compile(eval_chunk)
         # `(precise, state, rng, batches, pixels) -> precise`
         self.precise_chunk = devices.compile(precise_chunk)
         # `(metrics, state, precise, batches, pixels) -> metrics`
         self.compare_chunk = devices.compile(compare_chunk)
 
-        # The initial values of `metrics`, `moments` and `precise`.
-        moments = {
-            which: {layer: Moments.empty(count) for layer, count in channels.items()}
-            for which, channels in layer_channels(model, crop_size).items()
-        }
-        empty_precise = PreciseStats(jnp.zeros((), jnp.float32), None, moments["before_norm"])
+        # The initial values of `metrics`, `maxima` and `precise`.
+        channels = layer_channels(model, crop_size)
+        maxima = {layer: jnp.full(count, -jnp.inf) for layer, count in channels["output"].items()}
+        moments = {layer: Moments.empty(count) for layer, count in channels["before_norm"].items()}
+        empty_precise = PreciseStats(jnp.zeros((), jnp.float32), None, moments)
         self.empty_training = devices.replicate(TrainMetrics.empty())
-        self.empty_evaluation = devices.replicate((EvalMetrics.empty(), moments["output"]))
+        self.empty_evaluation = devices.replicate((EvalMetrics.empty(), maxima))
         self.empty_precise = devices.replicate(empty_precise)
         self.empty_comparison = devices.replicate(ComparedMetrics.empty())

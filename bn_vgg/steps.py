@@ -1,11 +1,11 @@
-"""The training, evaluation and prediction steps.
+"""The training and evaluation steps, and prediction.
 
 They are pure functions of (state, batch, rng), written for one device. With `axis_name` they are
 mapped over several devices, each with its share of the batch, and average gradients, statistics
 and metrics over that axis.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -24,7 +24,7 @@ from bn_vgg.augment import (
     training_images,
     training_losses,
 )
-from bn_vgg.metrics import EvalMetrics, Moments, TrainMetrics, gather_metrics
+from bn_vgg.metrics import EvalMetrics, TrainMetrics, gather_metrics
 from bn_vgg.models.layers import layer_activations, rng_streams
 from bn_vgg.optimizer import find_params_ema
 
@@ -82,6 +82,20 @@ def init_state(
     )
 
 
+def apply_in_training(
+    model: Any, params, batch_stats, batch, rng, augment, mutable=("batch_stats",)
+):
+    """Applies a network to a training batch; returns the logits and the collections `mutable`."""
+    return model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        training_images(batch, rng, augment),
+        train=True,
+        positions_N=batch["position"],
+        rngs=rng_streams(rng, batch["position"]),
+        mutable=list(mutable),
+    )
+
+
 def make_loss_fn(model: Any, augment: Mapping[str, Any] = NO_AUGMENTATION):
     """Returns `loss(params, batch_stats, batch, rng) -> (loss, (logits_NC, batch_stats))`.
 
@@ -89,14 +103,7 @@ def make_loss_fn(model: Any, augment: Mapping[str, Any] = NO_AUGMENTATION):
     """
 
     def loss(params, batch_stats, batch, rng):
-        logits_NC, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            training_images(batch, rng, augment),
-            train=True,
-            positions_N=batch["position"],
-            rngs=rng_streams(rng, batch["position"]),
-            mutable=["batch_stats"],
-        )
+        logits_NC, updated = apply_in_training(model, params, batch_stats, batch, rng, augment)
         losses_N = training_losses(logits_NC, batch, rng, augment)
         return losses_N.mean(), (logits_NC, updated.get("batch_stats", {}))
 
@@ -129,11 +136,8 @@ def make_train_step(
         )
         error_rate = mix_over_labels(partial(is_wrong, logits_NC), batch, rng, augment).mean()
         if needs_clean_pass:
-            _, updated = model.clone(dropout_rate=0.0).apply(
-                state.variables, training_images(batch, rng, augment), train=True,
-                positions_N=batch["position"], rngs=rng_streams(rng, batch["position"]),
-                mutable=["batch_stats"],
-            )  # fmt: skip
+            clean, statistics = model.clone(dropout_rate=0.0), state.batch_stats
+            _, updated = apply_in_training(clean, state.params, statistics, batch, rng, augment)
             batch_stats = updated.get("batch_stats", {})
         model.norm.check_statistics(state.batch_stats, batch_stats)
         if axis_name is not None:
@@ -152,9 +156,8 @@ def make_train_step(
             loss=loss,
             error_rate=error_rate,
             gradient_norm=optax.tree.norm(gradients),
-            step=new_state.step,
             # A gradient that is not finite makes parameters or optimizer state not finite.
-            finite=jnp.isfinite(loss) & all_finite(new_state),
+            finite=(jnp.isfinite(loss) & all_finite(new_state)).astype(jnp.float32),
         )
         return new_state, metrics
 
@@ -178,16 +181,16 @@ def all_finite(tree):
 
 
 def make_eval_step(model: Any, axis_name: str | None = None, flips: bool = False):
-    """Returns `eval_step(variables, batch) -> (EvalMetrics, moments)`.
+    """Returns `eval_step(variables, batch) -> (EvalMetrics, maxima)`.
 
     `batch` holds `crops` (N, K, H, W, C), K crops of each example; `label` (N,); and `mask` (N,), 1
-    for an example and 0 for padding. `moments` are those of each layer's output, by layer. With
-    `flips` the mirror image of each crop is evaluated, too.
+    for an example and 0 for padding. `maxima` are those of each channel of each layer's output.
+    With `flips` the mirror image of each crop is evaluated, too.
     """
 
     def eval_step(variables, batch):
         label_N, mask_N = batch["label"], batch["mask"]
-        probabilities_NKC, updated = _predict(
+        probabilities_NKC, updated = predict(
             model, variables, batch["crops"], flips, ["intermediates"]
         )
         probabilities_NC = probabilities_NKC.mean(axis=1)
@@ -200,35 +203,24 @@ def make_eval_step(model: Any, axis_name: str | None = None, flips: bool = False
             error_rate=is_wrong(probabilities_NC, label_N),
             mask=mask_N,
         )
-        weights = jnp.repeat(mask_N, probabilities_NKC.shape[1])
-        outputs = layer_activations(updated, "output")
-        return metrics, {
-            layer: Moments.from_batch(x, weights, axis_name) for layer, x in outputs.items()
+        # Padding repeats other examples, so it does not change a maximum.
+        maxima = {
+            layer: x.max(axis=tuple(range(x.ndim - 1))).astype(jnp.float32)
+            for layer, x in layer_activations(updated, "output").items()
         }
+        return metrics, maxima if axis_name is None else lax.pmax(maxima, axis_name)
 
     return eval_step
 
 
-def make_predict_step(model: Any, flips: bool = False):
-    """Returns `predict_step(variables, crops_NKHWC) -> probabilities_NC`.
-
-    Probabilities are the mean softmax output over an example's crops and, with `flips`, over
-    their mirror images.
-    """
-
-    def predict_step(variables, crops_NKHWC):
-        probabilities_NKC, _ = _predict(model, variables, crops_NKHWC, flips, [])
-        return probabilities_NKC.mean(axis=1)
-
-    return predict_step
-
-
-def _predict(model: Any, variables, crops_NKHWC, flips: bool, mutable: list[str]):
+def predict(model: Any, variables, crops_NKHWC, flips: bool, mutable: Sequence[str] = ()):
     """Returns softmax outputs (N, K or with `flips` 2 K, classes) and the collections `mutable`."""
     if flips:
         crops_NKHWC = jnp.concatenate([flip(crops_NKHWC), crops_NKHWC], axis=1)
     images = crops_NKHWC.reshape(-1, *crops_NKHWC.shape[2:])
-    logits, updated = model.apply(variables, to_intensities(images), train=False, mutable=mutable)
+    logits, updated = model.apply(
+        variables, to_intensities(images), train=False, mutable=list(mutable)
+    )
     return jax.nn.softmax(logits).reshape(*crops_NKHWC.shape[:2], -1), updated
 
 

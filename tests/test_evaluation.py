@@ -71,7 +71,6 @@ def test_what_is_normalized_is_measured_and_errors_are_compared():
         x = np.concatenate([np.asarray(of_layer[layer], np.float64) for of_layer in found])
         np.testing.assert_allclose(moments.mean, x.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(moments.variance, x.var((0, 1, 2)), rtol=1e-3)
-        np.testing.assert_allclose(moments.maximum, x.max((0, 1, 2)), rtol=1e-5)
 
     batch = eval_batch(count=8, num_crops=1, masked=3)
     found = jax.jit(make_compare_step(model))(state, precise.batch_stats, batch).compute()
@@ -85,24 +84,9 @@ def test_what_is_normalized_is_measured_and_errors_are_compared():
     assert set(found) == set(ComparedMetrics.empty().compute())
 
 
-def test_moments_against_numpy_with_padding():
-    rng = np.random.default_rng(0)
-    x, weights = rng.normal(2, 3, (7, 4, 5, 3)), np.array([1, 1, 1, 1, 1, 0, 0], np.float32)
-    halves = [
-        Moments.from_batch(jnp.asarray(x[part], jnp.float32), weights[part], None)
-        for part in (slice(0, 3), slice(3, 7))
-    ]
-    moments = Moments.empty(3).merge(halves[0]).merge(halves[1])
-    np.testing.assert_allclose(moments.mean, x[:5].mean((0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(moments.variance, x[:5].var((0, 1, 2)), rtol=1e-4)
-    # Padding repeats other examples, so that it never decides a maximum.
-    np.testing.assert_allclose(moments.maximum, x.max((0, 1, 2)), rtol=1e-6)
-
-
-def of_channels(mean, variance, maximum=1.0):
+def of_channels(mean, variance):
     mean, variance = np.asarray(mean, np.float64), np.asarray(variance, np.float64)
-    squares = (variance + mean**2) * 10
-    return Moments(np.float64(10), mean * 10, squares, np.broadcast_to(maximum, mean.shape))
+    return Moments(np.float64(10), mean * 10, (variance + mean**2) * 10)
 
 
 def test_distances_are_in_standard_deviations_of_what_is_normalized():
@@ -134,15 +118,3 @@ def test_a_users_statistics_of_another_name_or_shape_have_no_distance():
         kept = {"block0": {"norm": stats}}
         precise = PreciseStats(np.float64(1), kept, moments)
         assert [*evaluation.running_lag(kept, precise, 0.0)] == found
-
-
-def test_a_dead_relu_is_one_that_no_image_wakes():
-    moments = {
-        "block0": of_channels([0, 1], [0, 1], maximum=np.array([0.0, 2.0])),
-        "hidden": of_channels([0], [0], maximum=0.0),
-    }
-    found = evaluation.summarize_activations(moments)
-    np.testing.assert_array_equal(found["never_active/block0"], [1, 0])
-    np.testing.assert_array_equal(found["activation_deviation/block0"], [0, 1])
-    without = evaluation.summarize_activations(moments, without_relu={"block0"})
-    assert set(found) - set(without) == {"never_active/block0"}

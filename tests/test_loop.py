@@ -127,11 +127,7 @@ def test_what_a_run_writes(done):
         "valid/loss", "valid/error_rate", "valid/best_error_rate",
         "valid/error_rate_running", "valid/error_rate_precise", "valid/error_rate_batch",
         *(f"mean_distance/{block}" for block in blocks),
-        *(
-            f"{quantity}/{layer}"
-            for quantity in ("activation_mean", "activation_deviation", "never_active")
-            for layer in (*blocks, "hidden")
-        ),
+        *(f"never_active/{layer}" for layer in (*blocks, "hidden")),
     }  # fmt: skip
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["step"]) for line in epochs] == [(1, STEPS), (2, 2 * STEPS)]

@@ -22,7 +22,7 @@ def calls(monkeypatch):
     stand_in = types.SimpleNamespace(init=init, Error=RuntimeError)
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
     monkeypatch.setattr(launch, "TensorBoard", lambda *_: found.append("writer"))
-    monkeypatch.setattr(launch.loop, "train_and_evaluate", lambda *_: found.append("train"))
+    monkeypatch.setattr(launch.loop.Run, "train_and_evaluate", lambda _: found.append("train"))
     return found
 
 
@@ -38,7 +38,7 @@ def test_a_run_is_one_run_however_often_it_is_started(calls, train, tmp_path, mo
     first, *rest = calls[:4]
     assert rest == ["writer", "train", 0]
     assert calls[4:] == calls[:4]
-    monkeypatch.setattr(launch.loop, "train_and_evaluate", Mock(side_effect=RuntimeError))
+    monkeypatch.setattr(launch.loop.Run, "train_and_evaluate", Mock(side_effect=RuntimeError))
     with pytest.raises(RuntimeError):
         train()
     assert calls[-1] == 1
