@@ -138,13 +138,10 @@ class TrainedModel:
 
 
 def load(workdir: str | Path, which: str = "best") -> TrainedModel:
-    """Reads the `best` or the `latest` checkpoint of a run.
-
-    If the latest one is damaged, it logs a warning and takes the newest intact one.
+    """Reads the checkpoint of a run's `best` or `latest` epoch.
 
     Raises:
-      UserError: there is no run or no checkpoint yet, or it cannot be read, or the best one is
-        damaged.
+      UserError: there is no run or no checkpoint yet, or it is damaged or cannot be read.
     """
     if which not in ("best", "latest"):
         raise UserError(f"which must be best or latest, not {which!r}")
@@ -152,6 +149,13 @@ def load(workdir: str | Path, which: str = "best") -> TrainedModel:
     run = Workdir(str(workdir), writes=False)
     run.check_format()
     config, class_names = run.read("config.json"), run.read("data.json")["class_names"]
+    # An epoch's line is written before its checkpoint.
+    steps = checkpoint.list_steps(run.checkpoints)
+    lines = [line for line in run.read_metrics() if line["step"] in steps]
+    if not lines:
+        raise UserError(f"{workdir} has no checkpoint yet: the first comes after an epoch")
+    best = min(lines, key=lambda line: line["valid/error_rate"])
+    step = best["step"] if which == "best" else lines[-1]["step"]
     # Only GPUs have TensorFloat-32, but a network that was trained with it runs anywhere.
     precision_override = {} if jax.default_backend() == "gpu" else {"precision": "highest"}
     with wrap_errors(f"{workdir}/config.json does not fit this version of the code"):
@@ -160,31 +164,5 @@ def load(workdir: str | Path, which: str = "best") -> TrainedModel:
     like = jax.eval_shape(
         lambda: _init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
     ).with_precise_stats(config, model)
-    found, damaged = checkpoint.read_all(run.checkpoints, like)
-    if not found:
-        missing = UserError(f"{workdir} has no checkpoint yet: the first comes after an epoch")
-        raise next(iter(damaged.values()), missing)
-    # Precise statistics exist only at the end of an epoch.
-    usable = [s for s in found if not like.precise_stats or found[s][0].within_epoch is None]
-    if not usable:
-        raise UserError(
-            f"{workdir} has no checkpoint with precise statistics: the first comes after an epoch"
-        )
-    newest = max(usable)
-    for step, why in damaged.items():
-        if step > newest:
-            logging.warning("%s; step %d is the newest that is intact", why, newest)
-    if which == "latest":
-        return TrainedModel(model, found[newest][1], config, class_names, newest)
-    best = found[newest][0].best_step
-    if not best:
-        raise UserError(
-            f"{workdir} has no best checkpoint yet: it is chosen after an epoch "
-            f"(python -m bn_vgg.export --which=latest takes step {newest})"
-        )
-    lines = run.read_metrics() if damaged else []  # the best one may be damaged
-    better = min(lines, key=lambda line: line["valid/error_rate"])["step"] if lines else best
-    if better in damaged:
-        raise damaged[better]
-    _, state = found.get(best) or checkpoint.read(run.checkpoints, best, like)
-    return TrainedModel(model, state, config, class_names, best)
+    _, state = checkpoint.read(run.checkpoints, step, like)
+    return TrainedModel(model, state, config, class_names, step)

@@ -1,7 +1,7 @@
 """Checks a configuration before any work is done."""
 
 import json
-from collections.abc import Callable, Collection
+import math
 from typing import Any
 
 import jax
@@ -11,92 +11,67 @@ from flax.traverse_util import flatten_dict
 
 from bn_vgg.data.pipeline import PLACEMENTS
 from bn_vgg.errors import UserError, wrap_errors
+from bn_vgg.evaluation import PreciseStats, make_precise_step
 from bn_vgg.models import DTYPES, PRECISIONS, make_model
 from bn_vgg.models.batch_norm import AVERAGES
-from bn_vgg.models.layers import PADDINGS, layer_activations, rng_streams
+from bn_vgg.models.layers import PADDINGS, layer_activations
 from bn_vgg.models.lookup import wrap_plugin_errors
 from bn_vgg.models.norms import STATS_PASSES
 from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import KWARGS, flatten
-from bn_vgg.steps import needs_precise_stats
+from bn_vgg.steps import init_state, make_train_step, needs_precise_stats
 
-# A predicate of valid values, and its description.
-_Kind = tuple[Callable[[Any], bool], str]
-
-
-def _integer(low: int, high: int) -> _Kind:
-    # `isinstance` would accept booleans; NumPy numbers cannot be written as JSON.
-    return lambda x: type(x) is int and low <= x <= high, f"an integer from {low} to {high}"
-
-
-def _number(low: float, below: float) -> _Kind:
-    description = f"a number from {low:.3g} to less than {below:.3g}"
-    return lambda x: type(x) in (int, float) and low <= x < below, description
-
-
-def _one_of(names: Collection[str]) -> _Kind:
-    return lambda x: isinstance(x, str) and x in names, f"one of {', '.join(names)}"
-
-
-_TEXT: _Kind = lambda x: isinstance(x, str) and len(x) <= 4096, "a string"
-_BOOL: _Kind = lambda x: isinstance(x, bool), "True or False"
-_DICT: _Kind = lambda x: isinstance(x, dict), "a dict"
-_SIZE = _integer(1, 2**31 - 1)[0]
-_SIZES: _Kind = (
-    lambda x: isinstance(x, list) and 0 < len(x) <= 100 and all(map(_SIZE, x)),
-    "positive integers, 100 at most",
-)
-_FRACTION, _NON_NEGATIVE, _COUNT = _number(0, 1), _number(0, 10**6), _integer(1, 10**6)
-# The range of float32.
-_POSITIVE = _number(float(jnp.finfo("float32").tiny), float(jnp.finfo("float32").max))
-
-# All fields, by the kind of their values.
-_KINDS: list[tuple[_Kind, str]] = [
-    (_TEXT, "name variant data.source init.weights model.name model.norm optimizer.name "
-     "schedule.name"),
-    (_DICT, " ".join(KWARGS)),
-    (_BOOL, "init.statistics model.per_device_stats augment.horizontal_flip eval.flips debug.nans "
-     "optimizer.bias_correction"),
-    (_FRACTION, "model.norm_decay model.dropout_rate augment.colour_jitter "
-     "augment.label_smoothing optimizer.decay optimizer.average_decay"),
-    (_NON_NEGATIVE, "augment.mixup optimizer.weight_decay optimizer.clip_norm "
-     "schedule.warmup_epochs resources.CPU resources.GPU resources.TPU"),
-    (_POSITIVE, "model.norm_epsilon optimizer.learning_rate optimizer.epsilon"),
-    (_integer(0, 2**32 - 1), "seed"),
-    (_COUNT, "num_epochs batch_size eval.batch_size"),
-    (_integer(1, 4096), "data.min_side data.crop_size"),
-    (_integer(0, 10**9 - 1), "augment.cutout eval.precise_examples checkpoint.every_steps"),
-    (_integer(1, 10**9 - 1), "data.valid_examples data.test_examples model.hidden_units "
-     "eval.compared_examples"),
-    (_integer(2, 10**9 - 1), "model.num_classes"),
-    (_SIZES, "model.features"),
-    (_one_of(PLACEMENTS), "data.placement"),
-    (_one_of(AVERAGES), "model.stats_average"),
-    (_one_of(STATS_PASSES), "model.stats_pass"),
-    (_one_of(PADDINGS), "model.padding"),
-    (_one_of(DTYPES), "model.dtype"),
-    (_one_of(PRECISIONS), "model.precision"),
-    (_one_of(("running", "precise")), "eval.statistics"),
+# Numbers: low <= value < high. ml_collections checks the types of all fields.
+_RANGES = [
+    (0, 1, "model.norm_decay model.dropout_rate augment.colour_jitter augment.label_smoothing "
+     "optimizer.decay optimizer.average_decay"),
+    (0, 10**9, "augment.mixup augment.cutout optimizer.weight_decay optimizer.clip_norm "
+     "schedule.warmup_epochs eval.precise_examples checkpoint.every_steps resources.CPU "
+     "resources.GPU resources.TPU"),
+    # The range of float32.
+    (float(jnp.finfo("float32").tiny), float(jnp.finfo("float32").max), "model.norm_epsilon "
+     "optimizer.learning_rate optimizer.epsilon"),
+    (0, 2**32, "seed"),
+    (1, 10**9, "num_epochs batch_size eval.batch_size data.min_side data.crop_size "
+     "data.valid_examples data.test_examples model.hidden_units eval.compared_examples"),
+    (2, 10**9, "model.num_classes"),
 ]  # fmt: skip
-_FIELDS = {field: kind for kind, fields in _KINDS for field in fields.split()}
+_CHOICES = {
+    "data.placement": PLACEMENTS, "eval.statistics": ("running", "precise"),
+    "model.stats_average": AVERAGES, "model.stats_pass": STATS_PASSES, "model.padding": PADDINGS,
+    "model.dtype": DTYPES, "model.precision": PRECISIONS,
+}  # fmt: skip
+_OTHERS = (
+    "name variant data.source init.weights init.statistics model.name model.norm model.features "
+    "model.per_device_stats optimizer.name optimizer.bias_correction schedule.name eval.flips "
+    "augment.horizontal_flip debug.nans"
+)
 # The settings that need recomputed statistics.
 _PRECISE = "config.eval.statistics=precise and config.optimizer.average_decay need"
 
 
 def check_config(config: dict[str, Any]) -> None:
-    """Checks a nested configuration: its fields, their values, and the network they describe."""
-    flat = flatten(config, fields=_FIELDS)
-    for field, (fits, wanted) in _FIELDS.items():
-        if field not in flat:
-            raise UserError(f"config.{field} is missing; it takes {wanted}")
-        if not fits(flat[field]):
-            raise UserError(f"config.{field} is {_shown(flat[field])}; it takes {wanted}")
-    for field in flat:
-        if field not in _FIELDS:
-            raise UserError(f"config.{field} has no check: remove it, or add it to {__file__}")
+    """Checks a nested configuration: its fields, their ranges, and the network they describe."""
+    flat = flatten(config, fields=KWARGS)
+    known = {*_CHOICES, *_OTHERS.split(), *KWARGS}
+    for low, high, fields in _RANGES:
+        for field in fields.split():
+            known.add(field)
+            value = flat.get(field, math.nan)
+            if value is None or not low <= value < high:
+                raise UserError(
+                    f"config.{field} is {value!r:.80}; it takes a number from {low:.3g} to less "
+                    f"than {high:.3g}"
+                )
+    for field, names in _CHOICES.items():
+        if flat.get(field) not in names:
+            wanted = ", ".join(names)
+            raise UserError(f"config.{field} is {flat.get(field)!r}; it takes one of {wanted}")
+    if differing := known ^ flat.keys():
+        raise UserError(f"config.{min(differing)} is missing, or {__file__} does not list it")
     name, side, min_side = (flat[x] for x in ("name", "data.crop_size", "data.min_side"))
     if name in ("", ".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > 200:
-        raise UserError(f"config.name is {_shown(name)}; it takes the name of a folder")
+        raise UserError(f"config.name is {name!r}; it takes the name of a folder")
     if side > min_side:
         raise UserError(
             f"config.data.crop_size is {side}, which is more than config.data.min_side, {min_side}"
@@ -105,95 +80,57 @@ def check_config(config: dict[str, Any]) -> None:
         raise UserError(
             "config.model.precision: tensorfloat32 is for float32, not config.model.dtype bfloat16"
         )
-    for field, value in flat.items():
-        try:
-            json.dumps(value, allow_nan=False)  # for config.json
-        except (TypeError, ValueError, RecursionError) as error:
-            shown = f"config.{field} is {_shown(value)}"
-            raise UserError(f"{shown}: JSON cannot hold that: {error}") from error
-    make_optimizer(config, steps_per_epoch=1000)
-    model = make_model(**config["model"])
+    with wrap_errors("config.json cannot hold the configuration"):
+        json.dumps(config, allow_nan=False)
+    optimizer, model = make_optimizer(config, steps_per_epoch=1000), make_model(**config["model"])
     precise = needs_precise_stats(config) and model.norm.has_averages
     if precise and not flat["eval.precise_examples"]:
         raise UserError(f"config.eval.precise_examples is 0, but {_PRECISE} some")
-    if flat["model.norm_kwargs"] or flat["model.name"] != "vgg8" or ":" in flat["model.norm"]:
-        _try_network(config, model)
-    if ":" in flat["optimizer.name"]:
-        _try_optimizer(config, model)
+    # It takes a second, which the recipe need not spend.
+    plugins = ":" in flat["model.norm"] + flat["optimizer.name"] or flat["model.norm_kwargs"]
+    if plugins or flat["model.name"] != "vgg8":
+        names = ("model.name", "model.norm", "optimizer.name")
+        what = ", ".join(f"config.{x}={flat[x]}" for x in names)
+        with (
+            wrap_errors(f"no training step can be made with {what}"),
+            wrap_plugin_errors("config.model.name", flat["model.name"], type(model)),
+        ):
+            jax.eval_shape(lambda: _trace_steps(config, model, optimizer))
 
 
-def _try_network(config: dict[str, Any], model: Any) -> None:
-    """Traces training passes, to find errors of user-defined normalizers and networks early."""
+def _trace_steps(config: dict[str, Any], model: Any, optimizer: Any) -> None:
+    """Takes a step of training and one of PreciseBN, to find errors of user-defined code early."""
     side, count = config["data"]["crop_size"], config["batch_size"]
-    norm, wanted = model.norm, ("float32", (count, config["model"]["num_classes"]))
-
-    def apply(images_NHWC):
-        # Created while tracing: outside, it would initialize the backend before hosts connect.
-        positions_N = jnp.arange(count)
-        rngs = {"params": jax.random.key(0), **rng_streams(jax.random.key(0), positions_N)}
-        variables = model.init(rngs, images_NHWC, train=False)
-        kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
-        factories = [norm]
-        if norm.has_averages and config["eval"]["precise_examples"]:  # a traced momentum
-            factories.append(norm.with_momentum(images_NHWC.mean()))
-        for factory in factories:
-            logits, seen = model.clone(norm=factory).apply(
-                kept, images_NHWC, train=True, positions_N=positions_N, rngs=rngs,
-                mutable=["batch_stats", "intermediates"],
-            )  # fmt: skip
-            layer_activations(seen, "output")
-        return jnp.asarray(logits), kept.get("batch_stats", {}), seen.get("intermediates", {})
-
+    key, zeros = jax.random.key(0), jnp.zeros(count, jnp.int32)
+    batch = {"label": zeros, "partner_label": zeros, "position": zeros}
+    batch["crops"] = jnp.zeros((count, 2, side, side, 3), jnp.uint8)
+    images = jnp.zeros((count, side, side, 3))
+    state = init_state(model, optimizer, key, images)
+    logits, seen = model.apply(state.variables, images, train=False, mutable=["intermediates"])
     name, field = (f"config.model.{x}={config['model'][x]}" for x in ("name", "norm"))
-    settings = (f"{x}={_shown(config['model'][x])}" for x in ("norm_kwargs", "kwargs"))
-    with (
-        wrap_errors(f"{field} in {name} fails with {' and '.join(settings)}"),
-        wrap_plugin_errors("config.model.name", config["model"]["name"], type(model)),
-    ):
-        logits, statistics, seen = jax.eval_shape(
-            apply, jax.ShapeDtypeStruct((count, side, side, 3), jnp.float32)
-        )
-    if (found := (str(logits.dtype), logits.shape)) != wanted:
-        raise UserError(f"{name} returns {found[0]}{found[1]}, not {wanted[0]}{wanted[1]}")
-    norms = [path[:-1] for path in flatten_dict(seen) if path[-1] == "before_norm"]
-    if not norms and norm.name != "none":
-        raise UserError(f"{name} uses no method of its `norm`: set config.model.norm=none")
-    paths = flatten_dict(statistics)
+    wanted = f"float32{(count, config['model']['num_classes'])}"
+    if (found := f"{logits.dtype}{logits.shape}") != wanted:
+        raise UserError(f"{name} returns {found}, not {wanted}")
+    layer_activations(seen, "output")
+    sown = flatten_dict(seen.get("intermediates", {}))
+    norms = [path[:-1] for path in sown if path[-1] == "before_norm"]
+    if not norms and model.norm.name != "none":
+        raise UserError(f"{name} does not use its `norm`: set config.model.norm=none")
+    paths = flatten_dict(state.batch_stats)
     own = [path for path in paths if not any(path[: len(each)] == each for each in norms)]
-    if needs_precise_stats(config) and statistics and (own or not norm.has_averages):
+    if needs_precise_stats(config) and paths and (own or not model.norm.has_averages):
         raise UserError(
             f"{_PRECISE} all running statistics to be those of normalizers with a momentum; "
             f"{name} with {field} has others"
         )
-
-
-def _try_optimizer(config: dict[str, Any], model: Any) -> None:
-    """Traces an update, to find errors of user-defined optimizers early."""
-    optimizer = optax.with_extra_args_support(make_optimizer(config, steps_per_epoch=1000))
-    side = config["data"]["crop_size"]
-
-    def update():
-        images_NHWC = jnp.zeros((1, side, side, 3))
-        params = model.init(jax.random.key(0), images_NHWC, train=False)["params"]
-        value = images_NHWC.mean()
-        return optimizer.update(params, optimizer.init(params), params, value=value)[1]
-
-    field = f"config.optimizer.name={config['optimizer']['name']}"
-    with wrap_errors(f"{field} fails with kwargs={_shown(config['optimizer']['kwargs'])}"):
-        state = jax.eval_shape(update)
+    make_train_step(model, optimizer, augment=config["augment"])(state, batch, key)
+    if model.norm.has_averages and config["eval"]["precise_examples"]:  # with a traced momentum
+        precise = PreciseStats(jnp.zeros(()), state.batch_stats, {})
+        make_precise_step(model, augment=config["augment"])(precise, state, batch, key)
 
     def is_free(x):
         return isinstance(x, optax.contrib.ScheduleFreeState)
 
-    if any(map(is_free, jax.tree.leaves(state, is_leaf=is_free))):
+    field = f"config.optimizer.name={config['optimizer']['name']}"
+    if any(map(is_free, jax.tree.leaves(state.opt_state, is_leaf=is_free))):
         raise UserError(f"{field}: schedule-free optimizers are not supported")
-    if any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
-        raise UserError(f"{field}: checkpoints cannot store its state, which has a JAX PRNG key")
-
-
-def _shown(value) -> str:
-    try:
-        text = repr(value)
-    except Exception as error:  # a huge integer, or a user-defined object
-        text = f"<{type(value).__name__}: {error}>"
-    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -89,12 +89,9 @@ class Devices:
           UserError: they cannot share a batch equally, or have no TensorFloat-32.
         """
         if batch_size % self.count:
-            below = batch_size // self.count * self.count
-            fitting = [str(size) for size in (below, below + self.count) if size > 0]
             raise UserError(
                 f"config.batch_size: {self.count} devices cannot share {batch_size} examples "
-                f"equally; sizes that fit: {', '.join(fitting)}; or let JAX see fewer devices, "
-                f"such as {max(n for n in range(1, self.count) if batch_size % n == 0)}"
+                f"equally; set a multiple of {self.count}, or let JAX see fewer devices"
             )
         backend = jax.default_backend()
         if precision == "tensorfloat32" and backend != "gpu":

@@ -6,7 +6,7 @@ python -m bn_vgg.predict --workdir=DIR --images=PATH_OR_GLOB_OR_ZIP --output=out
 import csv
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,13 @@ from tqdm import tqdm
 from bn_vgg import api, cli
 from bn_vgg.data import files, images
 from bn_vgg.data.cache import choose_folder
-from bn_vgg.errors import EXIT_UNREADABLE, UserError
+from bn_vgg.errors import EXIT_UNREADABLE
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
 _IMAGES = flags.DEFINE_string(
     "images", None, "Comma-separated images, folders, zip files or globs.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write.", required=True)
-_FORMAT = flags.DEFINE_enum(
-    "format", "probabilities", ["probabilities", "kaggle"], "Columns of the CSV file."
-)
 
 
 def main() -> int:
@@ -34,11 +31,6 @@ def main() -> int:
     cli.enable_compilation_cache(choose_folder())
     run = api.load(_WORKDIR.value)
     found = files.list_images(_IMAGES.value)
-    header = ["file", "label", *(f"p_{name}" for name in run.class_names)]
-    if _FORMAT.value == "kaggle":
-        found, header = _by_id(found), ["id", "label"]
-        if len(run.class_names) != 2:
-            raise UserError(f"--format=kaggle is for two classes, not {len(run.class_names)}")
     output = Path(_OUTPUT.value)
     unreadable = 0
     with (
@@ -46,7 +38,7 @@ def main() -> int:
         partial.open("w", newline="", encoding="utf-8") as file,
     ):
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(header)
+        rows.writerow(["file", "label", *(f"p_{name}" for name in run.class_names)])
         predictions = zip(found, predict(run, found), strict=True)
         for each, result in tqdm(predictions, total=len(found), unit=" images", disable=None):
             unreadable += isinstance(result, str)
@@ -76,30 +68,9 @@ def predict(run: api.TrainedModel, found: list[files.ImageFile]) -> Iterator[np.
 
 
 def _row(name: str, result: np.ndarray | str, class_names: list[str]) -> list[Any]:
-    kaggle = _FORMAT.value == "kaggle"
-    shown = _kaggle_id(name) if kaggle else name
     if isinstance(result, str):
-        return [shown, f"unreadable: {result}"] + [""] * (0 if kaggle else len(class_names))
-    label = int(result.argmax())
-    if kaggle:
-        return [shown, label]
-    return [shown, class_names[label], *(f"{p:.6f}" for p in result)]
-
-
-def _by_id(found: list[files.ImageFile]) -> list[files.ImageFile]:
-    named: dict[int, files.ImageFile] = {}
-    for file in found:
-        other = named.setdefault(_kaggle_id(file.name), file)
-        if other is not file:
-            raise UserError(f"--format=kaggle: {other.name} and {file.name} have the same id")
-    return [named[number] for number in sorted(named)]
-
-
-def _kaggle_id(name: str) -> int:
-    stem = PurePosixPath(name).stem
-    if not stem.isdecimal() or len(stem) > 18:
-        raise UserError(f"--format=kaggle: {name} has no numeric id as its name, such as 1.jpg")
-    return int(stem)
+        return [name, f"unreadable: {result}"] + [""] * len(class_names)
+    return [name, class_names[int(result.argmax())], *(f"{p:.6f}" for p in result)]
 
 
 if __name__ == "__main__":

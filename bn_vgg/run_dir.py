@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 import bn_vgg
 from bn_vgg import locking
@@ -205,18 +206,14 @@ class Workdir:
                 raise
 
 
-def flatten(
-    nested: dict[str, Any], prefix: str = "", fields: Container[str] = ()
-) -> dict[str, Any]:
+def flatten(nested: dict[str, Any], fields: Container[str] = ()) -> dict[str, Any]:
     """Turns {'a': {'b': 1}} into {'a.b': 1}; tuples become lists, as in JSON.
 
     An empty dict, and the values of `fields` (full names), stay as they are.
     """
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value and name not in fields:
-            flat |= flatten(value, f"{name}.", fields)
-        else:
-            flat[name] = list(value) if isinstance(value, tuple) else value
-    return flat
+
+    def is_leaf(path: tuple[str, ...], value: Any) -> bool:
+        return bool(path) and (not value or ".".join(path) in fields)
+
+    flat = flatten_dict(nested, is_leaf=is_leaf, sep=".")
+    return {name: list(x) if isinstance(x, tuple) else x for name, x in flat.items()}

@@ -48,8 +48,8 @@ def get_config(
     data.min_side = _MIN_SIDE[variant][crop]
     # Side of the network's input, in pixels.
     data.crop_size = _MIN_SIDE[variant][0]
-    # Where decoded images are kept and crops are cut: `device`, `host`, or `auto`, which is the
-    # device if they fit there and it is not a TPU. Changes only the speed.
+    # Where decoded images are kept and crops are cut: `host`, or `auto`, which is the device unless
+    # they do not fit there or it is a TPU. Changes only the speed.
     data.placement = "auto"
     # Examples to hold out, unless the source has its own splits.
     data.valid_examples = 2500

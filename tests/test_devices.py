@@ -27,7 +27,7 @@ def test_lengths_of_chunks_and_placements_change_no_bit(tiny_config, cache_folde
     one, found = Devices(), []
     programs = Programs(tiny_config.to_dict(), one, 11)
     state = programs.init(init_key(0), jnp.zeros((1, 16, 16, 3)))
-    for placement in ("device", "host"):
+    for placement in ("auto", "host"):
         tiny_config.data.placement = placement
         data, _ = launch.load_data(tiny_config, cache_folder, one, quiet=True)
         chunk = next(data.train(0))

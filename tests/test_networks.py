@@ -35,7 +35,7 @@ class Own(nn.Module):
     def __call__(self, images, *, train, positions_N=None):
         bias = not self.norm.replaces_bias
         conv = Conv(self.features, "same", bias, self.dtype, self.precision)
-        x = self.norm.relu(self.norm.conv_norm(conv, images, train=train))
+        x = self.norm.relu(self.norm.normalize(images, train=train, conv=conv))
         self.sow("intermediates", "output", x)
         x = nn.Dropout(0.1)(x.mean((1, 2)), deterministic=not train)
         return nn.Dense(self.num_classes)(x)

@@ -134,7 +134,7 @@ def test_layers_of_another_network_are_called_by_their_paths():
         def __call__(self, x):
             for name in ("first", "norm"):
                 conv = Conv(4, "same", False, jnp.float32, None, name=f"conv_{name}")
-                x = self.norm.conv_norm(conv, x, train=True, name=name)
+                x = self.norm.normalize(x, train=True, conv=conv, name=name)
             return x
 
     class Network(nn.Module):
@@ -143,7 +143,7 @@ def test_layers_of_another_network_are_called_by_their_paths():
         @nn.compact
         def __call__(self, x):
             x = Two(self.norm, name="two")(x)
-            return self.norm.normalize(self.norm.make("last"), x.mean((1, 2)), train=True)
+            return self.norm.normalize(x.mean((1, 2)), train=True, name="last")
 
     network = Network(model(norm="full").norm)
     images = jnp.ones((5, 6, 6, 3))

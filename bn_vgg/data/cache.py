@@ -18,7 +18,6 @@ import os
 import shutil
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from bn_vgg import locking
 from bn_vgg.data import sources
 from bn_vgg.data.images import UnreadableImage, scale_shorter_side
 from bn_vgg.data.sources import Source
-from bn_vgg.errors import NotFoundError, UserError, one_line, wrap_write_errors
+from bn_vgg.errors import NotFoundError, UserError, wrap_errors, wrap_write_errors
 
 # Part of every cache's digest. Increase it when the same source and settings give other bytes.
 _FORMAT = 1
@@ -42,15 +41,9 @@ _MAX_UNREADABLE = 0.05
 
 def choose_folder(cache_dir: str | None = None) -> Path:
     """Returns `cache_dir` (the flag), else `$BN_VGG_CACHE`, else bn_vgg in the user's cache."""
-    if cache_dir or os.environ.get("BN_VGG_CACHE"):
-        return Path(cache_dir or os.environ["BN_VGG_CACHE"]).expanduser()
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bn_vgg"
-    except RuntimeError as error:
-        raise UserError(
-            "there is no home folder for the image cache: set another with --cache_dir or "
-            "BN_VGG_CACHE"
-        ) from error
+    if chosen := cache_dir or os.environ.get("BN_VGG_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "bn_vgg"
 
 
 @dataclass(frozen=True)
@@ -155,19 +148,9 @@ def _print(text: str) -> None:
 
 
 def _open(folder: Path) -> ImageCache:
-    try:
+    advice = "; if it is damaged, delete that folder and it is made again"
+    with wrap_errors(f"cannot read the image cache {folder}", advice):
         return _read(folder)
-    except PermissionError as error:
-        raise UserError(
-            f"this user may not read {error.filename}: its owner can allow it with "
-            f"chmod -R a+rX {folder}, or set --cache_dir to another folder"
-        ) from error
-    except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{folder} is damaged ({one_line(error)}); delete that folder and it is made again"
-        ) from error
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {one_line(error)}") from error
 
 
 def _read(folder: Path) -> ImageCache:

@@ -25,8 +25,8 @@ def labelled_files(spec: str) -> Source:
     The class is either part of the file's name, `<class>.<number>.<extension>`, as in Kaggle's
     archive (`cat.12.jpg`), or the name of its folder, as in Microsoft's (`PetImages/Cat/12.jpg`).
     Classes are lower case and in alphabetical order. A record's key is `cat/12.jpg` in either
-    layout; if another file has the same key, `@` and the file's name are appended. Unlabelled files
-    in folders such as `test1` are left out, with a message on standard error.
+    layout; if another file has the same key, `@` and the file's name are appended. Folders such as
+    `test1` are left out, with a message on standard error, unless there are no others.
 
     The fingerprint is a digest of keys, sizes and each image's CRC-32 (archives) or modification
     time (folders). It reads no image and does not depend on the paths.
@@ -57,59 +57,35 @@ def labelled_files(spec: str) -> Source:
 
 
 def _classify(files: list[ImageFile], spec: str) -> list[_Labelled]:
+    labelled = [file for file in files if not _is_in_test_folder(file)] or files
+    if len(labelled) < len(files):
+        text = f"{spec}: left out {len(files) - len(labelled)} images in folders called test"
+        tqdm.write(text, file=sys.stderr)
     by_name: list[_Labelled] = []
     by_folder: list[_Labelled] = []
-    unlabelled = []
-    elsewhere = {_folder(file) for file in files if not _is_in_test_folder(file)}
-    for file in files:
-        base, folder = file.name.rpartition("/")[2], _folder(file)
+    for file in labelled:
+        base = file.name.rpartition("/")[2]
+        by_folder.append((file, file.parent.lower(), base))
         if match := _KAGGLE.fullmatch(base):
             by_name.append((file, match["label"].lower(), match["rest"]))
-        elif _TEST_FOLDER.fullmatch(folder) or (elsewhere and folder not in elsewhere):
-            unlabelled.append(file)  # test/1.jpg, or test/all/1.jpg beside train/cat/1.jpg
-            continue
-        by_folder.append((file, folder, base))
-    if unlabelled:
-        example = f"such as {unlabelled[0].name!r}"
-        text = f"{spec}: left out {len(unlabelled)} images without labels, {example}"
-        tqdm.write(text, file=sys.stderr)
-    names, folders = _classes(by_name), _classes(by_folder)
-    have_names = len(names) > 1 and len(by_name) == len(by_folder)
-    have_folders = len(folders) > 1 and folders[0] and not all(map(_NO_CLASS.fullmatch, folders))
-    groups = {(_folder(file), name) for file, name, _ in by_name}
-    # As for cats/cat.1.jpg and dogs/dog.1.jpg.
-    one_to_one = len(groups) == len(names) == len({folder for folder, _ in groups})
-    if len(names) > 1 and have_folders and not one_to_one:
-        raise UserError(
-            f"{spec!r}: the classes by file names are {_shorten(names)} (as in "
-            f"{by_name[0][0].name!r}), but by folders {_shorten(folders)}: rename files or "
-            "folders so that they agree, or that only one of them defines classes"
-        )
-    if have_names or have_folders:
+    names, folders = (sorted({label for _, label, _ in each}) for each in (by_name, by_folder))
+    have_names = len(names) > 1 and len(by_name) == len(labelled)
+    have_folders = len(folders) > 1 and "" not in folders
+    have_folders = have_folders and not all(map(_NO_CLASS.fullmatch, folders))
+    # They agree if they are one to one, as for cats/cat.1.jpg and dogs/dog.1.jpg.
+    pairs = {(file.parent.lower(), name) for file, name, _ in by_name}
+    agree = len(pairs) == len(names) == len({folder for folder, _ in pairs})
+    if (have_names or have_folders) and (agree or len(names) < 2 or not have_folders):
         return by_name if have_names else by_folder
-    named = {file.path for file, _, _ in by_name}
-    unclear = [
-        f.name for f, folder, _ in by_folder if f.path not in named and (names or not folder)
-    ]
-    problem = f"{unclear[0]!r} has no label" if unclear else "two classes are needed"
+    unnamed = [f.name for f, _, base in by_folder if not _KAGGLE.fullmatch(base)] if names else []
     raise UserError(
-        f"{spec!r}: {problem} (classes by file names: {_shorten(names)}; by folders: "
-        f"{_shorten(folders)}); name all files cat.1.jpg, dog.1.jpg, ... or give each class its "
-        "own folder"
+        f"{spec!r}: classes by file names: {', '.join(names[:6]) or 'none'}"
+        + (f" (but {unnamed[0]!r} has none)" if unnamed else "")
+        + f"; by folders: {', '.join(filter(None, folders[:6])) or 'none'}; name all files "
+        "cat.1.jpg, dog.1.jpg, ... or give each class its own folder; they may not disagree"
     )
 
 
-def _classes(labelled: list[_Labelled]) -> list[str]:
-    return sorted({class_name for _, class_name, _ in labelled})
-
-
-def _folder(file: ImageFile) -> str:
-    return file.parent.lower()
-
-
 def _is_in_test_folder(file: ImageFile) -> bool:
-    return any(map(_TEST_FOLDER.fullmatch, [*file.name.lower().split("/")[:-1], _folder(file)]))
-
-
-def _shorten(names: list[str]) -> str:
-    return ", ".join(filter(None, names[:6])) + (", ..." if len(names) > 6 else "") or "none"
+    folders = [*file.name.lower().split("/")[:-1], file.parent.lower()]
+    return any(map(_TEST_FOLDER.fullmatch, folders))

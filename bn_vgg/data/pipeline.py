@@ -19,7 +19,7 @@ from bn_vgg.data.splits import Splits
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
 
-PLACEMENTS = ("auto", "device", "host")
+PLACEMENTS = ("auto", "host")
 # Maximum number of steps in a chunk. Each call has an overhead, on a GPU of some 0.3 ms.
 _MAX_STEPS = 20
 # A CPU takes seconds for 100 images of 128x128, and Ctrl-C waits for the end of a chunk.
@@ -91,8 +91,7 @@ class Data:
         """Places the images of `config.data.source`.
 
         Raises:
-          UserError: there are too few images for a batch, or `config.data.placement` is `device`
-            and they do not fit there.
+          UserError: there are too few images for a batch.
         """
         self._eval_config, self._devices = config["eval"], devices
         self._seed, self._batch_size = config["seed"], config["batch_size"]
@@ -258,18 +257,10 @@ def _fits(placement: str, splits: list[Split]) -> bool:
     """Whether to place the images of `splits` on the device."""
     # On a TPU XLA copies the rows of crops one after the other, which takes several times as long
     # as the rest of a step.
-    if placement == "host" or (placement == "auto" and jax.default_backend() == "tpu"):
+    if placement == "host" or jax.default_backend() == "tpu":
         return False
     sizes = [int(split.lengths.sum()) for split in splits]
-    room = _room()
-    fits = sum(sizes) <= room and max(sizes) <= _MAX_BYTES
-    if placement == "device" and not fits:
-        raise UserError(
-            f"config.data.placement: {sum(sizes) / 2**30:.1f} GiB of images do not fit on the "
-            f"device: the limits are {room / 2**30:.1f} GiB in total and 2 GiB for one split; "
-            "set it to host or auto"
-        )
-    return fits
+    return sum(sizes) <= _room() and max(sizes) <= _MAX_BYTES
 
 
 def _room() -> int:

@@ -4,18 +4,17 @@ A network is a Flax module. `config.model.name` names one of `MODELS`, or your o
 `package.module:Class`. `__call__(images_NHWC, *, train, positions_N=None)` returns logits
 (N, num_classes), float32; `vgg.py` explains the arguments. Its fields are recognized by name:
 
-  norm              a `NormFactory`: `norm.conv_norm(conv, x, train=train)` applies a `layers.Conv`
-                    and normalizes; `norm.norm_relu(x, train=train)` normalizes and applies ReLU.
-                    Give each a `name` if a module has several;
+  norm              a `NormFactory`: `norm.normalize(x, train=train)` normalizes `x`, or with
+                    `conv=layers.Conv(…)` its convolution. Give each a `name` if a module has
+                    several;
   dropout_rate      for `layers.Dropout`; it is set to 0 to compute statistics without dropout;
   num_classes       number of outputs;
   dtype, precision  of the computation, for `layers.Conv` and `flax.linen.Dense`;
   axis_name         (optional) for `jax.lax.pmean`, if the network has batch statistics of its own.
 
 All other fields are set from `config.model.kwargs`. A convolution before a normalizer should have
-`use_bias=not norm.replaces_bias`, and after `conv_norm` comes `norm.relu(x)`, because some
-normalizers have an activation of their own. After other layers than `layers.Conv` normalize by
-`norm.normalize(norm.make(name), x, train=train)`. A module may call once
+`use_bias=not norm.replaces_bias`, and after `normalize` comes `norm.relu(x)`, because some
+normalizers have an activation of their own. A module may call once
 `self.sow("intermediates", "output", x)`; statistics of `x` are recorded at every evaluation.
 """
 

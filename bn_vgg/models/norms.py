@@ -104,44 +104,27 @@ class NormFactory:
         """Returns a factory of the same normalizers with another `momentum`."""
         return dataclasses.replace(self, settings={**self.settings, "momentum": momentum})
 
-    def make(self, name: str = "norm") -> nn.Module:
-        """Makes a normalizer, which becomes the submodule `name` of the calling module."""
-        return self.build(**self.settings, name=name)
+    def relu(self, y):
+        """Applies a ReLU, unless the normalizer has an activation of its own."""
+        return y if self.has_activation else nn.relu(y)
 
-    def conv_norm(self, conv: Conv, x_NHWC, *, train: bool, name: str = "norm"):
-        """Applies `conv` to `x_NHWC` and normalizes the result.
+    def normalize(self, x, *, train: bool, conv: Conv | None = None, name: str = "norm"):
+        """Normalizes `x`, or the result of `conv(x)`; reports what it normalizes as `before_norm`.
 
         Call it in a module's `__call__`; the normalizer becomes the submodule `name`. `conv` should
         have a bias unless `replaces_bias`.
 
         Raises:
-          UserError: a user-defined normalizer fails, or returns another shape or dtype.
+          UserError: the normalizer fails, needs `conv`, or returns another shape or dtype.
         """
-        norm = self.make(name)
-        reparametrize = partial(self._weights, norm) if hasattr(norm, "reparametrize") else None
-        y = conv(x_NHWC, reparametrize)
-        mean_of_y = (
-            partial(conv.mean_of_output, x_NHWC, reparametrize) if conv.has_cheap_mean else None
-        )
-        return self.normalize(norm, y, train=train, mean_of_x=mean_of_y)
-
-    def relu(self, y):
-        """Applies a ReLU, unless the normalizer has an activation of its own."""
-        return y if self.has_activation else nn.relu(y)
-
-    def norm_relu(self, x, *, train: bool, name: str = "norm"):
-        """Normalizes `x`, which need not come from a convolution, and applies `relu`.
-
-        Raises:
-          UserError: as `conv_norm`; or the normalizer normalizes a convolution's weights.
-        """
-        norm = self.make(name)
-        if hasattr(norm, "reparametrize"):
+        norm, mean_of_x = self.build(**self.settings, name=name), None
+        if conv is not None:
+            reparametrize = partial(self._weights, norm) if hasattr(norm, "reparametrize") else None
+            if conv.has_cheap_mean:
+                mean_of_x = partial(conv.mean_of_output, x, reparametrize)
+            x = conv(x, reparametrize)
+        elif hasattr(norm, "reparametrize"):
             raise UserError(f"{_FIELD}={self.name} must follow a convolution")
-        return self.relu(self.normalize(norm, x, train=train))
-
-    def normalize(self, norm: nn.Module, x, *, train: bool, mean_of_x=None):
-        """Calls `norm`, a result of `make`, and reports its input as `before_norm`."""
         norm.sow("intermediates", "before_norm", x)
         offered = {"use_running_average": not train, "mean_of_x": mean_of_x}
         with wrap_plugin_errors(_FIELD, self.name, self.build):

@@ -33,18 +33,18 @@ class ResidualBlock(nn.Module):
             Conv, self.features, "same", not self.norm.replaces_bias, self.dtype, self.precision
         )
         first, second = conv(self.strides, name="conv1"), conv(name="conv2")
-        dropout = Dropout(self.dropout_rate)
+        dropout, norm = Dropout(self.dropout_rate), partial(self.norm.normalize, train=train)
         shortcut = x_NHWC[:, :: self.strides, :: self.strides]
         added = self.features - shortcut.shape[-1]
         shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, added)))
         if self.pre_activation:
-            x = first(self.norm.norm_relu(x_NHWC, train=train, name="norm1"))
-            x = dropout(self.norm.norm_relu(x, train=train, name="norm2"), positions_N, train)
+            x = first(self.norm.relu(norm(x_NHWC, name="norm1")))
+            x = dropout(self.norm.relu(norm(x, name="norm2")), positions_N, train)
             x = shortcut + second(x)
         else:
-            x = self.norm.relu(self.norm.conv_norm(first, x_NHWC, train=train, name="norm1"))
+            x = self.norm.relu(norm(x_NHWC, conv=first, name="norm1"))
             x = dropout(x, positions_N, train)
-            x = nn.relu(shortcut + self.norm.conv_norm(second, x, train=train, name="norm2"))
+            x = nn.relu(shortcut + norm(x, conv=second, name="norm2"))
         self.sow("intermediates", "output", x)
         return x
 
@@ -84,7 +84,7 @@ class ResNet(nn.Module):
         if self.pre_activation:
             x = stem(x)
         else:
-            x = self.norm.relu(self.norm.conv_norm(stem, x, train=train, name="stem_norm"))
+            x = self.norm.relu(self.norm.normalize(x, train=train, conv=stem, name="stem_norm"))
         blocks = self.depth // 6
         for i in range(3 * blocks):
             stage = i // blocks
@@ -95,7 +95,7 @@ class ResNet(nn.Module):
             )  # fmt: skip
             x = block(x, positions_N, train)
         if self.pre_activation:
-            x = self.norm.norm_relu(x, train=train, name="last_norm")
+            x = self.norm.relu(self.norm.normalize(x, train=train, name="last_norm"))
         x = x.mean(axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
         dense = nn.Dense(
             self.num_classes, dtype=self.dtype, precision=self.precision,

@@ -32,7 +32,7 @@ class Block(nn.Module):
         """Maps (N, H, W, I) to (N, H', W', features)."""
         use_bias = not self.norm.replaces_bias
         conv = Conv(self.features, self.padding, use_bias, self.dtype, self.precision, name="conv")
-        x = self.norm.conv_norm(conv, x_NHWC, train=train)
+        x = self.norm.normalize(x_NHWC, train=train, conv=conv)
         x = Dropout(self.dropout_rate)(x, positions_N, train)
         x = max_pool_2x2(x) if self.pool else x
         x = self.norm.relu(x)
