@@ -53,15 +53,16 @@ _PRECISE = "config.eval.statistics=precise and config.optimizer.average_decay ne
 def check_config(config: dict[str, Any]) -> None:
     """Checks a nested configuration: its fields, their ranges, and the network they describe."""
     flat = flatten(config, fields=KWARGS)
+    if unset := [field for field, value in flat.items() if value is None]:
+        raise UserError(f"config.{unset[0]} is None: give it a value")
     known = {*_CHOICES, *_OTHERS.split(), *KWARGS}
     for low, high, fields in _RANGES:
         for field in fields.split():
             known.add(field)
-            value = flat.get(field, math.nan)
-            if value is None or not low <= value < high:
+            if not low <= flat.get(field, math.nan) < high:
                 raise UserError(
-                    f"config.{field} is {value!r:.80}; it takes a number from {low:.3g} to less "
-                    f"than {high:.3g}"
+                    f"config.{field} is {flat.get(field)!r}; it takes a number from {low:.3g} to "
+                    f"less than {high:.3g}"
                 )
     for field, names in _CHOICES.items():
         if flat.get(field) not in names:
@@ -69,6 +70,8 @@ def check_config(config: dict[str, Any]) -> None:
             raise UserError(f"config.{field} is {flat.get(field)!r}; it takes one of {wanted}")
     if differing := known ^ flat.keys():
         raise UserError(f"config.{min(differing)} is missing, or {__file__} does not list it")
+    if not all(isinstance(x, int) and x > 0 for x in flat["model.features"] or [0]):
+        raise UserError("config.model.features: it takes positive integers")
     name, side, min_side = (flat[x] for x in ("name", "data.crop_size", "data.min_side"))
     if name in ("", ".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > 200:
         raise UserError(f"config.name is {name!r}; it takes the name of a folder")
@@ -80,8 +83,9 @@ def check_config(config: dict[str, Any]) -> None:
         raise UserError(
             "config.model.precision: tensorfloat32 is for float32, not config.model.dtype bfloat16"
         )
-    with wrap_errors("config.json cannot hold the configuration"):
-        json.dumps(config, allow_nan=False)
+    for field, value in flat.items():
+        with wrap_errors(f"config.{field} cannot be written to config.json"):
+            json.dumps(value, allow_nan=False)
     optimizer, model = make_optimizer(config, steps_per_epoch=1000), make_model(**config["model"])
     precise = needs_precise_stats(config) and model.norm.has_averages
     if precise and not flat["eval.precise_examples"]:

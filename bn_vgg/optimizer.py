@@ -43,7 +43,10 @@ def rmsprop(
 
 
 def muon(learning_rate, weight_decay=0.0, mask=None, **kwargs) -> optax.GradientTransformation:
-    """Muon (Jordan 2024) for kernels, as (H * W * I, O) matrices, and NAdam for the rest."""
+    """Muon (Jordan 2024) for kernels, as (H * W * I, O) matrices, and NAdam for the rest.
+
+    Jordan leaves the first and the last layer to Adam; here their kernels are Muon's, too.
+    """
 
     def dimensions(params):
         def of(x, is_kernel):
