@@ -138,7 +138,7 @@ class TrainedModel:
 
 
 def load(workdir: str | Path, which: str = "best") -> TrainedModel:
-    """Reads the checkpoint of a run's `best` or `latest` epoch.
+    """Reads the checkpoint of a run's `best` epoch, or its `latest` one.
 
     Raises:
       UserError: there is no run or no checkpoint yet, or it is damaged or cannot be read.
@@ -149,13 +149,12 @@ def load(workdir: str | Path, which: str = "best") -> TrainedModel:
     run = Workdir(str(workdir), writes=False)
     run.check_format()
     config, class_names = run.read("config.json"), run.read("data.json")["class_names"]
-    # An epoch's line is written before its checkpoint.
     steps = checkpoint.list_steps(run.checkpoints)
-    lines = [line for line in run.read_metrics() if line["step"] in steps]
-    if not lines:
+    if which == "best":  # an epoch's line is written before its checkpoint
+        lines = [line for line in run.read_metrics() if line["step"] in steps]
+        steps = [line["step"] for line in sorted(lines, key=lambda x: x["valid/error_rate"])]
+    if not steps:
         raise UserError(f"{workdir} has no checkpoint yet: the first comes after an epoch")
-    best = min(lines, key=lambda line: line["valid/error_rate"])
-    step = best["step"] if which == "best" else lines[-1]["step"]
     # Only GPUs have TensorFloat-32, but a network that was trained with it runs anywhere.
     precision_override = {} if jax.default_backend() == "gpu" else {"precision": "highest"}
     with wrap_errors(f"{workdir}/config.json does not fit this version of the code"):
@@ -164,5 +163,7 @@ def load(workdir: str | Path, which: str = "best") -> TrainedModel:
     like = jax.eval_shape(
         lambda: _init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
     ).with_precise_stats(config, model)
-    _, state = checkpoint.read(run.checkpoints, step, like)
-    return TrainedModel(model, state, config, class_names, step)
+    progress, state = checkpoint.read(run.checkpoints, steps[0], like)
+    if state.precise_stats and progress.within_epoch is not None:
+        raise UserError(f"{workdir} has no precise statistics at step {steps[0]}, within an epoch")
+    return TrainedModel(model, state, config, class_names, steps[0])

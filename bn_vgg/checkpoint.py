@@ -227,12 +227,7 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
-        """Waits for the last write. Its UserError is only logged if there was an error before."""
-        try:
-            with self._writing():
-                self._manager.close()
-        except UserError:
-            if error is None:
-                raise
-            logging.info("closing the checkpoints failed, too", exc_info=True)
+    def __exit__(self, *_) -> None:
+        """Waits for the last write; raises a UserError as `save` does."""
+        with self._writing():
+            self._manager.close()

@@ -142,7 +142,7 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataF
                 run[name] = float(result[name])
             run["test_error_rate_precise"] = float(result.get("test_error_rate_precise", "nan"))
             run |= {"hardware": _hardware(result), "commit": result.get("commit") or NOT_MEASURED}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{workdir.path} is damaged: not what a run writes ({error!r})") from error
     return config, run, epochs
 

@@ -53,7 +53,8 @@ def tables(cells, finished=True):
             folder = f"{cell}/seed{seed}"
             where = {"cell": cell, "seed": seed, "folder": folder}
             sizes = {"valid_examples": 2500, "compared_examples": 1000}
-            runs.append({**where, **sizes, "epochs": len(lines), "finished": finished})
+            runs.append({**where, **sizes, "epochs": len(lines), "finished": finished,
+                         "stood_still": 0})  # fmt: skip
             epochs += [line | where for line in lines]
     return pd.DataFrame(runs), pd.DataFrame(epochs)
 

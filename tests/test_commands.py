@@ -178,15 +178,6 @@ def test_predict_gives_an_unreadable_image_a_row_and_a_status(predict, fork_comm
     assert "1 images could not be read" in done.stdout
 
 
-def test_kaggles_format_is_sorted_by_id(predict, fork_command, cartoon_folder, tmp_path):
-    image = (cartoon_folder / "cat.0.png").read_bytes()
-    archive = write_zip(tmp_path / "test1.zip", {f"test1/{i}.png": image for i in (10, 9, 100)})
-    _, rows = predict(fork_command, archive, "--format=kaggle")
-    assert rows[0] == ["id", "label"]
-    assert [row[0] for row in rows[1:]] == ["9", "10", "100"]
-    assert {row[1] for row in rows[1:]} <= {"0", "1"}
-
-
 def test_export_writes_arrays_in_the_networks_order(trained_run, run_command, tmp_path):
     """Below the home folder: a shell expands `--output ~/x`, but not `--output=~/x`."""
     run_command(
@@ -213,7 +204,6 @@ def test_wrong_arguments_of_predict_and_export(fork_command, trained_run, cartoo
         ("predict", [*images, "--images=/nope"], "'/nope' does not exist"),
         ("predict", [*images, "--output=/dev/null/x/o"], "cannot write /dev/null/x/o: Not a dir"),
         ("predict", [*images, f"--output={tmp_path}"], f"cannot write {tmp_path}: it is a folder"),
-        ("predict", [*images, "--format=kaggle"], "cat.0.png has no numeric id"),
         ("predict", [*images, "--workdir=/nope"], "/nope holds no run: there is no config.json in"),
         ("export", [*given, "--output=w.txt"], "w.txt does not end in .npz"),
         ("export", [*given, "--output=/dev/null/w.npz"], "cannot write /dev/null/w.npz"),

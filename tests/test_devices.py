@@ -48,11 +48,9 @@ def test_shares_of_a_batch():
     with pytest.raises(UserError) as raised:
         four.check(100, "highest")
     assert str(raised.value) == (
-        "config.batch_size: 8 devices cannot share 100 examples equally; sizes that fit: 96, 104; "
-        "or let JAX see fewer devices, such as 5"
+        "config.batch_size: 8 devices cannot share 100 examples equally; set a multiple of 8, or "
+        "let JAX see fewer devices"
     )
-    with pytest.raises(UserError, match=r"sizes that fit: 8; .* such as 5$"):
-        four.check(5, "highest")
     with pytest.raises(UserError, match="tensorfloat32 is for NVIDIA GPUs, and this is a CPU"):
         four.check(8, "tensorfloat32")
     assert four.host_rows(16) == slice(0, 8)
