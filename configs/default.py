@@ -162,7 +162,7 @@ def get_config(
     config.eval.compared_examples = 1000
 
     config.checkpoint = ConfigDict()
-    # Updates between checkpoints within an epoch, rounded up to the end of a chunk (20 steps at
+    # Updates between checkpoints within an epoch, rounded up to the end of a chunk (ten steps at
     # most); 0: only at the end of epochs and when the run is stopped. Does not affect training.
     config.checkpoint.every_steps = 0
 

@@ -20,10 +20,10 @@ from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
 
 PLACEMENTS = ("auto", "host")
-# Maximum number of steps in a chunk. Each call has an overhead, on a GPU of some 0.3 ms.
-_MAX_STEPS = 20
+# Maximum number of steps in a chunk. With ten, the overhead of a call is negligible.
+_MAX_STEPS = 10
 # A CPU takes seconds for 100 images of 128x128, and Ctrl-C waits for the end of a chunk.
-_MAX_CPU_STEPS, _MAX_CPU_PIXELS = 10, 2_000_000
+_MAX_CPU_PIXELS = 2_000_000
 # Positions in the flat array are int32 on the device.
 _MAX_BYTES = 2**31 - 1
 
@@ -197,7 +197,7 @@ def chunk_length(num_batches: int, pixels_per_batch: int) -> int:
     """
     limit = min(_MAX_STEPS, num_batches)
     if jax.default_backend() == "cpu":
-        limit = max(1, min(limit, _MAX_CPU_STEPS, _MAX_CPU_PIXELS // pixels_per_batch))
+        limit = max(1, min(limit, _MAX_CPU_PIXELS // pixels_per_batch))
     divisors = [n for n in range(-(-limit // 2), limit + 1) if num_batches % n == 0]
     return max(divisors, default=limit)
 
