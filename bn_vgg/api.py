@@ -165,5 +165,8 @@ def load(workdir: str | Path, which: str = "best") -> TrainedModel:
     ).with_precise_stats(config, model)
     progress, state = checkpoint.read(run.checkpoints, steps[0], like)
     if state.precise_stats and progress.within_epoch is not None:
-        raise UserError(f"{workdir} has no precise statistics at step {steps[0]}, within an epoch")
+        raise UserError(
+            f"{workdir} has no precise statistics at step {steps[0]}, within an epoch: resume the "
+            "run, or take the best epoch"
+        )
     return TrainedModel(model, state, config, class_names, steps[0])

@@ -158,7 +158,7 @@ def restore(
         why = damaged.get(best, f"{folder / str(best)} is missing")
         raise UserError(
             f"{why}; it was the run's best, without which there is no result. The newest that is "
-            f"intact is {max(found)}: python -m bn_vgg.export --which=latest; {again}"
+            f"intact is {max(found)}; {again}"
         )
     if jax.process_count() > 1:  # another process may still be reading
         multihost_utils.sync_global_devices("checkpoints are read")
@@ -227,7 +227,12 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *_) -> None:
-        """Waits for the last write; raises a UserError as `save` does."""
-        with self._writing():
-            self._manager.close()
+    def __exit__(self, kind, error, traceback) -> None:
+        """Waits for the last write. Its UserError is only logged if there was an error before."""
+        try:
+            with self._writing():
+                self._manager.close()
+        except UserError:
+            if error is None:
+                raise
+            logging.info("closing the checkpoints failed, too", exc_info=True)

@@ -21,7 +21,7 @@ from bn_vgg.optimizer import make_optimizer
 from bn_vgg.run_dir import KWARGS, flatten
 from bn_vgg.steps import init_state, make_train_step, needs_precise_stats
 
-# Numbers: low <= value < high. ml_collections checks the types of all fields.
+# Numbers: low <= value < high. ml_collections checks the types of the fields of configs/default.py.
 _RANGES = [
     (0, 1, "model.norm_decay model.dropout_rate augment.colour_jitter augment.label_smoothing "
      "optimizer.decay optimizer.average_decay"),
@@ -68,8 +68,10 @@ def check_config(config: dict[str, Any]) -> None:
         if flat.get(field) not in names:
             wanted = ", ".join(names)
             raise UserError(f"config.{field} is {flat.get(field)!r}; it takes one of {wanted}")
-    if differing := known ^ flat.keys():
-        raise UserError(f"config.{min(differing)} is missing, or {__file__} does not list it")
+    if unknown := flat.keys() - known:
+        raise UserError(f"config.{min(unknown)} has no check: remove it, or add it to {__file__}")
+    if missing := known - flat.keys():
+        raise UserError(f"config.{min(missing)} is missing")
     if not all(isinstance(x, int) and x > 0 for x in flat["model.features"] or [0]):
         raise UserError("config.model.features: it takes positive integers")
     name, side, min_side = (flat[x] for x in ("name", "data.crop_size", "data.min_side"))
@@ -95,10 +97,7 @@ def check_config(config: dict[str, Any]) -> None:
     if plugins or flat["model.name"] != "vgg8":
         names = ("model.name", "model.norm", "optimizer.name")
         what = ", ".join(f"config.{x}={flat[x]}" for x in names)
-        with (
-            wrap_errors(f"no training step can be made with {what}"),
-            wrap_plugin_errors("config.model.name", flat["model.name"], type(model)),
-        ):
+        with wrap_errors(f"no training step can be made with {what}"):
             jax.eval_shape(lambda: _trace_steps(config, model, optimizer))
 
 
@@ -109,8 +108,10 @@ def _trace_steps(config: dict[str, Any], model: Any, optimizer: Any) -> None:
     batch = {"label": zeros, "partner_label": zeros, "position": zeros}
     batch["crops"] = jnp.zeros((count, 2, side, side, 3), jnp.uint8)
     images = jnp.zeros((count, side, side, 3))
+    with wrap_plugin_errors("config.model.name", config["model"]["name"], type(model)):
+        variables = model.init(key, images, train=False)
+        logits, seen = model.apply(variables, images, train=False, mutable=["intermediates"])
     state = init_state(model, optimizer, key, images)
-    logits, seen = model.apply(state.variables, images, train=False, mutable=["intermediates"])
     name, field = (f"config.model.{x}={config['model'][x]}" for x in ("name", "norm"))
     wanted = f"float32{(count, config['model']['num_classes'])}"
     if (found := f"{logits.dtype}{logits.shape}") != wanted:
@@ -127,10 +128,6 @@ def _trace_steps(config: dict[str, Any], model: Any, optimizer: Any) -> None:
             f"{_PRECISE} all running statistics to be those of normalizers with a momentum; "
             f"{name} with {field} has others"
         )
-    make_train_step(model, optimizer, augment=config["augment"])(state, batch, key)
-    if model.norm.has_averages and config["eval"]["precise_examples"]:  # with a traced momentum
-        precise = PreciseStats(jnp.zeros(()), state.batch_stats, {})
-        make_precise_step(model, augment=config["augment"])(precise, state, batch, key)
 
     def is_free(x):
         return isinstance(x, optax.contrib.ScheduleFreeState)
@@ -138,3 +135,9 @@ def _trace_steps(config: dict[str, Any], model: Any, optimizer: Any) -> None:
     field = f"config.optimizer.name={config['optimizer']['name']}"
     if any(map(is_free, jax.tree.leaves(state.opt_state, is_leaf=is_free))):
         raise UserError(f"{field}: schedule-free optimizers are not supported")
+    if any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)):
+        raise UserError(f"{field}: checkpoints cannot store its state, which has a JAX PRNG key")
+    make_train_step(model, optimizer, augment=config["augment"])(state, batch, key)
+    if model.norm.has_averages and config["eval"]["precise_examples"]:  # with a traced momentum
+        precise = PreciseStats(jnp.zeros(()), state.batch_stats, {})
+        make_precise_step(model, augment=config["augment"])(precise, state, batch, key)

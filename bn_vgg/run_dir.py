@@ -212,8 +212,11 @@ def flatten(nested: dict[str, Any], fields: Container[str] = ()) -> dict[str, An
     An empty dict, and the values of `fields` (full names), stay as they are.
     """
 
-    def is_leaf(path: tuple[str, ...], value: Any) -> bool:
-        return bool(path) and (not value or ".".join(path) in fields)
+    def join(path: tuple[Any, ...]) -> str:  # the keys of kwargs may be numbers
+        return ".".join(map(str, path))
 
-    flat = flatten_dict(nested, is_leaf=is_leaf, sep=".")
-    return {name: list(x) if isinstance(x, tuple) else x for name, x in flat.items()}
+    def is_leaf(path: tuple[Any, ...], value: Any) -> bool:
+        return bool(path) and (not value or join(path) in fields)
+
+    flat = flatten_dict(nested, is_leaf=is_leaf)
+    return {join(path): list(x) if isinstance(x, tuple) else x for path, x in flat.items()}

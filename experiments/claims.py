@@ -1,8 +1,9 @@
 """The claims of the post, each with its decision rule.
 
-The rules were stated before the runs, except how the causes of claim 5's spikes are found: see its
-rule. Each claim is a function, decorated by `@claim`, of a section's runs and epochs, see
-`experiments.runs`.
+The rules were stated before the recorded runs. (For some days claim 2 had another. Claim 5's way to
+find causes was changed after ten of its runs: the first gave 30 from the averages, 0 from the
+weights, 10 undecided.) Each claim is a function of a section's runs and epochs, decorated by
+`@claim`; see `experiments.runs`.
 """
 
 from collections.abc import Callable
@@ -186,8 +187,7 @@ def _with_dropout(runs, epochs):
     f"batch-normalized cell that has {MIN_SEEDS} seeds. Supported if at least two thirds of the "
     "decided spikes come from the averages, contradicted if two thirds from the weights; undecided "
     f"with fewer than {MIN_SPIKES} decided spikes, or if fewer than {MIN_SEEDS} seeds have "
-    "one. (This way to find causes was chosen after ten of the recorded runs; by the first one 30 "
-    "come from the averages, 0 from the weights, 10 are undecided.)",
+    "one.",
     post="spikes of up to tens of points; their cause was not measured.",
 )
 def _of_spikes(runs, epochs):

@@ -96,7 +96,7 @@ def measure(
         chosen = groups[(groups[list(fields[: len(values)])] == values).all(axis=1)]
         # The settings of these values, such as norm_kwargs, need not be the same.
         theirs = [_SETTINGS.get(field) for field in fields[: len(values)]]
-        rest = [field for field in fields[len(values) :] if field not in theirs]
+        rest = [x for x in fields[len(values) :] if x not in (*theirs, "user_code")]
         references = {}
         for name in order:
             same = chosen.index[(chosen[rest] == groups.loc[name, rest]).all(axis=1)]

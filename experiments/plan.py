@@ -69,8 +69,11 @@ def find_preset(name: str) -> list[Overrides]:
     if not entries:
         raise UserError(f"--preset={name}: sweep() yields nothing")
     for entry in entries:
-        if not isinstance(entry, dict) or "config" not in entry:
-            raise UserError(f"--preset={name}: {entry!r} is not a dict with a 'config'")
+        numbers = isinstance(entry, dict) and (entry.get("seed", 0), entry.get("stage", 0))
+        if not numbers or "config" not in entry or not all(isinstance(x, int) for x in numbers):
+            raise UserError(
+                f"--preset={name}: {entry!r} is not a dict with a 'config'; see presets.py"
+            )
     return entries
 
 

@@ -49,8 +49,8 @@ FIGURES = {
     ),
 }  # fmt: skip
 _LEGEND = (
-    "Solid: validation; dashed: training. Mean over seeds; band: lowest to highest.\n"
-    "Grey: the post's validation errors, 128x128, one run."
+    "Coloured: validation (solid) and training (dashed), mean over seeds; band: lowest to\n"
+    "highest. Grey: the post's validation errors, 128x128, one run."
 )
 # A cell's mean is over runs with at least this share of the longest run's epochs.
 _MIN_LENGTH_SHARE = 0.8

@@ -14,8 +14,7 @@ CONFIDENCE = 0.95
 MIN_SEEDS = 3
 # A training error of at least this, with two classes, means that nothing has been learnt yet.
 STANDSTILL_ERROR = 0.47
-# Standard errors that count as significant, for a single comparison that was chosen in advance,
-# and for a search over all epochs of a run.
+# Standard errors that count as significant: for a single comparison, and for a search over epochs.
 PLANNED_SIGMAS, SEARCH_SIGMAS = 2, 3
 
 

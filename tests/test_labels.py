@@ -129,7 +129,7 @@ def test_folders_are_the_classes_where_names_make_none(tmp_path, paths, classes)
     ],
 )  # fmt: skip
 def test_names_and_folders_that_disagree_are_refused(tmp_path, paths, by_name, by_folder):
-    message = rf"by file names: {by_name}[; ].*by folders: {by_folder}; .*they may not disagree"
+    message = rf"by file names: {by_name}[; ].*by folders: {by_folder}; .*they must agree"
     with pytest.raises(UserError, match=message):
         opened(tmp_path, paths)
 
@@ -140,7 +140,7 @@ def test_unlabelled_images_are_left_out_and_named(tmp_path, capsys):
     source = opened(tmp_path, [*kaggle, *tests])
     assert source.class_names == ("cat", "dog")
     assert keys(source) == [f"{kind}/{n}.jpg" for kind in ("cat", "dog") for n in range(1, 11)]
-    message = f"{tmp_path}/x: left out 30 images in folders called test\n"
+    message = f"{tmp_path}/x: left out 30 images in test folders, such as 'test1/1.jpg'\n"
     assert capsys.readouterr().err == message
     source = opened(tmp_path / "folders", ["Cat/1.jpg", "Dog/2.jpg", "test/3.jpg"])
     assert keys(source) == ["cat/1.jpg", "dog/2.jpg"]

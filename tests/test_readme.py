@@ -203,4 +203,4 @@ def test_speeds_are_the_recorded_ones():
     assert f"has {small} PyTorch's speed at 48x48 and {large} at 128x128" in text
     assert f"with dropout {times[48, 0.5]:.2f} and {times[128, 0.5]:.2f} times" in text
     (plain,) = recorded("cpu_xeon_plain")
-    assert f"it is {plain['times_plain']:.0f} times faster than with XLA's own gradients" in text
+    assert f"is {plain['times_plain']:.0f} times faster than with XLA's own gradients" in text

@@ -196,7 +196,6 @@ def test_a_job_that_cannot_be_looked_up_is_not_given_up(sky, monkeypatch):
     [
         ({"tpu-v5litepod-4": 1}, None, None, [3, 2]),
         ({"tpu-v5litepod-8": 1}, None, 3, [5]),
-        ({"tpu-v5litepod-8": 1}, 2, None, [3, 2]),
         ({"tpu-v5p-8": 1}, None, 1, [5]),
         ({"H100": 2}, None, None, [2, 2, 1]),
     ],
@@ -226,7 +225,8 @@ def test_a_pod_or_all_chips_of_a_host_make_one_run_together(sky, accelerator, pe
     [
         ({"tpu-v5litepod-16": 1}, None, "16 chips of tpu-v5litepod-16 cannot share batches of 50"),
         ({"tpu-v5litepod-8": 1}, 8, "8 chips of tpu-v5litepod-8 cannot share batches of 50"),
-        ({"tpu-v5litepod-4": 1}, 5, "--devices_per_run=5: tpu-v5litepod-4 has 4"),
+        ({"tpu-v5litepod-4": 1}, 5, "--devices_per_run=5 of 4"),
+        ({"tpu-v5litepod-8": 1}, 2, "--devices_per_run=2 of 8: on a TPU 1 or all"),
         ({"tpu-v5litepod-3": 1}, None, "no TPU tpu-v5litepod-3; there are: tpu-v5litepod-1, "),
         ({"tpu-v6e-1": 1, "H100": 1}, None, "name one kind of accelerator"),
     ],

@@ -43,7 +43,7 @@ def choose_folder(cache_dir: str | None = None) -> Path:
     """Returns `cache_dir` (the flag), else `$BN_VGG_CACHE`, else bn_vgg in the user's cache."""
     if chosen := cache_dir or os.environ.get("BN_VGG_CACHE"):
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "bn_vgg"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "bn_vgg"
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _print(text: str) -> None:
 
 
 def _open(folder: Path) -> ImageCache:
-    advice = "; if it is damaged, delete that folder and it is made again"
+    advice = "; if it is damaged, delete that folder; --cache_dir names another"
     with wrap_errors(f"cannot read the image cache {folder}", advice):
         return _read(folder)
 

@@ -125,17 +125,25 @@ def _list_path(path: str) -> list[ImageFile]:
 
 
 def _in_folder(top: str) -> Iterator[ImageFile]:
-    seen = set()  # links may form a cycle
-    for folder, folders, names in os.walk(top, onerror=_raise, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else [x for x in folders if not _is_hidden(x)]
-        for name in [] if real in seen else names:
-            path = os.path.join(folder, name)
-            if os.path.islink(path) and not _is_hidden(name):
-                os.stat(path)  # a broken link may stand for a whole class: raise an error
-            if _is_image(name) and not _is_hidden(name) and os.path.isfile(path):
-                yield _on_disk(top, os.path.relpath(path, top), os.path.join(real, name))
-        seen.add(real)
+    pending, seen = [top], set()  # linked folders come last, and may form a cycle
+    while pending:
+        for folder, folders, names in os.walk(pending.pop(0), onerror=_raise):
+            real = os.path.realpath(folder)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = [name for name in folders if not _is_hidden(name)]
+            paths = [os.path.join(folder, name) for name in folders]
+            pending += sorted(filter(os.path.islink, paths))  # `os.walk` does not enter links
+            for name in names:
+                path = os.path.join(folder, name)
+                if _is_hidden(name):
+                    continue
+                if os.path.islink(path):
+                    os.stat(path)  # a broken link may stand for a whole class: raise an error
+                if _is_image(name) and os.path.isfile(path):
+                    yield _on_disk(top, os.path.relpath(path, top), os.path.join(real, name))
 
 
 def _raise(error: OSError) -> None:

@@ -57,9 +57,10 @@ def labelled_files(spec: str) -> Source:
 
 
 def _classify(files: list[ImageFile], spec: str) -> list[_Labelled]:
+    tests = [file.name for file in files if _is_in_test_folder(file)]
     labelled = [file for file in files if not _is_in_test_folder(file)] or files
     if len(labelled) < len(files):
-        text = f"{spec}: left out {len(files) - len(labelled)} images in folders called test"
+        text = f"{spec}: left out {len(tests)} images in test folders, such as {tests[0]!r}"
         tqdm.write(text, file=sys.stderr)
     by_name: list[_Labelled] = []
     by_folder: list[_Labelled] = []
@@ -82,7 +83,7 @@ def _classify(files: list[ImageFile], spec: str) -> list[_Labelled]:
         f"{spec!r}: classes by file names: {', '.join(names[:6]) or 'none'}"
         + (f" (but {unnamed[0]!r} has none)" if unnamed else "")
         + f"; by folders: {', '.join(filter(None, folders[:6])) or 'none'}; name all files "
-        "cat.1.jpg, dog.1.jpg, ... or give each class its own folder; they may not disagree"
+        "cat.1.jpg, dog.1.jpg, ... or give each class its own folder; if both do, they must agree"
     )
 
 

@@ -15,7 +15,8 @@ A network is a Flax module. `config.model.name` names one of `MODELS`, or your o
 All other fields are set from `config.model.kwargs`. A convolution before a normalizer should have
 `use_bias=not norm.replaces_bias`, and after `normalize` comes `norm.relu(x)`, because some
 normalizers have an activation of their own. A module may call once
-`self.sow("intermediates", "output", x)`; statistics of `x` are recorded at every evaluation.
+`self.sow("intermediates", "output", x)`: every evaluation records the share of its channels that
+are never above 0.
 """
 
 import inspect

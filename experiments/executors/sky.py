@@ -83,8 +83,8 @@ class Sky(Executor):
         if chips == self._devices:
             return super().divide(runs)
         side_by_side = self._devices // chips
-        if not side_by_side:
-            raise UserError(f"--devices_per_run={chips}: {self._accelerator} has {self._devices}")
+        if not side_by_side or (self._accelerator in CHIPS and chips > 1):
+            raise UserError(f"--devices_per_run={chips} of {self._devices}: on a TPU 1 or all")
         count = min(self._jobs or len(runs), -(-len(runs) // side_by_side))
         return [self._shard(i, count, runs[i::count]) for i in range(count)]
 
