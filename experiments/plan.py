@@ -71,9 +71,7 @@ def find_preset(name: str) -> list[Overrides]:
     for entry in entries:
         numbers = isinstance(entry, dict) and (entry.get("seed", 0), entry.get("stage", 0))
         if not numbers or "config" not in entry or not all(isinstance(x, int) for x in numbers):
-            raise UserError(
-                f"--preset={name}: {entry!r} is not a dict with a 'config'; see presets.py"
-            )
+            raise UserError(f"--preset={name}: {entry!r} is not a dict as in presets.py")
     return entries
 
 
