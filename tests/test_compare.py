@@ -59,8 +59,8 @@ def test_recorded_runs_pair_where_they_share_seeds():
     """The report's interval of full - mean-only is +0.5 to +10.3."""
     runs, _, _ = read_runs(ROOT / "experiments/results/five_way")
     found = rows(comparison.table(comparison.measure(*comparison.group(runs, ["name"])[:2])))
-    assert found[1].startswith("meanonly_crop-small 3 10.2 ± 0.2 – ")  # noqa: RUF001
-    assert any(row.startswith("full_crop-small 3 15.6 ± 5.1 +5.4 ± 4.9 15.7 ") for row in found)
+    assert found[1].startswith("meanonly_crop-small 5 10.7 ± 0.8 – ")  # noqa: RUF001
+    assert any(row.startswith("full_crop-small 5 14.8 ± 2.3 +4.2 ± 2.8 15.1 ") for row in found)
     assert any(row.startswith("meanonly-small 3 13.0 ") for row in found)
     # Of one seed there is a difference, but no interval.
     by = ["optimizer.name", "optimizer.learning_rate", "num_epochs"]

@@ -173,9 +173,9 @@ def test_verdicts_and_errors_are_the_recorded_reports():
     report = (RESULTS / "report" / "report.md").read_text()
     verdicts = [line for line in report.splitlines() if line.startswith("- **")]
     for number, said, found in (
-        ("2", "contradicted", ("0 of 3 seeds", "46.3% ± 2.8", "48.6% ± 0.0")),
-        ("3", "supported", ("10.2% ± 0.1 (3 seeds)", "15.6% ± 1.2 (3 seeds)", "+0.5 to +10.3")),
-        ("5", "supported", ("40 spikes in 270 epochs: 31 from the averages, 0 from the weights",)),
+        ("2", "contradicted", ("12.8 points (95% interval ",)),
+        ("3", "supported", ("10.7% ± 0.3 (5 seeds)", "14.8% ± 0.8 (5 seeds)", "+1.3 to +7.0")),
+        ("5", "supported", ("55 spikes in 330 epochs: 42 from the averages, 0 from the weights",)),
     ):
         row = next(line for line in verdicts if line.startswith(f"- **{said}**: {number}. "))
         assert all(each in row and each in FLAT for each in found)
