@@ -106,6 +106,11 @@ def running_lag(batch_stats, precise: PreciseStats, epsilon: float) -> dict[str,
     return found
 
 
+def never_active(maxima: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns `never_active/LAYER`, (C,): 1 for channels whose maximum is not above 0."""
+    return {f"never_active/{layer}": (x <= 0).astype(np.float32) for layer, x in maxima.items()}
+
+
 def summarize(channels: dict[str, np.ndarray]) -> dict[str, float]:
     """Averages over channels: the root mean square of distances, the mean of all others."""
     return {

@@ -250,8 +250,7 @@ class Run:
             layers = [name for name, x in maxima.items() if not np.isfinite(x).all()]
             where = f" (first in the activations of {layers[0]})" if layers else ""
             raise UserError(f"the validation loss after step {step} is not a finite number{where}")
-        dead = {layer: (x <= 0).astype(np.float32) for layer, x in maxima.items()}
-        channels = {f"never_active/{layer}": x for layer, x in dead.items()}
+        channels = evaluation.never_active(maxima)
         del trained["finite"]
         scalars = {f"train/{name}": value for name, value in trained.items()}
         scalars["train/learning_rate"] = float(self.schedule(step - 1))

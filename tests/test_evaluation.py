@@ -118,3 +118,9 @@ def test_a_users_statistics_of_another_name_or_shape_have_no_distance():
         kept = {"block0": {"norm": stats}}
         precise = PreciseStats(np.float64(1), kept, moments)
         assert [*evaluation.running_lag(kept, precise, 0.0)] == found
+
+
+def test_a_dead_relu_is_one_that_no_image_wakes():
+    found = evaluation.never_active({"block0": np.array([0.0, 2.0, 1e-9, -1.0])})
+    np.testing.assert_array_equal(found["never_active/block0"], [1, 0, 0, 1])
+    assert evaluation.summarize(found) == {"never_active/block0": 0.5}
