@@ -56,7 +56,7 @@ def _section(name: str, runs: pd.DataFrame, epochs: pd.DataFrame, output: Path) 
     return {
         "title": f"{side}x{side} ({variant}{f', data {number}' if number else ''})",
         "sources": [f"`{source}`" for source in sorted(runs["data.source"].unique())],
-        "note": "The post's experiment is at 128x128: a verdict here is one at this size."
+        "note": "These verdicts are for this size; the post's experiment is at 128x128."
         * (variant != "full"),
         "verdicts": [(claim, claim.decide(runs, epochs)) for claim in claims.CLAIMS],
         "figures": figures,

@@ -131,10 +131,10 @@ def test_a_lost_best_one_is_an_error(save, tmp_path):
     """To go on without it would make another epoch's the result. All damage is told of."""
     save(0.2, 0.4, 0.3)
     cut(tmp_path / "checkpoints/1/metrics/metrics")
-    with pytest.raises(UserError, match=r"checkpoints/1 .* run's best.* that is intact is 3: py"):
+    with pytest.raises(UserError, match=r"checkpoints/1 .* run's best.* that is intact is 3; noth"):
         restore(tmp_path)
     cut(tmp_path / "checkpoints/3/metrics/metrics")
-    with pytest.raises(UserError, match=r"checkpoints/1 .*run's best.* intact is 2: py"):
+    with pytest.raises(UserError, match=r"checkpoints/1 .*run's best.* intact is 2; noth"):
         restore(tmp_path)
     assert list_steps(Workdir(str(tmp_path)).checkpoints) == [3, 2, 1]
 

@@ -65,7 +65,7 @@ class TestCommand:
 
     def test_the_markdown(self, runs):
         text = (runs / "report/report.md").read_text()
-        assert f"9 runs below `{runs}`, 8 finished. Not used: 2, see the end." in text
+        assert f"Used: 9 runs of `{runs}`, 8 finished. Not used: 2, see the end." in text
         claim = next(line for line in text.splitlines() if line.startswith("- **supported**: 3. "))
         assert "<br>Best validation errors of the first 16 epochs:" in claim
         assert text.index("## 48x48 (small)") < text.index("## 32x32 (demo)")
