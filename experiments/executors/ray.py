@@ -32,8 +32,7 @@ class Ray(Executor):
     def open(self, work: Sequence[Work]) -> list[str]:
         """Returns a slot for each run, because Ray queues runs until there is room.
 
-        Raises:
-          UserError: there is no cluster, or its resources are not what runs ask for.
+        Raises a UserError if there is no cluster, or its resources are not what runs ask for.
         """
         host, colon, port = self._address.removeprefix("ray://").rpartition(":")
         try:

@@ -53,6 +53,7 @@ class Sky(Executor):
         self._sky, self._task_file, self._sweep_flags = sky, task_file, sweep_flags
         self._jobs, self._per_run = jobs, per_run or 1
         self._prefix = f"bn-vgg-{_digest(out)}-"  # of the names of this sweep's jobs
+        self._names: set[str] = set()  # of all its jobs, also of those that are done
         self._adopted: set[int] = set()  # ids of jobs that an earlier command launched
         self._launched: set[str] = set()  # names of jobs that this command launched
         found = [each.accelerators or {} for each in self._make_task().resources]
@@ -67,8 +68,7 @@ class Sky(Executor):
     def divide(self, runs: Sequence[PlannedRun]) -> list[Work]:
         """Divides the sweep into a job for each run or, if hosts have several chips, each shard.
 
-        Raises:
-          UserError: a run's chips cannot share its batch equally, or there are too few chips.
+        Raises a UserError if a run's chips cannot share its batch equally, or are too few.
         """
         # A host has up to 8 chips of v5e or v6e, or 4 of v5p. More chips are a pod of hosts.
         largest = 4 if self._accelerator.startswith("tpu-v5p") else 8
@@ -81,12 +81,14 @@ class Sky(Executor):
                     f"{run.batch_size}; change one, with --set=batch_size=… or --sky_task"
                 )
         if chips == self._devices:
-            return super().divide(runs)
-        side_by_side = self._devices // chips
-        if not side_by_side or (self._accelerator in CHIPS and chips > 1):
-            raise UserError(f"--devices_per_run={chips} of {self._devices}: on a TPU 1 or all")
-        count = min(self._jobs or len(runs), -(-len(runs) // side_by_side))
-        return [self._shard(i, count, runs[i::count]) for i in range(count)]
+            works = super().divide(runs)
+        else:
+            if chips > (1 if self._accelerator in CHIPS else self._devices):
+                raise UserError(f"--devices_per_run={chips} of {self._devices}: on a TPU 1 or all")
+            count = min(self._jobs or len(runs), -(-len(runs) // (self._devices // chips)))
+            works = [self._shard(i, count, runs[i::count]) for i in range(count)]
+        self._names = {self.job_name(each) for each in works}
+        return works
 
     def _shard(self, index: int, count: int, runs: Sequence[PlannedRun]) -> Work:
         arguments = [
@@ -106,10 +108,9 @@ class Sky(Executor):
 
     def open(self, work: Sequence[Work]) -> list[str]:
         """Returns a slot for each work, because SkyPilot queues jobs."""
-        names = {self.job_name(each) for each in work}
         with errors.wrap_errors("SkyPilot"):
             found = self._queue(skip_finished=True, name_match=self._prefix)
-        if others := sorted({job.job_name for job in found} - names):
+        if others := sorted({job.job_name for job in found} - self._names):
             raise UserError(  # such as shards of an earlier command with other --seeds
                 f"other jobs of {self._out} are not done, and may train the same runs: "
                 f"{', '.join(others)}; wait for them, or stop each with `sky jobs cancel -n NAME`"
