@@ -1,7 +1,6 @@
 """Checks a configuration before any work is done."""
 
 import json
-import math
 from typing import Any
 
 import jax
@@ -55,23 +54,22 @@ def check_config(config: dict[str, Any]) -> None:
     flat = flatten(config, fields=KWARGS)
     if unset := [field for field, value in flat.items() if value is None]:
         raise UserError(f"config.{unset[0]} is None: give it a value")
-    known = {*_CHOICES, *_OTHERS.split(), *KWARGS}
-    for low, high, fields in _RANGES:
-        for field in fields.split():
-            known.add(field)
-            if not low <= flat.get(field, math.nan) < high:
-                raise UserError(
-                    f"config.{field} is {flat.get(field)!r}; it takes a number from {low:.3g} to "
-                    f"less than {high:.3g}"
-                )
-    for field, names in _CHOICES.items():
-        if flat.get(field) not in names:
-            wanted = ", ".join(names)
-            raise UserError(f"config.{field} is {flat.get(field)!r}; it takes one of {wanted}")
+    numbers = {field: (low, high) for low, high, fields in _RANGES for field in fields.split()}
+    known = {*numbers, *_CHOICES, *_OTHERS.split(), *KWARGS}
     if unknown := flat.keys() - known:
         raise UserError(f"config.{min(unknown)} has no check: remove it, or add it to {__file__}")
     if missing := known - flat.keys():
         raise UserError(f"config.{min(missing)} is missing")
+    for field, (low, high) in numbers.items():
+        if not low <= flat[field] < high:
+            raise UserError(
+                f"config.{field} is {flat[field]!r}; it takes a number from {low:.3g} to less than "
+                f"{high:.3g}"
+            )
+    for field, names in _CHOICES.items():
+        if flat[field] not in names:
+            wanted = ", ".join(names)
+            raise UserError(f"config.{field} is {flat[field]!r}; it takes one of {wanted}")
     if not all(isinstance(x, int) and x > 0 for x in flat["model.features"] or [0]):
         raise UserError("config.model.features: it takes positive integers")
     name, side, min_side = (flat[x] for x in ("name", "data.crop_size", "data.min_side"))

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from bn_vgg.config import check_config
-from bn_vgg.errors import UserError, describe_error, one_line
+from bn_vgg.errors import UserError, describe_error, one_line, wrap_errors
 from bn_vgg.run_dir import KWARGS, ONLY_SPEED, flatten
 
 # File systems allow 255 bytes; TensorBoard shows fewer.
@@ -57,7 +57,8 @@ def checked_config(flag: flags.FlagHolder) -> ConfigDict:
         config = flag.value.to_dict()
     except Exception as error:  # a field computed from an overridden one
         raise UserError(f"--config has values that cannot be read: {one_line(error)}") from error
-    check_config(config)
+    with wrap_errors("--config"):
+        check_config(config)
     _check_owners(flatten(config))
     return flag.value
 
