@@ -40,11 +40,13 @@ _CHOICES = {
     "model.stats_average": AVERAGES, "model.stats_pass": STATS_PASSES, "model.padding": PADDINGS,
     "model.dtype": DTYPES, "model.precision": PRECISIONS,
 }  # fmt: skip
-_OTHERS = (
-    "name variant data.source init.weights init.statistics model.name model.norm model.features "
-    "model.per_device_stats optimizer.name optimizer.bias_correction schedule.name eval.flips "
-    "augment.horizontal_flip debug.nans"
-)
+_NUMBERS = {field: (low, high) for low, high, fields in _RANGES for field in fields.split()}
+_FIELDS = {
+    "name", "variant", "data.source", "init.weights", "init.statistics", "model.name", "model.norm",
+    "model.features", "model.per_device_stats", "optimizer.name", "optimizer.bias_correction",
+    "schedule.name", "eval.flips", "augment.horizontal_flip", "debug.nans",
+    *_NUMBERS, *_CHOICES, *KWARGS,
+}  # fmt: skip
 # The settings that need recomputed statistics.
 _PRECISE = "config.eval.statistics=precise and config.optimizer.average_decay need"
 
@@ -54,13 +56,11 @@ def check_config(config: dict[str, Any]) -> None:
     flat = flatten(config, fields=KWARGS)
     if unset := [field for field, value in flat.items() if value is None]:
         raise UserError(f"config.{unset[0]} is None: give it a value")
-    numbers = {field: (low, high) for low, high, fields in _RANGES for field in fields.split()}
-    known = {*numbers, *_CHOICES, *_OTHERS.split(), *KWARGS}
-    if unknown := flat.keys() - known:
+    if unknown := flat.keys() - _FIELDS:
         raise UserError(f"config.{min(unknown)} has no check: remove it, or add it to {__file__}")
-    if missing := known - flat.keys():
+    if missing := _FIELDS - flat.keys():
         raise UserError(f"config.{min(missing)} is missing")
-    for field, (low, high) in numbers.items():
+    for field, (low, high) in _NUMBERS.items():
         if not low <= flat[field] < high:
             raise UserError(
                 f"config.{field} is {flat[field]!r}; it takes a number from {low:.3g} to less than "

@@ -46,7 +46,7 @@ def describe_first_non_finite(
         if metrics.compute()["finite"] < 1:
             break
     inspected = devices.fetch(inspect(state, rng, batches, pixels))
-    what = _name_first_non_finite(inspected, after)  # of the last step if all are finite now
+    what = _name_first_non_finite(inspected, after)
     norm = f"config.model.norm={programs.model.norm.name}"
     where = f"at step {after.step}, with {norm}, {what} is not a finite number"
     if not find_operation:

@@ -96,11 +96,8 @@ def _without_augmentation(runs, epochs):
     weights = {"baseline": 1, "meanonly": 0, "baseline_crop_dropout": -1}
     gap = judge(runs, epochs, weights, "gap")
     if verdict.word != UNDECIDED and gap.word != SUPPORTED:
-        return Verdict(
-            UNDECIDED,
-            f"Needs `baseline_crop_dropout` to be better than `baseline`. {gap.sentence}",
-            verdict.numbers,
-        )
+        why = f"Needs `baseline_crop_dropout` to be better than `baseline`. {gap.sentence}"
+        return Verdict(UNDECIDED, why, verdict.numbers)
     return verdict
 
 

@@ -48,6 +48,8 @@ def explain(run: dict[str, Any], epochs: pd.DataFrame, found: pd.DataFrame) -> I
             f"Spikes caused by the {cause}: epoch {which}. Errors there by running averages "
             f"against precise statistics: {pairs}."
         )
+    if len(found) and found["epoch"].iloc[-1] == len(epochs):
+        yield "The last epoch is one of them: whether its error comes down again is not known."
     yield from _explain_lag(run, epochs)
     if names := layers(epochs, "never_active"):
         last = epochs.dropna(subset=[f"never_active/{name}" for name in names]).iloc[-1]

@@ -41,20 +41,17 @@ def layered(lines):
 
 
 def tables(cells, finished=True):
-    """Runs and epochs of one section, as `read_runs` returns them, of what claims look at.
+    """Runs and epochs of one section, as `read_runs` returns them.
 
-    Args:
-      cells: by cell, the lines of each seed from 0.
-      finished: whether the runs are.
+    `cells` has the lines of each seed from 0, by cell; the runs may be `finished`.
     """
     runs, epochs = [], []
     for cell, courses in cells.items():
         for seed, lines in enumerate(courses):
             folder = f"{cell}/seed{seed}"
             where = {"cell": cell, "seed": seed, "folder": folder}
-            sizes = {"valid_examples": 2500, "compared_examples": 1000}
-            runs.append({**where, **sizes, "epochs": len(lines), "finished": finished,
-                         "stood_still": 0})  # fmt: skip
+            sizes = {"valid_examples": 2500, "compared_examples": 1000, "stood_still": 0}
+            runs.append({**where, **sizes, "epochs": len(lines), "finished": finished})
             epochs += [line | where for line in lines]
     return pd.DataFrame(runs), pd.DataFrame(epochs)
 

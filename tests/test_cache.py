@@ -143,10 +143,22 @@ def test_damage_is_noticed(fake, tmp_path, damage):
             np.savez(folder / "index.npz", **(dict(index) | {"keys": np.array([{}] * 10)}))
     else:
         (folder / "about.json").write_text(json.dumps({"class_names": []})[:-3])
-    with pytest.raises(UserError, match=rf"{folder}: .*; if it is damaged, delete that folder"):
+    with pytest.raises(UserError, match=rf"{folder} is damaged: .*; delete that folder"):
         build(tmp_path)
     shutil.rmtree(folder)
     assert len(build(tmp_path).keys) == 10
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_system_error_is_not_called_damage(fake, tmp_path, monkeypatch, number):
+    fake()
+    build(tmp_path)
+    (folder,) = tmp_path.glob("images-*")
+    error = OSError(number, os.strerror(number), str(folder / "images.bin"))
+    monkeypatch.setattr(np, "memmap", Mock(side_effect=error))
+    with pytest.raises(UserError, match=f"cannot read {folder}: {os.strerror(number)};") as raised:
+        build(tmp_path)
+    assert "damaged" not in str(raised.value)
 
 
 @pytest.mark.parametrize("spec", ["./fake", "fake.zip", "*.zip,b.zip"])
@@ -181,6 +193,15 @@ def test_who_may_only_read_a_shared_cache_uses_it(fake, tmp_path, monkeypatch):
 )  # fmt: skip
 def test_what_a_spec_names(spec, kind):
     assert sources.source_kind(spec) == kind
+
+
+def test_without_a_home_folder_another_one_is_asked_for(monkeypatch):
+    for name in ("BN_VGG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    no_home = RuntimeError("Could not determine home directory.")
+    monkeypatch.setattr(image_cache.Path, "home", Mock(side_effect=no_home))
+    with pytest.raises(UserError, match=r"no home folder .* --cache_dir or BN_VGG_CACHE"):
+        image_cache.choose_folder()
 
 
 @pytest.mark.parametrize("spec", ["", "data/train.zip", "a b", "data/PetImags"])

@@ -51,6 +51,8 @@ def test_shares_of_a_batch():
         "config.batch_size: 8 devices cannot share 100 examples equally; set a multiple of 8, or "
         "let JAX see fewer devices"
     )
+    with pytest.raises(UserError, match="cannot share 5 examples equally; set a multiple of 8"):
+        four.check(5, "highest")
     with pytest.raises(UserError, match="tensorfloat32 is for NVIDIA GPUs, and this is a CPU"):
         four.check(8, "tensorfloat32")
     assert four.host_rows(16) == slice(0, 8)

@@ -140,15 +140,17 @@ def test_unlabelled_images_are_left_out_and_named(tmp_path, capsys):
     source = opened(tmp_path, [*kaggle, *tests])
     assert source.class_names == ("cat", "dog")
     assert keys(source) == [f"{kind}/{n}.jpg" for kind in ("cat", "dog") for n in range(1, 11)]
-    message = f"{tmp_path}/x: left out 30 images in test folders, such as 'test1/1.jpg'\n"
+    message = f"{tmp_path}/x: left out 30 images without labels, such as 'test1/1.jpg'\n"
     assert capsys.readouterr().err == message
     source = opened(tmp_path / "folders", ["Cat/1.jpg", "Dog/2.jpg", "test/3.jpg"])
     assert keys(source) == ["cat/1.jpg", "dog/2.jpg"]
+    assert "left out 1 images without labels, such as 'test/3.jpg'" in capsys.readouterr().err
     for test in ("test/all/3.jpg", "test_set/3.jpg"):  # the last folder is no third class
         source = opened(tmp_path / test, ["train/Cat/1.jpg", "train/Dog/2.jpg", test])
         assert keys(source) == ["cat/1.jpg", "dog/2.jpg"]
+        assert f"without labels, such as '{test}'" in capsys.readouterr().err
     labelled = ["train/cat/1.jpg", "train/dog/2.jpg", "test/cat/3.jpg", "test/dog/4.jpg"]
-    assert len(keys(opened(tmp_path / "labelled", labelled))) == 2
+    assert len(keys(opened(tmp_path / "labelled", labelled))) == 4
     assert opened(tmp_path / "alone", labelled[2:]).class_names == ("cat", "dog")
 
 
@@ -156,9 +158,9 @@ def test_unlabelled_images_are_left_out_and_named(tmp_path, capsys):
     ("paths", "message"),
     [
         (["train/1.jpg", "train/2.jpg", "test/3.jpg"], r"names: none; by folders: train;"),
-        (["t/cat.1.jpg", "t/dog.1.jpg", "t/3.jpg"], r"cat, dog \(but 't/3.jpg' has none\);"),
+        (["t/cat.1.jpg", "t/dog.1.jpg", "t/3.jpg"], r"'t/3.jpg' has no label; .*cat, dog;"),
         (["t/cat.1.jpg", "t/cat.2.jpg"], r"names: cat; by folders: t;"),
-        (["test1/1.jpg", "test1/2.jpg"], r"names: none; by folders: test1;"),
+        (["test1/1.jpg", "test1/2.jpg"], r"names: none; by folders: none;"),
         (["train/1.jpg", "valid/2.jpg"], r"by folders: train, valid;"),
     ],
 )  # fmt: skip
@@ -167,9 +169,9 @@ def test_what_has_no_two_classes_is_refused(tmp_path, paths, message):
         opened(tmp_path, paths)
 
 
-def test_a_stray_at_an_archives_root_is_refused(tmp_path):
+def test_a_stray_at_an_archives_root_is_named(tmp_path):
     path = write_zip(tmp_path / "x.zip", MICROSOFT | {"1.png": b"x"})
-    with pytest.raises(UserError, match="names: none; by folders: cat, dog;"):
+    with pytest.raises(UserError, match=r"'1.png' has no label; .*by folders: cat, dog;"):
         labelled_files(str(path))
 
 

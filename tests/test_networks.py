@@ -144,22 +144,13 @@ def test_statistics_of_its_own_are_not_taken_precisely(own):
         (["resnt"], "name 'resnt'; did you mean resnet. choose one of vgg8, resnet, or your own"),
         (["resnet", "{'depht': 8}"], "config.model.kwargs: resnet takes no 'depht'; it takes: dep"),
         (["resnet", "{'depth': 9}"], "config.model.kwargs: depth is 9; it must be 8, 14, 20"),
-        (
-            ["resnet", "{'width': 'a'}"],
-            "can be made with config.model.name=resnet, .*: TypeError",
-        ),
-        (
-            ["own_networks:OwnStatistics"],
-            "does not use its `norm`: set config.model.norm=none",
-        ),
+        (["resnet", "{'width': 'a'}"], "made with config.model.name=resnet, .*: TypeError"),
+        (["own_networks:OwnStatistics"], "does not use its `norm`: set config.model.norm=none"),
         (["own_networks:OwnStatistics", "{'features': 1}"], r"returns float32\(8, 1\), not floa"),
         (["own_networks:OwnStatistics", "{'features': 2}"], "network sows output more than once"),
         (["own_networks:Missing"], "cannot import own_networks:Missing"),
         (["own_networks:NoPrecision"], "own_networks:NoPrecision has no field precision"),
-        (
-            ["own_networks:Broken"],
-            r"own_networks:Broken failed in .*own_networks.py, line \d+: TypeError",
-        ),
+        (["own_networks:Broken"], r"Broken failed in .*own_networks.py, line \d+: TypeError"),
     ],
 )
 def test_what_is_no_network_is_refused(arguments, message, own):

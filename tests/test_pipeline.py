@@ -194,11 +194,10 @@ def test_images_are_on_the_device_where_they_fit(monkeypatch):
 
     assert placed(every)
     assert not placed(every, placement="host")
-    with monkeypatch.context() as patch:
-        patch.setattr(jax, "default_backend", lambda: "tpu")
-        assert not placed(every)
     for room, most in ((every - 1, 10**9), (every, 100)):
         assert not placed(room, most=most)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert not placed(every)
 
 
 def test_too_few_images_for_a_batch():

@@ -87,6 +87,7 @@ class TestPresets:
             ("pass", "TypeError: 'NoneType' object is not iterable"),
             ("yield from ()", "yields nothing"),
             ('yield {"seed": 1}', "{'seed': 1} is not a dict as in presets.py"),
+            ('yield {"config": "full", "seed": None}', "None} is not a dict as in presets.py"),
             ('yield {"config": "full", "stage": "a"}', "'a'} is not a dict as in presets.py"),
             ("yield 1 / 0", "ZeroDivisionError"),
             ('yield {"config": "half"}', r"no file configs/half\.py; .*there are: configs/base"),

@@ -102,8 +102,7 @@ def test_the_recorded_report_is_what_the_recorded_runs_say(tmp_path, monkeypatch
     again = make_page(RECORDED.relative_to(ROOT), tmp_path)
     assert again.splitlines()[:-1] == recorded.splitlines()[:-1]
     assert "-dirty" not in recorded
-    # Read off result.json by hand: 10.08%, 10.24%, 10.24%, 11.60%, 11.12%; and 10.68%, 11.20%,
-    # 10.68%, 12.64%, 11.92%.
+    # By hand, in %: 10.08, 10.24, 10.24, 11.60, 11.12; and 10.68, 11.20, 10.68, 12.64, 11.92.
     assert "**10.7% ± 0.3 (5 seeds)**<br>test 11.4% ± 0.4 (5 seeds)<br>15 epochs" in again
     assert "| `five_way/baseline-small/seed0` | 0 | 15 | 6 | 20.4% | 19.7% | 38.8 min |" in again
 

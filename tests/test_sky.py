@@ -53,9 +53,8 @@ class StandIn(types.ModuleType):
         assert fields is None  # the usual ones leave failure_reason out
         if "name_match" in which:
             assert which["skip_finished"]
-            names = (self.unfinished or {}).items()
-            jobs = [types.SimpleNamespace(job_id=id, job_name=name) for id, name in names
-                    if which["name_match"] in name]  # fmt: skip
+            names = {k: x for k, x in (self.unfinished or {}).items() if which["name_match"] in x}
+            jobs = [types.SimpleNamespace(job_id=id, job_name=x) for id, x in names.items()]
             return None if self.unfinished is None else (jobs, len(jobs), {}, 0)
         assert which == {"job_ids": [7]}
         ended = self.status not in ("PENDING", "RUNNING", "RECOVERING")

@@ -31,7 +31,13 @@ from bn_vgg import locking
 from bn_vgg.data import sources
 from bn_vgg.data.images import UnreadableImage, scale_shorter_side
 from bn_vgg.data.sources import Source
-from bn_vgg.errors import NotFoundError, UserError, wrap_errors, wrap_write_errors
+from bn_vgg.errors import (
+    NotFoundError,
+    UserError,
+    wrap_errors,
+    wrap_read_errors,
+    wrap_write_errors,
+)
 
 # Part of every cache's digest. Increase it when the same source and settings give other bytes.
 _FORMAT = 1
@@ -43,7 +49,8 @@ def choose_folder(cache_dir: str | None = None) -> Path:
     """Returns `cache_dir` (the flag), else `$BN_VGG_CACHE`, else bn_vgg in the user's cache."""
     if chosen := cache_dir or os.environ.get("BN_VGG_CACHE"):
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "bn_vgg"
+    with wrap_errors("no home folder for the image cache", "; set --cache_dir or BN_VGG_CACHE"):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bn_vgg"
 
 
 @dataclass(frozen=True)
@@ -148,8 +155,8 @@ def _print(text: str) -> None:
 
 
 def _open(folder: Path) -> ImageCache:
-    advice = "; if it is damaged, delete that folder; --cache_dir names another"
-    with wrap_errors(f"cannot read the image cache {folder}", advice):
+    advice = "; delete that folder and it is made again"
+    with wrap_errors(f"{folder} is damaged", advice), wrap_read_errors(folder):
         return _read(folder)
 
 

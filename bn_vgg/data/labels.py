@@ -25,8 +25,8 @@ def labelled_files(spec: str) -> Source:
     The class is either part of the file's name, `<class>.<number>.<extension>`, as in Kaggle's
     archive (`cat.12.jpg`), or the name of its folder, as in Microsoft's (`PetImages/Cat/12.jpg`).
     Classes are lower case and in alphabetical order. A record's key is `cat/12.jpg` in either
-    layout; if another file has the same key, `@` and the file's name are appended. Folders such as
-    `test1` are left out, with a message on standard error, unless there are no others.
+    layout; if another file has the same key, `@` and the file's name are appended. Unlabelled files
+    in folders such as `test1` are left out, with a message on standard error.
 
     The fingerprint is a digest of keys, sizes and each image's CRC-32 (archives) or modification
     time (folders). It reads no image and does not depend on the paths.
@@ -57,36 +57,44 @@ def labelled_files(spec: str) -> Source:
 
 
 def _classify(files: list[ImageFile], spec: str) -> list[_Labelled]:
-    tests = [file.name for file in files if _is_in_test_folder(file)]
-    labelled = [file for file in files if not _is_in_test_folder(file)] or files
-    if len(labelled) < len(files):
-        text = f"{spec}: left out {len(tests)} images in test folders, such as {tests[0]!r}"
-        tqdm.write(text, file=sys.stderr)
     by_name: list[_Labelled] = []
     by_folder: list[_Labelled] = []
-    for file in labelled:
-        base = file.name.rpartition("/")[2]
-        by_folder.append((file, file.parent.lower(), base))
+    unlabelled = []
+    elsewhere = {_folder(file) for file in files if not _is_in_test_folder(file)}
+    for file in files:
+        base, folder = file.name.rpartition("/")[2], _folder(file)
         if match := _KAGGLE.fullmatch(base):
             by_name.append((file, match["label"].lower(), match["rest"]))
+        elif _TEST_FOLDER.fullmatch(folder) or (elsewhere and folder not in elsewhere):
+            unlabelled.append(file.name)  # test/1.jpg, or test/all/1.jpg beside train/cat/1.jpg
+            continue
+        by_folder.append((file, folder, base))
+    if unlabelled:
+        example = f"such as {unlabelled[0]!r}"
+        text = f"{spec}: left out {len(unlabelled)} images without labels, {example}"
+        tqdm.write(text, file=sys.stderr)
     names, folders = (sorted({label for _, label, _ in each}) for each in (by_name, by_folder))
-    have_names = len(names) > 1 and len(by_name) == len(labelled)
+    have_names = len(names) > 1 and len(by_name) == len(by_folder)
     have_folders = len(folders) > 1 and "" not in folders
     have_folders = have_folders and not all(map(_NO_CLASS.fullmatch, folders))
     # They agree if they are one to one, as for cats/cat.1.jpg and dogs/dog.1.jpg.
-    pairs = {(file.parent.lower(), name) for file, name, _ in by_name}
+    pairs = {(_folder(file), name) for file, name, _ in by_name}
     agree = len(pairs) == len(names) == len({folder for folder, _ in pairs})
     if (have_names or have_folders) and (agree or len(names) < 2 or not have_folders):
         return by_name if have_names else by_folder
-    unnamed = [f.name for f, _, base in by_folder if not _KAGGLE.fullmatch(base)] if names else []
+    # By names if there are any, otherwise by folders.
+    unclear = [f.name for f, of, x in by_folder if not (_KAGGLE.fullmatch(x) if names else of)]
     raise UserError(
-        f"{spec!r}: classes by file names: {', '.join(names[:6]) or 'none'}"
-        + (f" (but {unnamed[0]!r} has none)" if unnamed else "")
-        + f"; by folders: {', '.join(filter(None, folders[:6])) or 'none'}; name all files "
+        f"{spec!r}: {f'{unclear[0]!r} has no label; ' if unclear else ''}classes by file names: "
+        f"{', '.join(names[:6]) or 'none'}; by folders: "
+        f"{', '.join(filter(None, folders[:6])) or 'none'}; name all files "
         "cat.1.jpg, dog.1.jpg, ... or give each class its own folder; if both do, they must agree"
     )
 
 
+def _folder(file: ImageFile) -> str:
+    return file.parent.lower()
+
+
 def _is_in_test_folder(file: ImageFile) -> bool:
-    folders = [*file.name.lower().split("/")[:-1], file.parent.lower()]
-    return any(map(_TEST_FOLDER.fullmatch, folders))
+    return any(map(_TEST_FOLDER.fullmatch, [*file.name.lower().split("/")[:-1], _folder(file)]))
