@@ -7,6 +7,7 @@ import logging as std_logging
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -44,6 +45,7 @@ def run(main: Callable[..., int | None], positional: tuple[str, ...] = ()) -> No
 
 def _run_main(main: Callable[[], int | None]) -> int | None:
     log_to_file(None)
+    tqdm.get_lock()  # tqdm fails if a signal interrupts the lock's creation
     stopping.raise_on_terminate()
     try:
         status = main()
@@ -185,6 +187,8 @@ def _is_shown(record: std_logging.LogRecord) -> bool:
 def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     # Raised where it cannot be caught, such as in a callback of TensorStore.
     error = unraisable.exc_value
+    if isinstance(error, Interrupted):  # would be lost, so send the signal again
+        threading.Timer(0.1, os.kill, (os.getpid(), error.status - 128)).start()
     logging.info("%s: %r", unraisable.err_msg or "ignored", error, exc_info=error)
 
 

@@ -41,10 +41,7 @@ def layered(lines):
 
 
 def tables(cells, finished=True):
-    """Runs and epochs of one section, as `read_runs` returns them.
-
-    `cells` has the lines of each seed from 0, by cell; the runs may be `finished`.
-    """
+    """Runs and epochs of one section, as of `read_runs`; `cells` has each seed's lines by cell."""
     runs, epochs = [], []
     for cell, courses in cells.items():
         for seed, lines in enumerate(courses):

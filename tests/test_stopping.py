@@ -167,6 +167,14 @@ def test_stopped_before_it_trains(start, tmp_path):
     assert "Traceback" not in errors
 
 
+def test_a_signal_within_a_callback_is_not_lost():
+    """Python ignores what a weak reference's callback raises."""
+    code = "import os, time, weakref; from bn_vgg import cli; X = type('X', (), {}); x = X()\n"
+    code += "ref = weakref.ref(x, lambda _: (os.kill(os.getpid(), 15), sum(map(int, '123'))))\n"
+    code += "cli.run(lambda: (globals().update(x=0), time.sleep(9)) and None)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 128 + 15
+
+
 def test_a_hangup_that_nohup_ignores_stays_ignored():
     code = "import os, signal; from bn_vgg import stopping; stopping.raise_on_terminate()\n"
     code += "stopping.StopRequest().run_and_listen(lambda: os.kill(os.getpid(), signal.SIGHUP))"
