@@ -159,10 +159,10 @@ def load(workdir: str | Path, which: str = "best") -> TrainedModel:
     precision_override = {} if jax.default_backend() == "gpu" else {"precision": "highest"}
     with wrap_errors(f"{workdir}/config.json does not fit this version of the code"):
         model = _make_model(**config["model"] | precision_override)
-    side, optimizer = config["data"]["crop_size"], make_optimizer(config, steps_per_epoch=1000)
-    like = jax.eval_shape(
-        lambda: _init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
-    ).with_precise_stats(config, model)
+        side, optimizer = config["data"]["crop_size"], make_optimizer(config, steps_per_epoch=1000)
+        like = jax.eval_shape(
+            lambda: _init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+        ).with_precise_stats(config, model)
     progress, state = checkpoint.read(run.checkpoints, steps[0], like)
     if state.precise_stats and progress.within_epoch is not None:
         raise UserError(

@@ -29,7 +29,9 @@ def training_images(batch: Mapping[str, Any], rng: jax.Array, settings: Mapping[
     keys = _keys(batch, rng)
     images = _augment(images, keys, settings)
     if settings["mixup"]:
-        partners = _augment(to_intensities(batch["crops"][:, 1]), _fold(keys, _PARTNER), settings)
+        partners = _augment(
+            to_intensities(batch["crops"][:, 1]), _fold_in(keys, _PARTNER), settings
+        )
         share = mixup_shares(batch, rng, settings)[:, None, None, None]
         images = share * images + (1 - share) * partners
     return images
@@ -66,7 +68,7 @@ def mixup_shares(batch: Mapping[str, Any], rng, settings: Mapping[str, Any]):
     example of the batch.
     """
     alpha = settings["mixup"]
-    keys = _fold(_keys(batch, rng), _MIXUP)
+    keys = _fold_in(_keys(batch, rng), _MIXUP)
     return jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
 
 
@@ -82,15 +84,15 @@ def flip(images):
 
 def _augment(images, keys_N, settings: Mapping[str, Any]):
     if settings["horizontal_flip"]:
-        flipped_N = jax.vmap(jax.random.bernoulli)(_fold(keys_N, _FLIP))
+        flipped_N = jax.vmap(jax.random.bernoulli)(_fold_in(keys_N, _FLIP))
         images = jnp.where(flipped_N[:, None, None, None], flip(images), images)
     if settings["colour_jitter"]:
         images = jax.vmap(_jitter, (0, 0, None))(
-            images, _fold(keys_N, _COLOUR), settings["colour_jitter"]
+            images, _fold_in(keys_N, _COLOUR), settings["colour_jitter"]
         )
     if settings["cutout"]:
         images = jax.vmap(_cut_out, (0, 0, None))(
-            images, _fold(keys_N, _CUTOUT), settings["cutout"]
+            images, _fold_in(keys_N, _CUTOUT), settings["cutout"]
         )
     return images
 
@@ -123,5 +125,5 @@ def _keys(batch: Mapping[str, Any], rng):
     return jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["position"])
 
 
-def _fold(keys_N, purpose: int):
+def _fold_in(keys_N, purpose: int):
     return jax.vmap(jax.random.fold_in, (0, None))(keys_N, purpose)

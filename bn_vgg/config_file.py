@@ -15,17 +15,13 @@ from ml_collections import ConfigDict, config_flags
 
 from bn_vgg.config import check_config
 from bn_vgg.errors import UserError, describe_error, one_line, wrap_errors
+from bn_vgg.models import MODELS, VGG_FIELDS, is_vgg
+from bn_vgg.models.lookup import find_callable
+from bn_vgg.optimizer import RMSPROP_FIELDS
 from bn_vgg.run_dir import KWARGS, ONLY_SPEED, flatten
 
 # File systems allow 255 bytes; TensorBoard shows fewer.
 _LONGEST_NAME = 100
-# Fields that only one optimizer, or one network, reads.
-_OWNERS = {
-    "optimizer.name": (
-        "rmsprop", ("optimizer.decay", "optimizer.epsilon", "optimizer.bias_correction"),
-    ),
-    "model.name": ("vgg8", ("model.features", "model.hidden_units", "model.padding")),
-}  # fmt: skip
 _IN_KWARGS = tuple(f"{field}." for field in KWARGS)
 # The fields of the file that was loaded last, before overrides.
 _file_fields: dict[str, object] = {}
@@ -65,14 +61,18 @@ def checked_config(flag: flags.FlagHolder) -> ConfigDict:
 
 def _check_owners(config: Mapping[str, object]) -> None:
     """Raises a UserError if an overridden field is not read by the chosen optimizer or network."""
-    for chooser, (owner, fields) in _OWNERS.items():
-        for field in fields if config[chooser] != owner else ():
-            if config[field] != _file_fields.get(field, config[field]):
-                group = field.partition(".")[0]
-                raise UserError(
-                    f"config.{field} is only for {owner}; pass arguments of {config[chooser]} as "
-                    f"--config.{group}.kwargs=\"{{'name': value}}\""
-                )
+    unread: list[tuple[str, str, str]] = []
+    if config["optimizer.name"] != "rmsprop":
+        unread += [("optimizer", "rmsprop", name) for name in RMSPROP_FIELDS]
+    if not is_vgg(find_callable("config.model.name", str(config["model.name"]), MODELS)):
+        unread += [("model", "vgg8", name) for name in VGG_FIELDS]
+    for group, owner, name in unread:
+        field = f"{group}.{name}"
+        if config[field] != _file_fields.get(field, config[field]):
+            raise UserError(
+                f"config.{field} is only for {owner}; pass arguments of {config[f'{group}.name']} "
+                f"as --config.{group}.kwargs=\"{{'name': value}}\""
+            )
 
 
 def default_workdir(config: ConfigDict) -> str:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bn_vgg.augment import NO_AUGMENTATION, to_intensities
-from bn_vgg.metrics import ComparedMetrics, Moments, gather_metrics, merge_moments
+from bn_vgg.metrics import ComparedMetrics, Moments, gather_metrics
 from bn_vgg.models.layers import layer_activations, layer_statistics, rng_streams
 from bn_vgg.steps import TrainState, apply_in_training, is_wrong, mean_over_devices
 
@@ -41,14 +41,15 @@ def make_precise_step(
             averaging_model, state.params, precise.batch_stats, batch, rng, augment,
             mutable=("batch_stats", "intermediates"),
         )  # fmt: skip
-        moments = {
-            layer: Moments.from_batch(x, axis_name)
-            for layer, x in layer_activations(updated, "before_norm").items()
+        inputs = layer_activations(updated, "before_norm")
+        before_norm = {
+            layer: jax.tree.map(jnp.add, moments, Moments.from_batch(inputs[layer], axis_name))
+            for layer, moments in precise.before_norm.items()
         }
         batch_stats = updated["batch_stats"]
         if axis_name is not None:  # see `make_train_step`
             batch_stats = mean_over_devices(batch_stats, axis_name)
-        return PreciseStats(num_batches, batch_stats, merge_moments(precise.before_norm, moments))
+        return PreciseStats(num_batches, batch_stats, before_norm)
 
     return precise_step
 

@@ -10,7 +10,6 @@ from jax import lax
 from bn_vgg.data.crops import gather_crops
 from bn_vgg.data.pipeline import Chunk
 from bn_vgg.errors import UserError, first_line
-from bn_vgg.metrics import TrainMetrics
 from bn_vgg.programs import Programs
 from bn_vgg.steps import TrainState, make_loss_fn
 
@@ -24,7 +23,7 @@ _ADVICE = "; add --config.debug.nans=True to learn which operation makes a NaN"
 
 def describe_first_non_finite(
     programs: Programs,
-    state_and_metrics: tuple[TrainState, TrainMetrics],
+    state_and_metrics: tuple[TrainState, Any],
     chunk: Chunk,
     rng: Any,
     *,
@@ -39,7 +38,8 @@ def describe_first_non_finite(
     devices = programs.devices
     inspect = devices.compile(make_inspect(programs))
     for index in range(chunk.num_steps):
-        single_step, (state, _) = chunk.step(index, devices), state_and_metrics
+        state, _ = state_and_metrics
+        single_step = chunk.step(index, devices)
         batches, pixels = single_step.batches, single_step.pixels
         state_and_metrics = programs.train_chunk(state_and_metrics, rng, batches, pixels)
         after, metrics = devices.fetch(state_and_metrics)

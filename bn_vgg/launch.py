@@ -1,10 +1,10 @@
 """Starts a run: prepares its data and folder, and checks that all hosts agree.
 
-A run resumes from the first of these that exists:
+A run resumes from the first of these that exists; otherwise it begins from the seed:
 
   1. `result.json` with the requested number of epochs: the run is finished;
-  2. the newest intact checkpoint: training continues with the next step;
-  3. otherwise training begins from the seed.
+  2. the newest intact checkpoint: training continues with the next step. If there are only damaged
+     ones, the run is refused.
 """
 
 import contextlib

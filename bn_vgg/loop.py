@@ -97,7 +97,7 @@ class Run:
             self._recording: Future = self.recorder.submit(lambda: None)
             return self._run_epochs()
 
-    def _restore(self) -> tuple[TrainState, TrainMetrics]:
+    def _restore(self) -> tuple[TrainState, clu_metrics.Collection]:
         """Reads the newest checkpoint, or initializes from the seed."""
         config, workdir, programs = self.config, self.workdir, self.programs
         side, metrics = config.data.crop_size, TrainMetrics.empty()
@@ -361,7 +361,7 @@ class Run:
         if self.step > self.progress.step:
             self._save(self.step, self.state, self.metrics)
 
-    def _save(self, step: int, state, metrics: TrainMetrics) -> None:
+    def _save(self, step: int, state, metrics: clu_metrics.Collection) -> None:
         """Begins to write a checkpoint within an epoch; the state must be finite."""
         leaves = [leaf.item() for leaf in jax.tree.leaves(self.devices.fetch(metrics))]
         self.progress = dataclasses.replace(

@@ -16,7 +16,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file in configs/, with an optional variant after a colon.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run's folder; by default runs/<config name>/seed<seed>."
+    "workdir", None, "The run's folder; by default runs/<name and overrides>/seed<seed>."
 )
 _CACHE_DIR = flags.DEFINE_string(
     "cache_dir", None, "Cache of decoded images; by default $BN_VGG_CACHE or ~/.cache/bn_vgg."

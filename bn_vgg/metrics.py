@@ -7,22 +7,13 @@ from clu import metrics
 from jax import lax
 
 
-@flax.struct.dataclass
-class TrainMetrics(metrics.Collection):
-    """Averages over training steps, with dropout; `finite` is the share of finite steps."""
-
-    loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
-    error_rate: metrics.Average.from_output("error_rate")  # type: ignore[valid-type]
-    gradient_norm: metrics.Average.from_output("gradient_norm")  # type: ignore[valid-type]
-    finite: metrics.Average.from_output("finite")  # type: ignore[valid-type]
-
-
 def _averages(*names: str) -> type[metrics.Collection]:
-    """Returns a collection of means over evaluated examples, without padding."""
     return metrics.Collection.create(**{name: metrics.Average.from_output(name) for name in names})
 
 
-# Metrics of five-crop evaluation.
+# Means over training steps, with dropout; `finite` is the share of finite steps.
+TrainMetrics = _averages("loss", "error_rate", "gradient_norm", "finite")
+# Means over evaluated examples, without padding, of five-crop evaluation.
 EvalMetrics = _averages("loss", "error_rate")
 # Error rates on central crops, with running, precise and batch statistics.
 ComparedMetrics = _averages("error_rate_running", "error_rate_precise", "error_rate_batch")
@@ -59,10 +50,6 @@ class Moments(flax.struct.PyTreeNode):
         )
         return cls(*(sums if axis_name is None else lax.psum(sums, axis_name)))
 
-    def merge(self, other: "Moments") -> "Moments":
-        """Merges two sets of moments."""
-        return jax.tree.map(jnp.add, self, other)
-
     @property
     def mean(self):
         """The mean of each channel, (C,)."""
@@ -73,8 +60,3 @@ class Moments(flax.struct.PyTreeNode):
         """The biased variance of each channel, (C,)."""
         # Rounding can make the difference negative.
         return (self.squares / self.count - self.mean**2).clip(0)
-
-
-def merge_moments(left: dict[str, Moments], right: dict[str, Moments]) -> dict[str, Moments]:
-    """Merges the moments of each layer."""
-    return {layer: left[layer].merge(right[layer]) for layer in left}

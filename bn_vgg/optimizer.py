@@ -93,8 +93,10 @@ def find_params_ema(opt_state: Any) -> Any:
     return next((part.average for part in parts if isinstance(part, ParamsEmaState)), None)
 
 
-# Called with the learning rate, a number or a schedule, `config.optimizer.kwargs` and, if they are
-# parameters, `weight_decay` and `mask`; `rmsprop` also with its fields.
+# Fields of `config.optimizer` that only `rmsprop` takes.
+RMSPROP_FIELDS = ("decay", "epsilon", "bias_correction")
+# Called with the learning rate, a number or a schedule, `config.optimizer.kwargs` and, if it takes
+# both, `weight_decay` and `mask`; `rmsprop` also with its fields.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "rmsprop": rmsprop,
     "sgd": optax.sgd,
@@ -125,7 +127,7 @@ def make_schedule(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Sche
     total = config["num_epochs"] * steps_per_epoch - warmup
     if total <= 0:
         raise UserError("config.schedule.warmup_epochs: no epoch is left of config.num_epochs")
-    build = find_callable("config.schedule.name", schedule["name"], SCHEDULES, {})
+    build = find_callable("config.schedule.name", schedule["name"], SCHEDULES)
     with wrap_errors(f"config.schedule: {schedule['name']} fails with kwargs={schedule['kwargs']}"):
         after = build(rate, total, **schedule["kwargs"])
         jax.eval_shape(lambda: jnp.float32(after(0)))
@@ -144,10 +146,10 @@ def make_optimizer(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Gra
     name, rate = settings["name"], settings["learning_rate"]
     if (config["schedule"]["name"], config["schedule"]["warmup_epochs"]) != ("constant", 0):
         rate = make_schedule(config, steps_per_epoch)
-    build = find_callable("config.optimizer.name", name, OPTIMIZERS, {})
+    build = find_callable("config.optimizer.name", name, OPTIMIZERS)
     decay, own = settings["weight_decay"], {}
     if build is rmsprop:
-        own = {x: settings[x] for x in ("decay", "epsilon", "bias_correction")}
+        own = {x: settings[x] for x in RMSPROP_FIELDS}
     with wrap_errors(f"config.optimizer: {name} fails with kwargs={settings['kwargs']}"):
         takes = inspect.signature(build).parameters
         if decays := {"weight_decay", "mask"} <= takes.keys():

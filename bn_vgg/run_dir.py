@@ -18,7 +18,7 @@ from bn_vgg.errors import UserError, describe_differences, wrap_read_errors, wra
 
 # The version of these files. Increase it when the code can no longer resume older runs.
 FORMAT = 4
-# Fields that a restart may change, because they change only the speed.
+# Fields that a restart may change, because no number depends on them.
 ONLY_SPEED = {
     "data.placement", "eval.batch_size", "checkpoint.every_steps", "debug.nans",
     "resources.CPU", "resources.GPU", "resources.TPU",

@@ -96,10 +96,11 @@ def get_config(
     model.stats_pass = "clean"
     # Use statistics of each device's share of the batch instead of the whole batch's.
     model.per_device_stats = False
-    # Only `vgg8`: feature maps of the convolutions; 2x2 max pooling follows every second one.
+    model.num_classes = 2
+    # Only `vgg8`: feature maps of the convolutions (2x2 max pooling follows every second one), and
+    # units of the hidden layer.
     model.features = (20, 20, 50, 50, 50, 50, 50, 50)
     model.hidden_units = 500
-    model.num_classes = 2
     # Only `vgg8`: `full` pads by 2, so that height and width grow by 2; `same` keeps them.
     model.padding = "full"
     # Probability of dropping a ReLU's output. The post does not state its rate; 0.5 is usual.
@@ -132,8 +133,8 @@ def get_config(
     # Maximum global norm of the gradients; larger ones are scaled down. 0: no clipping.
     optimizer.clip_norm = 0.0
     # Weight of the old value in an exponential moving average of the weights, at most
-    # (1 + t) / (10 + t) at update t. Evaluation, prediction and export then use the average, with
-    # its own precise statistics. 0: no average.
+    # (1 + t) / (10 + t) at update t, from 0. Evaluation, prediction and export then use the
+    # average, with its own precise statistics. 0: no average.
     optimizer.average_decay = 0.0
 
     # The learning rate of each update: `constant`, `cosine`, `linear`, `one_cycle`, `step`, or your

@@ -1,7 +1,7 @@
 """The champion in three epochs, without label smoothing: shortest time to a target accuracy.
 
-The target is the post's 95.9% at the published size, and 90% at 48x48. Evaluation is the post's,
-without mirror images. This prints the training time to the target, without compilation:
+The target is the post's 95.9% at the published size, and 90% at 48x48. Evaluation is by
+five crops and precise statistics. This prints the time to the target, without compilation:
 `python -m experiments.compare RUNS --target=4.1` (`--target=10` at 48x48).
 """
 

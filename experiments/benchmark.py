@@ -22,10 +22,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from bn_vgg import cli, config_file, provenance
+from bn_vgg.augment import to_intensities
 from bn_vgg.devices import Devices
 from bn_vgg.errors import UserError
 from bn_vgg.programs import Programs
-from bn_vgg.steps import to_intensities
 
 try:
     from experiments import torch_vgg

@@ -1,8 +1,8 @@
 """The claims of the post, each with its decision rule.
 
-The rules were stated before the recorded runs. (For some days claim 2 had another. Claim 5's way to
-find causes was changed after ten of its runs: the first gave 30 from the averages, 0 from the
-weights, 10 undecided.) Each claim is a function of a section's runs and epochs, decorated by
+The rules were stated before the recorded runs. (For some days claim 2 had another rule. Claim 5's
+way to find causes was changed after ten of its runs: the first gave 30 from the averages, 0 from
+the weights, 10 undecided.) Each claim is a function of a section's runs and epochs, decorated by
 `@claim`; see `experiments.runs`.
 """
 
@@ -230,7 +230,7 @@ def select_runs(
     missing = ""
     if min(counts.values()) < MIN_SEEDS:
         there = ", ".join(f"`{cell}` has {count}" for cell, count in counts.items())
-        missing = f"Needs {MIN_SEEDS} finished seeds of at least {min_epochs} epochs: {there}."
+        missing = f"Needs {MIN_SEEDS} seeds of at least {min_epochs} epochs: {there}."
     elif paired and len(common) < MIN_SEEDS:
         missing = f"Needs {MIN_SEEDS} seeds that all cells have: there are {len(common)}."
     return (found[found["seed"].isin(common)] if paired else found), missing

@@ -155,7 +155,7 @@ def table(measured: dict[str, pd.DataFrame]) -> str:
 def _text(values: pd.Series, what: str, seeds: int) -> str:
     if values.empty:
         return stats.NOT_MEASURED
-    digits, sign = int(what != "images/s"), "+" * (what == "difference")
+    digits, sign = int(what != "images/s"), "+" if what == "difference" else ""
     interval = stats.mean_interval(values)
     half = f" ± {interval.high - interval.mean:.{digits}f}" if interval else ""
     count = f" ({len(values)} of {seeds})" if len(values) < seeds else ""

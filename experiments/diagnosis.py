@@ -167,7 +167,7 @@ def _draw_errors(axes: Axes, epochs: pd.DataFrame, found: pd.DataFrame) -> None:
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
     axes.grid(visible=True, axis="y")
-    marks = "; spikes by A: averages, W: weights, ?: undecided" * (len(found) > 0)
+    marks = "; spikes by A: averages, W: weights, ?: undecided" if len(found) else ""
     title = f"Error (* centre crops of the compared images{marks})"
     axes.set_title(title, pad=18 if len(found) else 6)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="in the last epoch", fontsize=9)
@@ -185,7 +185,7 @@ def _draw_heatmap(axes: Axes, epochs: pd.DataFrame, name: str, names: list[str])
     axes.set_facecolor("#d9d9d9")
     axes.set_yticks(range(len(names)), names, size=8.5)
     axes.tick_params(length=0, axis="y")
-    axes.set_title(title + " (grey: not measured)" * bool(np.isnan(values).any()))
+    axes.set_title(title + (" (grey: not measured)" if np.isnan(values).any() else ""))
     bar = axes.figure.colorbar(image, cax=axes.inset_axes((1.015, 0, 0.02, 1)))
     bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     bar.minorticks_off()

@@ -80,7 +80,8 @@ class Driver:
             )
         self._ended += 1
         if ended.status:
-            cli.show(f"{work.name}: {ended.error}{'; it will be tried again' * again}")
+            advice = "; it will be tried again" if again else ""
+            cli.show(f"{work.name}: {ended.error}{advice}")
         if ended.status and not again:
             self.failed.append((work, ended.error))
         alike = len({error.replace(each.name, "") for each, error in self.failed}) == 1
@@ -92,7 +93,7 @@ class Driver:
                 f"the first {len(self.failed)} runs ended with the same error, so the others were "
                 f"not tried: {self.failed[0][1]}"
             )
-        return [work] * again
+        return [work] if again else []
 
     def _stop(self) -> None:
         """Stops the running processes, and waits until they have saved their state."""

@@ -11,6 +11,7 @@ from bn_vgg import cli
 from experiments import claims, plots, stats, tables
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_OTHER_SIZE = "These verdicts are for this size; the post's experiment is at 128x128."
 
 
 def write(runs: pd.DataFrame, epochs: pd.DataFrame, output: Path, about: dict[str, Any]) -> None:
@@ -56,8 +57,7 @@ def _section(name: str, runs: pd.DataFrame, epochs: pd.DataFrame, output: Path) 
     return {
         "title": f"{side}x{side} ({variant}{f', data {number}' if number else ''})",
         "sources": [f"`{source}`" for source in sorted(runs["data.source"].unique())],
-        "note": "These verdicts are for this size; the post's experiment is at 128x128."
-        * (variant != "full"),
+        "note": "" if variant == "full" else _OTHER_SIZE,
         "verdicts": [(claim, claim.decide(runs, epochs)) for claim in claims.CLAIMS],
         "figures": figures,
         "grid": tables.grid(runs),

@@ -114,7 +114,7 @@ def _draw_cell(
         axes.fill_between(rates.index, "min", "max", data=rates, color=colour, alpha=0.13, lw=0)
     shorter = f" of {len(own)}" if len(long_enough) < len(own) else ""
     # `textwrap` does not break lines at a no-break space.
-    count = f"{len(long_enough)}{shorter} seed{'s' * (len(own) > 1)}".replace(" ", "\u00a0")
+    count = f"{len(long_enough)}{shorter} seed{'s' if len(own) > 1 else ''}".replace(" ", "\u00a0")
     text = textwrap.fill(f"{name}, {count}", 25)
     return common, rates["mean"].iloc[-1], text, colour
 

@@ -1,6 +1,6 @@
 """Reads run folders into two tables, with a row for each run and for each epoch.
 
-A run's *cell* is the nearest file of configs/ and the fields that differ from it, such as
+A run's *cell* is the nearest cell of presets.py and the fields that differ from it, such as
 `meanonly, batch_size=400`. Runs of one size and on the same images form a *section*, such as
 `small`. Only runs within a section are compared.
 """
@@ -180,9 +180,9 @@ def _read_epochs(workdir: Workdir) -> pd.DataFrame:
 def _hardware(result: dict[str, Any]) -> str:
     """Describes a run's hardware: `1 AMD EPYC (2 cores)`, `8 TPU v5 lite (2 hosts)`."""
     of = result["hardware"]
-    more = [f"{of['cpu_cores']} cores"] * (of["platform"] == "cpu")
-    more += [f"{of['num_hosts']} hosts"] * (of["num_hosts"] > 1)
-    return f"{of['num_devices']} {of['device']}" + f" ({', '.join(more)})" * bool(more)
+    more = [f"{of['cpu_cores']} cores"] if of["platform"] == "cpu" else []
+    more += [f"{of['num_hosts']} hosts"] if of["num_hosts"] > 1 else []
+    return f"{of['num_devices']} {of['device']}" + (f" ({', '.join(more)})" if more else "")
 
 
 def _cell(config: dict[str, Any]) -> str:

@@ -75,7 +75,7 @@ class Sweep:
         workdir = Workdir(run.workdir(self.out), writes=False)
         noted = self.attempts.get(run.folder, {"state": TO_DO, "error": None})
         state, test_error_rate = noted["state"], None
-        if state == DONE or (state == RUNNING and not active):
+        if state == RUNNING and not active:
             state = TO_DO
         try:
             last = (workdir.read_metrics() or [{}])[-1]

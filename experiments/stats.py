@@ -52,7 +52,7 @@ def with_error(values: Sequence[float], unit: str) -> str:
 
 def error_rate(rates: Sequence[float], *, counted: bool = True) -> str:
     """Formats seeds' error rates, fractions: `13.5% ± 2.1 (3 seeds)`, `13.5% (1 seed)`."""
-    count = f" ({len(rates)} seed{'s' * (len(rates) > 1)})" if counted else ""
+    count = f" ({len(rates)} seed{'s' if len(rates) > 1 else ''})" if counted else ""
     return with_error([100 * rate for rate in rates], "%") + count
 
 
@@ -63,7 +63,8 @@ def percent(rate: float) -> str:
 
 def points(difference: float, *, sign: bool = True) -> str:
     """Formats a difference of two rates as `+3.0 points`."""
-    return NOT_MEASURED if math.isnan(difference) else f"{100 * difference:{'+' * sign}.1f} points"
+    plus = "+" if sign else ""
+    return NOT_MEASURED if math.isnan(difference) else f"{100 * difference:{plus}.1f} points"
 
 
 def is_significant(a: float, b: float, examples: int) -> bool:

@@ -88,7 +88,7 @@ def _drive(executor: Executor, sweep: state.Sweep, until: float) -> int | None:
     try:
         if work:
             names = slots[0] if len(set(slots)) == 1 else ", ".join(slots)
-            done = f" ({len(runs) - len(to_do)} of {len(runs)} are done)" * (to_do != runs)
+            done = f" ({len(runs) - len(to_do)} of {len(runs)} are done)" if to_do != runs else ""
             cli.show(f"{len(to_do)} runs to do{done}, {len(slots)} at once on {names}")
             on_cpu = isinstance(executor, Local) and executor.platform == "cpu"
             if on_cpu and _VARIANT.value == "full" and _PRESET.value in PRESETS:

@@ -45,7 +45,7 @@ def cells(runs: pd.DataFrame) -> pd.DataFrame:
         still = int((own["stood_still"] == own["epochs"]).sum())
         rows.append({
             "cell": f"`{cell}`",
-            "seeds": f"{len(own)}" + f" ({still} stood still)" * bool(still),
+            "seeds": f"{len(own)}" + (f" ({still} stood still)" if still else ""),
             "epochs": str(count),
             "best validation": error_rate(own["best_valid_error_rate"], counted=False),
             "test": error_rate(own["test_error_rate"], counted=False),

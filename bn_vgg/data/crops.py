@@ -29,7 +29,7 @@ def random_corners(seed: int, epoch: int, sizes_N2: np.ndarray, crop_size: int) 
     bits = _random_bits(seed, _CROPS, epoch, sizes_N2.size).reshape(sizes_N2.shape)
     choices = (sizes_N2 - crop_size + 1).astype(np.uint64)
     # Multiply and shift, in integers; the bias is below choices / 2**32.
-    return ((bits >> np.uint64(32)) * choices >> np.uint64(32)).astype(np.int64)
+    return (((bits >> np.uint64(32)) * choices) >> np.uint64(32)).astype(np.int64)
 
 
 def five_corners(height, width, crop_size: int) -> np.ndarray:

@@ -35,11 +35,16 @@ from bn_vgg.models.vgg import VGG
 
 MODELS: dict[str, type[nn.Module]] = {"vgg8": VGG, "resnet": ResNet}
 # Fields of `config.model` that only `vgg8`, or a subclass of `VGG`, has.
-_VGG_FIELDS = ("features", "hidden_units", "padding")
+VGG_FIELDS = ("features", "hidden_units", "padding")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Of float32 products and convolutions. By default TPUs round the operands to bfloat16, and NVIDIA
 # GPUs to TensorFloat-32 (11 bits of significand instead of 24).
 PRECISIONS = {"highest": lax.Precision.HIGHEST, "tensorfloat32": lax.Precision.HIGH}
+
+
+def is_vgg(build: Any) -> bool:
+    """Whether a network is `VGG` or a subclass, which has `VGG_FIELDS`."""
+    return isinstance(build, type) and issubclass(build, VGG)
 
 
 def make_model(
@@ -53,9 +58,9 @@ def make_model(
     per_device_stats: bool,
     dtype: str,
     precision: str,
+    name: str,
+    kwargs: Mapping[str, Any],
     axis_name: str | None = None,
-    name: str = "vgg8",
-    kwargs: Mapping[str, Any] | None = None,
     **common: Any,
 ) -> Any:
     """Builds the network from the fields of `config.model`, which configs/default.py explains.
@@ -71,9 +76,9 @@ def make_model(
         norm, norm_kwargs, momentum=norm_decay, epsilon=norm_epsilon, average=stats_average,
         stats_pass=stats_pass, axis_name=axis_name, dtype=DTYPES[dtype],
     )  # fmt: skip
-    build = find_callable("config.model.name", name, MODELS, {})
-    if not (isinstance(build, type) and issubclass(build, VGG)):
-        common = {field: value for field, value in common.items() if field not in _VGG_FIELDS}
+    build = find_callable("config.model.name", name, MODELS)
+    if not is_vgg(build):
+        common = {field: value for field, value in common.items() if field not in VGG_FIELDS}
     common |= {
         "norm": factory, "dtype": DTYPES[dtype], "axis_name": axis_name,
         "precision": PRECISIONS[precision] if dtype == "float32" else None,
@@ -83,10 +88,10 @@ def make_model(
     if missing := set(common) - set(takes) - {"axis_name"}:
         raise UserError(f"config.model.name: {name} has no field {min(missing)}")
     own = [x for x in takes if x not in (*common, "parent", "name")]
-    if unknown := sorted(set(kwargs or {}) - set(own), key=str):
+    if unknown := sorted(set(kwargs) - set(own), key=str):
         raise UserError(
             f"config.model.kwargs: {name} takes no {unknown[0]!r}; "
             f"it takes: {', '.join(own) or 'nothing'}"
         )
     with wrap_plugin_errors("config.model.name", name, build):
-        return build(**{x: common[x] for x in takes if x in common}, **(kwargs or {}))
+        return build(**{x: common[x] for x in takes if x in common}, **kwargs)

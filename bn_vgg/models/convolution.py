@@ -140,8 +140,8 @@ def _pad_for_cuda(x, padding):
 
 def _pad_channels(array, axes=(3,)):
     """Pads `axes` with zeros to a multiple of `_CUDA_CHANNELS`."""
-    widths = [(0, -size % _CUDA_CHANNELS * (i in axes)) for i, size in enumerate(array.shape)]
-    return jnp.pad(array, widths)
+    missing = [-size % _CUDA_CHANNELS if i in axes else 0 for i, size in enumerate(array.shape)]
+    return jnp.pad(array, [(0, count) for count in missing])
 
 
 def _tpu_kernel_gradient(x, kernel, grad, padding, precision):

@@ -100,7 +100,7 @@ def _keep_mask(key, rate: float, shape: tuple[int, ...]):
         return jax.random.bernoulli(key, 1 - rate, shape)
     size = math.prod(shape)
     words = jax.random.bits(key, (-(-size // 32), 1), jnp.uint32)
-    bits = words >> jnp.arange(32, dtype=jnp.uint32)[None, :] & 1
+    bits = (words >> jnp.arange(32, dtype=jnp.uint32)[None, :]) & 1
     return bits.reshape(-1)[:size].reshape(shape) == 1
 
 

@@ -12,7 +12,7 @@ from bn_vgg.errors import UserError, describe_error
 
 
 def find_callable(
-    field: str, name: str, registry: Mapping[str, Any], aliases: Mapping[str, str]
+    field: str, name: str, registry: Mapping[str, Any], aliases: Mapping[str, str] | None = None
 ) -> Callable[..., Any]:
     """Returns the class or function that a field of the configuration names.
 
@@ -24,7 +24,7 @@ def find_callable(
     if name in registry:
         return registry[name]
     if ":" not in name:
-        known = {key: key for key in registry} | {**aliases}
+        known = {key: key for key in registry} | dict(aliases or {})
         plain = {
             key.replace("_", "") + ending: to
             for key, to in known.items()

@@ -21,7 +21,7 @@ class Work:
 class Outcome:
     """How a process ended."""
 
-    status: int  # see bn_vgg/errors.py
+    status: int  # see bn_vgg/errors.py; negative: the signal that ended it
     error: str = ""  # one line
     lost: bool = False  # whether its machine went away, which does not count as an attempt
 
