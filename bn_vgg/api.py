@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from bn_vgg import checkpoint, cli, config_file, launch
+from bn_vgg import checkpoint, cli, config_file, launch, provenance
 from bn_vgg.config import check_config
 from bn_vgg.data.cache import choose_folder
 from bn_vgg.data.crops import five_crops
@@ -163,6 +163,10 @@ def load(workdir: str | Path, which: str = "best") -> TrainedModel:
         like = jax.eval_shape(
             lambda: _init_state(model, optimizer, jax.random.key(0), jnp.zeros((1, side, side, 3)))
         ).with_precise_stats(config, model)
+    old = run.read("format.json").get("user_code", {})
+    for name, digest in provenance.user_code(config).items():
+        if old.get(name, digest) != digest:
+            logging.warning("the code of %s has changed since the run in %s", name, workdir)
     progress, state = checkpoint.read(run.checkpoints, steps[0], like)
     if state.precise_stats and progress.within_epoch is not None:
         raise UserError(

@@ -1,5 +1,6 @@
 """Checks a configuration before any work is done."""
 
+import itertools
 import json
 from typing import Any
 
@@ -47,8 +48,6 @@ _FIELDS = {
     "schedule.name", "eval.flips", "augment.horizontal_flip", "debug.nans",
     *_NUMBERS, *_CHOICES, *KWARGS,
 }  # fmt: skip
-# The settings that need recomputed statistics.
-_PRECISE = "config.eval.statistics=precise and config.optimizer.average_decay need"
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -86,10 +85,17 @@ def check_config(config: dict[str, Any]) -> None:
     for field, value in flat.items():
         with wrap_errors(f"config.{field} cannot be written to config.json"):
             json.dumps(value, allow_nan=False)
+            paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(value)]
+            keys = [x.key for x in itertools.chain(*paths) if isinstance(x, jax.tree_util.DictKey)]
+        if other := [key for key in keys if not isinstance(key, str)]:
+            raise UserError(f"config.{field}: JSON would make a string of the key {other[0]!r}")
     optimizer, model = make_optimizer(config, steps_per_epoch=1000), make_model(**config["model"])
     precise = needs_precise_stats(config) and model.norm.has_averages
     if precise and not flat["eval.precise_examples"]:
-        raise UserError(f"config.eval.precise_examples is 0, but {_PRECISE} some")
+        raise UserError(
+            "config.eval.precise_examples is 0, but config.eval.statistics=precise and "
+            "config.optimizer.average_decay need some"
+        )
     # It takes a second, which the recipe need not spend.
     plugins = ":" in flat["model.norm"] + flat["optimizer.name"] or flat["model.norm_kwargs"]
     if plugins or flat["model.name"] != "vgg8":
@@ -110,7 +116,7 @@ def _trace_steps(config: dict[str, Any], model: Any, optimizer: Any) -> None:
         variables = model.init(key, images, train=False)
         logits, seen = model.apply(variables, images, train=False, mutable=["intermediates"])
     state = init_state(model, optimizer, key, images)
-    name, field = (f"config.model.{x}={config['model'][x]}" for x in ("name", "norm"))
+    name = f"config.model.name={config['model']['name']}"
     wanted = f"float32{(count, config['model']['num_classes'])}"
     if (found := f"{logits.dtype}{logits.shape}") != wanted:
         raise UserError(f"{name} returns {found}, not {wanted}")
@@ -119,13 +125,7 @@ def _trace_steps(config: dict[str, Any], model: Any, optimizer: Any) -> None:
     norms = [path[:-1] for path in sown if path[-1] == "before_norm"]
     if not norms and model.norm.name != "none":
         raise UserError(f"{name} does not use its `norm`: set config.model.norm=none")
-    paths = flatten_dict(state.batch_stats)
-    own = [path for path in paths if not any(path[: len(each)] == each for each in norms)]
-    if needs_precise_stats(config) and paths and (own or not model.norm.has_averages):
-        raise UserError(
-            f"{_PRECISE} all running statistics to be those of normalizers with a momentum; "
-            f"{name} with {field} has others"
-        )
+    _check_statistics(config, model, flatten_dict(state.batch_stats), norms)
 
     def is_free(x):
         return isinstance(x, optax.contrib.ScheduleFreeState)
@@ -139,3 +139,30 @@ def _trace_steps(config: dict[str, Any], model: Any, optimizer: Any) -> None:
     if model.norm.has_averages and config["eval"]["precise_examples"]:  # with a traced momentum
         precise = PreciseStats(jnp.zeros(()), state.batch_stats, {})
         make_precise_step(model, augment=config["augment"])(precise, state, batch, key)
+
+
+def _check_statistics(config: dict[str, Any], model: Any, batch_stats, norms) -> None:
+    """Checks running statistics, by path; `norms` are the paths of the network's normalizers."""
+    name, norm = (f"config.model.{x}={config['model'][x]}" for x in ("name", "norm"))
+    for path, x in batch_stats.items():
+        if not hasattr(x, "dtype"):
+            raise UserError(
+                f"{name} with {norm}: batch_stats/{'/'.join(path)} is a {type(x).__name__}; it "
+                "must be an array"
+            )
+    own = [path for path in batch_stats if not any(path[: len(each)] == each for each in norms)]
+    if own and not (hasattr(model, "axis_name") or config["model"]["per_device_stats"]):
+        raise UserError(
+            f"{name} has running statistics of its own, but no field axis_name for jax.lax.pmean: "
+            "they would differ between devices; add it, or set config.model.per_device_stats=true"
+        )
+    if model.norm.has_averages:
+        imprecise = config["eval"]["precise_examples"] and own
+    else:
+        imprecise = needs_precise_stats(config) and batch_stats
+    if imprecise:
+        raise UserError(
+            f"{name} with {norm} has running statistics other than those of normalizers with a "
+            "momentum, which cannot be recomputed precisely: set config.eval.precise_examples=0, "
+            "config.eval.statistics=running and config.optimizer.average_decay=0"
+        )

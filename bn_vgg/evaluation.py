@@ -47,6 +47,7 @@ def make_precise_step(
             for layer, moments in precise.before_norm.items()
         }
         batch_stats = updated["batch_stats"]
+        model.norm.check_statistics(precise.batch_stats, batch_stats)
         if axis_name is not None:  # see `make_train_step`
             batch_stats = mean_over_devices(batch_stats, axis_name)
         return PreciseStats(num_batches, batch_stats, before_norm)

@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,19 +86,26 @@ def commit() -> str | None:
 def user_code(config: Mapping[str, Any]) -> dict[str, str]:
     """Returns digests of the files that define the user's classes and functions, by `module:name`.
 
-    `config` is nested. Files that these import, installed packages such as Flax, and code of a
-    notebook are not included.
+    `config` is nested. Covers the file of the module that is named, and that of the definition.
+    Files that these import, installed packages, and code of a notebook are not included.
     """
     digests = {}
     fields = config["model"]["name"], config["model"]["norm"], config["optimizer"]["name"]
     for name in (*fields, config["schedule"]["name"]):
         if ":" not in name:
             continue
-        module = getattr(pkgutil.resolve_name(name), "__module__", name.partition(":")[0])
-        file = getattr(sys.modules.get(module), "__file__", None)
-        if file and not {"site-packages", "dist-packages"} & {*Path(file).parts}:
-            digests[name] = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
+        named = name.partition(":")[0]
+        modules = {named, getattr(pkgutil.resolve_name(name), "__module__", named)}
+        found = {getattr(sys.modules.get(module), "__file__", None) for module in modules}
+        if own := sorted(file for file in found if file and not _is_installed(Path(file))):
+            content = b"".join(Path(file).read_bytes() for file in own)
+            digests[name] = hashlib.blake2b(content, digest_size=16).hexdigest()
     return digests
+
+
+def _is_installed(file: Path) -> bool:
+    installed = bool({"site-packages", "dist-packages"} & {*file.parts})
+    return installed or file.is_relative_to(sysconfig.get_path("stdlib"))
 
 
 def command() -> str | None:

@@ -128,7 +128,7 @@ def get_config(
     # times the nominal size, and at 128x128 some seeds learn nothing at first.
     optimizer.bias_correction = False
     # Each update subtracts learning_rate * weight_decay * kernel (`lamb` rescales it, too).
-    # Biases and scales do not decay.
+    # Parameters with one number for each channel, such as biases and scales, do not decay.
     optimizer.weight_decay = 0.0
     # Maximum global norm of the gradients; larger ones are scaled down. 0: no clipping.
     optimizer.clip_norm = 0.0

@@ -21,6 +21,11 @@ from typing import Any
 
 import flax.linen as nn
 from bn_vgg.models.layers import Conv
+from bn_vgg.models.vgg import VGG
+
+
+class Narrow(VGG):
+    pass
 
 
 class Own(nn.Module):
@@ -122,7 +127,7 @@ def test_resnet_20_is_the_papers():
     assert list(layer_channels(model, 32)["output"].values()) == 3 * [16] + 3 * [32] + 3 * [64]
 
 
-def test_a_users_network_trains_and_predicts(own, tmp_path, cache_folder, cartoon_folder):
+def test_a_users_network_trains_and_predicts(own, tmp_path, cache_folder, cartoon_folder, caplog):
     """One file of the user's own, none of ours."""
     config = load("own_networks:Own", "--config.model.kwargs={'features': 4}")
     config.data.source = str(cartoon_folder)
@@ -130,12 +135,31 @@ def test_a_users_network_trains_and_predicts(own, tmp_path, cache_folder, cartoo
     assert result["num_parameters"] == 27 * 4 + 4 + 4 * 2 + 2
     images = np.zeros((3, 20, 20, 3), np.uint8)
     assert bn_vgg.load(tmp_path / "run").predict(images).shape == (3, 2)
+    assert "has changed" not in caplog.text
+    (tmp_path / "own_networks.py").write_text(OWN + "\n")
+    bn_vgg.load(tmp_path / "run")
+    assert "the code of own_networks:Own has changed since" in caplog.text
 
 
-def test_statistics_of_its_own_are_not_taken_precisely(own):
-    averaged = "--config.optimizer.average_decay=0.9"
-    with pytest.raises(UserError, match=r"OwnStatistics with .*norm=none has others"):
-        load("own_networks:OwnStatistics", "--config.model.norm=none", averaged)
+def test_a_users_subclass_of_vgg_takes_its_fields(own):
+    config = load("own_networks:Narrow", "--config.model.hidden_units=9")
+    assert bn_vgg.make_model(config).hidden_units == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.norm=none"], "of its own, but no field axis_name for jax.lax.pmean"),
+        (["model.per_device_stats=True", "optimizer.average_decay=0.9"], "none has .* precisely"),
+    ],
+)
+def test_statistics_of_its_own_are_not_taken_precisely(arguments, message, own):
+    with pytest.raises(UserError, match=message):
+        load(
+            "own_networks:OwnStatistics",
+            "--config.model.norm=none",
+            *(f"--config.{each}" for each in arguments),
+        )
 
 
 @pytest.mark.parametrize(

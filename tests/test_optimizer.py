@@ -1,5 +1,7 @@
 """RMSProp against its formula in float64; the other optimizers, and schedules, by name."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +112,10 @@ def test_schedules_follow_their_formula_after_a_warm_up(name, kwargs, expected):
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+def by_math(rate, total):
+    return lambda count: rate * math.cos(count / total)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -121,6 +127,7 @@ def test_schedules_follow_their_formula_after_a_warm_up(name, kwargs, expected):
         ),
         ({"optimizer": {"name": "adamw", "kwargs": {"mask": 1}}}, "multiple values .* 'mask'"),
         ({"schedule": {"name": "cosine", "kwargs": {"fnal": 1}}}, "config.schedule: cosine fails"),
+        ({"schedule": {"name": f"{__name__}:by_math"}}, "by_math fails with .*: Conc"),
         ({"schedule": {"warmup_epochs": 10}}, "warmup_epochs: no epoch is left"),
     ],
 )

@@ -1,11 +1,14 @@
 """Looking up normalizers, user-defined ones in a network, and what is said of broken ones."""
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bn_vgg import provenance
+from bn_vgg.config import check_config
 from bn_vgg.errors import UserError
 from bn_vgg.models import make_model
 from bn_vgg.models.layers import layer_activations
@@ -13,12 +16,15 @@ from bn_vgg.models.norms import make_norm_factory
 from bn_vgg.optimizer import make_optimizer
 from bn_vgg.steps import init_state, make_train_step
 from configs import default
+from tests import tiny_config
 from tests.test_steps import train_batch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # A user's file.
 OWN = """
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -30,6 +36,9 @@ class Twice(nn.Module):
 
     def __call__(self, x):
         return x * self.factor
+
+
+Half = partial(Twice, factor=0.5)
 
 
 def make_twice(name=None, factor=2.0, momentum=0.0):
@@ -61,7 +70,7 @@ class Needs(nn.Module):
 
 
 class Train(nn.Module):
-    def __call__(self, x, train=True):
+    def __call__(self, x, is_train=True):
         return x
 
 
@@ -109,6 +118,20 @@ class OtherStatistic(nn.Module):
         if not use_running_average:
             mean.value = x.mean((0, 1, 2))
         return x - jnp.reshape(mean.value, (1, 1, 1, -1))
+
+
+class OddStatistic(nn.Module):
+    momentum: float
+    in_tuple: bool
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, use_running_average):
+        zeros = jnp.zeros(x.shape[-1:], x.dtype)
+        mean = self.variable("batch_stats", "mean", lambda: (zeros,) if self.in_tuple else zeros)
+        if not use_running_average:
+            mean.value = self.momentum * mean.value
+        return x
 """
 
 
@@ -138,8 +161,11 @@ def factory(norm, axis_name=None, **kwargs):
 
 def test_only_the_users_own_code_is_digested():
     config = default.get_config().to_dict()
-    config["model"]["norm"], config["optimizer"]["name"] = "own_norms:Twice", "optax:lion"
-    assert list(provenance.user_code(config)) == ["own_norms:Twice"]
+    config["optimizer"]["name"] = "optax:lion"
+    for name in ("own_norms:Twice", "own_norms:Half"):  # a partial's __module__ is functools
+        config["model"]["norm"] = name
+        expected = hashlib.blake2b(OWN.encode(), digest_size=16).hexdigest()
+        assert provenance.user_code(config) == {name: expected}
 
 
 @pytest.mark.parametrize("norm", ["own_norms:Twice", "own_norms:make_twice"])
@@ -200,7 +226,7 @@ def test_weights_may_be_reparameterized_and_their_mean_is_then_known():
         ("own_norms:number", {}, "own_norms:number does not create a flax.linen module"),
         ("own_norms:Silent", {}, "Silent does not create .* with __call__"),
         ("own_norms:Needs", {}, "Needs: its __call__ takes temperature, which is never passed"),
-        ("own_norms:Train", {}, "its __call__ takes train, .* it may take use_running_average"),
+        ("own_norms:Train", {}, "its __call__ takes is_train, .* it may take use_running_average"),
         ("own_norms:Misspelt", {}, "its __call__ takes use_running_avg, which is never passed"),
         ("own_norms:make_badly", {}, "failed in .*own_norms.py, line .*: RuntimeError: out of"),
         ("own_norms:nameless", {}, "nameless failed: TypeError: .*unexpected .* 'name'"),
@@ -238,6 +264,21 @@ def test_a_statistic_that_changes_its_shape_is_said_by_name():
     match = r"after a training step batch_stats/block0/norm/mean is float32\(4,\), not "
     with pytest.raises(UserError, match=match):
         jax.jit(make_train_step(model, optimizer))(state, train_batch(), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("in_tuple", "message"),
+    [
+        (True, "batch_stats/block0/norm/mean is a tuple"),
+        (False, r"mean is float32.*, not bfloat16"),
+    ],
+)
+def test_statistics_that_are_not_float32_arrays_are_refused(in_tuple, message):
+    config = tiny_config.get_config()
+    config.model.update(norm="own_norms:OddStatistic", norm_kwargs={"in_tuple": in_tuple})
+    config.model.dtype = "bfloat16"
+    with pytest.raises(UserError, match=message):
+        check_config(config.to_dict())
 
 
 def test_statistics_that_devices_would_not_share_are_refused():

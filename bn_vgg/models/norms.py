@@ -7,14 +7,18 @@ and returns the same shape and dtype. Everything else is optional and recognized
 
   fields      (or parameters of the function) `momentum` is set from `config.model.norm_decay`,
               `epsilon` from `norm_epsilon`, `average` from `stats_average`, `dtype` from `dtype`,
-              `axis_name` by the program; all others are set from `config.model.norm_kwargs`.
-              While precise statistics are computed, `momentum` is a traced scalar.
+              `axis_name` by the program, also if a partial binds them; all others are set from
+              `config.model.norm_kwargs`.
+              For batch k of precise statistics `momentum` is a traced scalar, 1 - 1/k: name a field
+              so only if each statistic becomes momentum * old + (1 - momentum) * new, without bias
+              correction.
   arguments   of `__call__`:
               `use_running_average`   False in training, True in evaluation and `init`;
               `mean_of_x`             a function that returns the per-channel mean of x, (C,),
                                       without a pass over x; None if that is not possible.
-  statistics  that persist between batches are in the collection `batch_stats`. Those called `mean`
-              and `var`, (C,), are compared with PreciseBN's at every evaluation.
+  statistics  that persist between batches are arrays in the collection `batch_stats`, float32.
+              The module's own `mean` and `var`, (C,), are compared with PreciseBN's at every
+              evaluation.
   randomness  comes from the stream `dropout`, see `layers.rng_streams`.
   attributes  `replaces_bias`         True: the convolution in front has no bias (default: as the
                                       field `use_bias` of Flax's normalizers says);
@@ -28,7 +32,6 @@ must not be averaged over devices.
 """
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -76,9 +79,8 @@ STATS_PASSES = ("dropout", "clean")
 
 _FIELD = "config.model.norm"
 _ARGUMENTS = ("use_running_average", "mean_of_x")
-# Common names of some of `NORMALIZERS`, and of `use_running_average`.
+# Common names of some of `NORMALIZERS`.
 _NORM_ALIASES = {"batch": "full", "bn": "full", "identity": "none"}
-_MODE_ARGUMENTS = ("train", "training", "is_training", "deterministic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,10 +207,10 @@ def _arguments_of(norm: str, module) -> tuple[str, ...]:
         raise UserError(f"{_FIELD}={norm} does not create a flax.linen module with __call__")
     parameters = list(inspect.signature(module.__call__).parameters.values())
     for p in parameters[1:]:
-        needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        # A misnamed mode argument with a default would silently never change.
-        similar = difflib.get_close_matches(p.name, _ARGUMENTS, cutoff=0.8)
-        if p.name not in _ARGUMENTS and (needed or similar or p.name in _MODE_ARGUMENTS):
+        # A mode argument with another name and a default would silently never change. Flax's own
+        # normalizers take a `mask`.
+        known = p.name in (*_ARGUMENTS, "mask") or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        if not known:
             raise UserError(
                 f"{_FIELD}={norm}: its __call__ takes {p.name}, which is never passed; it may take "
                 "use_running_average (False in training, True in evaluation) and mean_of_x"

@@ -77,6 +77,8 @@ class VGG(nn.Module):
                 pool=i % 2 == 1, dtype=self.dtype, precision=self.precision, name=f"block{i}",
             )  # fmt: skip
             x = block(x, positions_N, train)
+        if 0 in x.shape:
+            raise ValueError("pooling leaves no pixels")
         x = x.reshape(x.shape[0], -1)
         dense = partial(
             nn.Dense, dtype=self.dtype, precision=self.precision,
