@@ -49,8 +49,6 @@ def torch_state_dict(
                 x = by_position.swapaxes(0, 1).reshape(x.shape)
             x = x.T
         converted[".".join([*modules, _TORCH_NAMES.get(name, name)])] = np.ascontiguousarray(x)
-    if len(converted) < len(arrays):
-        raise UserError("--layout=torch: two arrays of a module would have the same name")
     return converted
 
 

@@ -106,7 +106,7 @@ class TestTooLittle:
             "3", {"full_crop": seeds(0.2), "meanonly_crop": mean_only}, finished=finished
         )
         assert found.word == UNDECIDED
-        assert found.sentence.startswith("Needs 3 finished seeds of at least 15 epochs: ")
+        assert found.sentence.startswith("Needs 3 seeds of at least 15 epochs: ")
         assert f"`meanonly_crop` has {count}" in found.sentence
 
     def test_seeds_that_do_not_pair(self):

@@ -144,18 +144,12 @@ def test_a_warm_up_ends_within_an_epoch_and_an_optimizer_takes_the_loss(field, v
     assert not why_not(lambda: check_config(with_value(field, value)))
 
 
-# As they stand behind `--config.FIELD=`; a file's own code may set other types, too.
-TEXTS = [
-    "", "abc", "nan", "-inf", "-1", "0.5", "1e300", str(2**70), "9" * 5000, "None", "True",
-    "{'a': {'b': 1}}", "[1, 2]", "(1.5,)", "(99999999999,)", "\u2603", "a\nb", "'quoted",
-    "{" * 300, "1+1", "0x10", "\udcff", "../../evil",
-]  # fmt: skip
+# Of a file's own code.
 VALUES = [
     "", "abc", math.nan, math.inf, -1, 0, -0.0, 0.5, 1e300, 1e-300, 2**70, None, True, {},
     {"a": {"b": 1}}, [], (1, -1), ("a",), [2**70], [[1]], "a\nb", "..", "../evil",
     b"bytes", 1j, {1, 2}, object(), len, range(3), "\udcff",
 ]  # fmt: skip
-REFUSED = {"batch_size", "model.norm", "model.features", "optimizer.decay", "debug.nans"}
 KWARGS = [
     ("group", {"num_groups": "x"}), ("batch_renorm", {"r_max": "x"}),
     ("ghost", {"ghost_size": 2.5}), ("full", {5: 5}), ("full", {"parent": None}),
@@ -173,9 +167,6 @@ def test_wrong_values_are_refused_in_one_short_line_that_names_the_field(field):
         why = why_not(lambda config=config: check_config(config))
         assert len(why) < 1000
         assert not why or field.rpartition(".")[2] in why, why
-    for text in TEXTS if field in REFUSED else []:
-        why = why_not(lambda text=text: load_config([TINY, f"--config.{field}={text}"]))
-        assert not why or field.rpartition(".")[2] in why, (text[:50], why[:500])
 
 
 @pytest.mark.parametrize(("norm", "kwargs"), KWARGS)
@@ -230,6 +221,8 @@ def test_no_files(name):
     ([TINY, "--config.model.norm_kwargs=5"], "as a ConfigDict: `5` is not a dict"),
     ([TINY, "--config.model.norm_kwargs.x=1"], "write --config.model.norm_kwargs=\"{'x': value}\""),
     ([TINY, '--config.model.features=(4,"a")'], "it takes positive integers"),
+    ([TINY, "--config.batch_size=" + "9" * 5000], "--config.batch_size="),
+    ([TINY, "--config.model.features=" + "{" * 300], "--config.model.features="),
     (["--config=configs/full.py"], "no file configs/full.py; there is no configs/ in "),
 ])  # fmt: skip
 def test_what_it_says_of_arguments(arguments, message, tmp_path, monkeypatch):

@@ -100,12 +100,6 @@ def for_torch(request):
     return settings, arrays, images_NCHW, np.asarray(apply(model, state, images))
 
 
-def test_names_that_would_be_the_same_in_pytorch_are_refused(for_torch):
-    arrays = dict.fromkeys(("params/block0/scale", "params/block0/weight"), np.ones(3))
-    with pytest.raises(UserError, match="two arrays of a module would have the same name"):
-        torch_state_dict(arrays, for_torch[0])
-
-
 def test_a_state_dict_gives_the_same_logits(for_torch):
     """As PyTorch's layers are defined, in NumPy."""
     settings, arrays, x, logits = for_torch
