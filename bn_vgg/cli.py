@@ -53,7 +53,7 @@ def _run_main(main: Callable[[], int | None]) -> int | None:
         return status
     except UserError as error:
         logging.info("the error came from here", exc_info=True)
-        return _fail(str(error), errors.EXIT_USER_ERROR)
+        return _fail(str(error), error.status)
     except Interrupted as error:
         return _fail(str(error), error.status)
     except KeyboardInterrupt:

@@ -14,6 +14,8 @@ EXIT_USER_ERROR = 2
 EXIT_UNREADABLE = 3
 # Another host of the run hangs or is gone. The same command resumes the run.
 EXIT_HOST_LOST = 4
+# Remote storage did not answer, which may pass: sweeps try such a run again.
+EXIT_STORAGE = 75  # EX_TEMPFAIL of sysexits.h
 # A shell's status for a process that a signal has ended.
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -25,9 +27,17 @@ class UserError(Exception):
     The message is one line: what happened, where, and what to do next.
     """
 
+    status = EXIT_USER_ERROR  # with which a command ends
+
     def __init__(self, message: str):
         # File names and messages of other libraries may contain line breaks.
         super().__init__(" ".join(message.splitlines()))
+
+
+class UnavailableError(UserError):
+    """Remote storage does not answer, perhaps only for a while."""
+
+    status = EXIT_STORAGE
 
 
 class NotFoundError(UserError):
@@ -100,6 +110,15 @@ def is_io_error(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.startswith("tensorflow.")
 
 
+def storage_error(error: Exception, message: str) -> UserError:
+    """Returns a UserError for an I/O error: an UnavailableError if it may pass."""
+    passes = isinstance(error, ConnectionError | TimeoutError)
+    # The first are TensorFlow's types, the second TensorStore's messages.
+    passes |= type(error).__name__ in ("UnavailableError", "DeadlineExceededError", "AbortedError")
+    passes |= str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"))
+    return (UnavailableError if passes else UserError)(message)
+
+
 @contextlib.contextmanager
 def wrap_read_errors(what: str | os.PathLike) -> Iterator[None]:
     """Turns I/O errors, except a FileNotFoundError, into a UserError."""
@@ -109,8 +128,8 @@ def wrap_read_errors(what: str | os.PathLike) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) or not is_io_error(error):
             raise
         why = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(
-            f"cannot read {what}: {why}; run the same command again when it can be read"
+        raise storage_error(
+            error, f"cannot read {what}: {why}; run the same command again when it can be read"
         ) from error
 
 
@@ -129,7 +148,8 @@ def wrap_write_errors(
         why = error.strerror if isinstance(error, OSError) else None
         with contextlib.suppress(OSError):  # the folder itself may be gone
             what += f" ({shutil.disk_usage(folder).free:,} bytes are free)" if folder else ""
-        raise UserError(
-            f"cannot write {what}: {why or first_line(error)}; run the same command again "
-            "when it can be written"
+        raise storage_error(
+            error,
+            f"cannot write {what}: {why or first_line(error)}; run the same command again when it "
+            "can be written",
         ) from error

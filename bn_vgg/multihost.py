@@ -107,7 +107,7 @@ def connect(
         if isinstance(cause, ValueError | RuntimeError) and _LOST.search(str(cause)):
             _exit(f"another host is gone ({first_line(cause)}); {_AGAIN}", errors.EXIT_HOST_LOST)
         if isinstance(error, UserError):
-            _exit(str(error), errors.EXIT_USER_ERROR)
+            _exit(str(error), error.status)
         traceback.print_exc()
         _exit(describe_error(error), errors.EXIT_BUG)
 

@@ -130,7 +130,7 @@ def make_schedule(config: Mapping[str, Any], steps_per_epoch: int) -> optax.Sche
     build = find_callable("config.schedule.name", schedule["name"], SCHEDULES)
     with wrap_errors(f"config.schedule: {schedule['name']} fails with kwargs={schedule['kwargs']}"):
         after = build(rate, total, **schedule["kwargs"])
-        jax.eval_shape(lambda count: jnp.float32(after(count)), jnp.int32(0))
+        jax.eval_shape(lambda count: jnp.float32(after(count)), jax.ShapeDtypeStruct((), "int32"))
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])

@@ -63,8 +63,7 @@ def percent(rate: float) -> str:
 
 def points(difference: float, *, sign: bool = True) -> str:
     """Formats a difference of two rates as `+3.0 points`."""
-    plus = "+" if sign else ""
-    return NOT_MEASURED if math.isnan(difference) else f"{100 * difference:{plus}.1f} points"
+    return NOT_MEASURED if math.isnan(difference) else f"{100 * difference:{'+' * sign}.1f} points"
 
 
 def is_significant(a: float, b: float, examples: int) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from bn_vgg import api
 from bn_vgg.checkpoint import Checkpointer, Progress, list_steps, read
-from bn_vgg.errors import UserError
+from bn_vgg.errors import UserError, wrap_read_errors
 from bn_vgg.run_dir import FORMAT, Workdir
 from tests.runs import same
 
@@ -111,6 +111,13 @@ def test_metrics_are_read_as_written_damaged_and_missing_files_are_named(workdir
     (workdir.path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=r"cannot read .*metrics.jsonl: Is a directory"):
         workdir.read_metrics()
+
+
+@pytest.mark.parametrize(("error", "status"), [(TimeoutError(), 75), (PermissionError(), 2)])
+def test_storage_that_does_not_answer_has_a_status_of_its_own(error, status):
+    with pytest.raises(UserError) as raised, wrap_read_errors("gs://bucket"):
+        raise error
+    assert raised.value.status == status
 
 
 @pytest.mark.parametrize("name", ["wd[1]", "a*", "a?", "a\\b", "a\udcff"])
