@@ -88,7 +88,7 @@ def check_config(config: dict[str, Any]) -> None:
             paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(value)]
             keys = [x.key for x in itertools.chain(*paths) if isinstance(x, jax.tree_util.DictKey)]
         if other := [key for key in keys if not isinstance(key, str)]:
-            raise UserError(f"config.{field}: JSON would make a string of the key {other[0]!r}")
+            raise UserError(f"config.{field}: the key {other[0]!r} must be a string, as in JSON")
     optimizer, model = make_optimizer(config, steps_per_epoch=1000), make_model(**config["model"])
     precise = needs_precise_stats(config) and model.norm.has_averages
     if precise and not flat["eval.precise_examples"]:
@@ -147,22 +147,17 @@ def _check_statistics(config: dict[str, Any], model: Any, batch_stats, norms) ->
     for path, x in batch_stats.items():
         if not hasattr(x, "dtype"):
             raise UserError(
-                f"{name} with {norm}: batch_stats/{'/'.join(path)} is a {type(x).__name__}; it "
-                "must be an array"
+                f"{name} with {norm}: batch_stats/{'/'.join(path)} is of type {type(x).__name__}, "
+                "not an array"
             )
     own = [path for path in batch_stats if not any(path[: len(each)] == each for each in norms)]
-    if own and not (hasattr(model, "axis_name") or config["model"]["per_device_stats"]):
-        raise UserError(
-            f"{name} has running statistics of its own, but no field axis_name for jax.lax.pmean: "
-            "they would differ between devices; add it, or set config.model.per_device_stats=true"
-        )
     if model.norm.has_averages:
         imprecise = config["eval"]["precise_examples"] and own
     else:
         imprecise = needs_precise_stats(config) and batch_stats
     if imprecise:
         raise UserError(
-            f"{name} with {norm} has running statistics other than those of normalizers with a "
-            "momentum, which cannot be recomputed precisely: set config.eval.precise_examples=0, "
+            f"{name} with {norm} has running statistics that cannot be recomputed precisely, "
+            "because no normalizer with a momentum keeps them: set config.eval.precise_examples=0, "
             "config.eval.statistics=running and config.optimizer.average_decay=0"
         )

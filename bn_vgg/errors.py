@@ -115,7 +115,7 @@ def storage_error(error: Exception, message: str) -> UserError:
     passes = isinstance(error, ConnectionError | TimeoutError)
     # The first are TensorFlow's types, the second TensorStore's messages.
     passes |= type(error).__name__ in ("UnavailableError", "DeadlineExceededError", "AbortedError")
-    passes |= str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"))
+    passes |= str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED"))
     return (UnavailableError if passes else UserError)(message)
 
 

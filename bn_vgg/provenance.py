@@ -86,8 +86,9 @@ def commit() -> str | None:
 def user_code(config: Mapping[str, Any]) -> dict[str, str]:
     """Returns digests of the files that define the user's classes and functions, by `module:name`.
 
-    `config` is nested. Covers the file of the module that is named, and that of the definition.
-    Files that these import, installed packages, and code of a notebook are not included.
+    `config` is nested. Of code that is made by an installed package, such as a partial, it is the
+    file of the module that is named. Files that these import, installed packages and code of a
+    notebook are not included.
     """
     digests = {}
     fields = config["model"]["name"], config["model"]["norm"], config["optimizer"]["name"]
@@ -95,10 +96,10 @@ def user_code(config: Mapping[str, Any]) -> dict[str, str]:
         if ":" not in name:
             continue
         named = name.partition(":")[0]
-        modules = {named, getattr(pkgutil.resolve_name(name), "__module__", named)}
-        found = {getattr(sys.modules.get(module), "__file__", None) for module in modules}
-        if own := sorted(file for file in found if file and not _is_installed(Path(file))):
-            content = b"".join(Path(file).read_bytes() for file in own)
+        modules = getattr(pkgutil.resolve_name(name), "__module__", named), named
+        files = [getattr(sys.modules.get(module), "__file__", None) for module in modules]
+        if own := [file for file in files if file and not _is_installed(Path(file))]:
+            content = Path(own[0]).read_bytes()
             digests[name] = hashlib.blake2b(content, digest_size=16).hexdigest()
     return digests
 

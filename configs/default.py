@@ -133,7 +133,7 @@ def get_config(
     # Maximum global norm of the gradients; larger ones are scaled down. 0: no clipping.
     optimizer.clip_norm = 0.0
     # Weight of the old value in an exponential moving average of the weights, at most
-    # (1 + t) / (10 + t) at update t, from 0. Evaluation, prediction and export then use the
+    # (1 + t) / (10 + t) at update t, counted from 0. Evaluation, prediction and export then use the
     # average, with its own precise statistics. 0: no average.
     optimizer.average_decay = 0.0
 

@@ -128,7 +128,7 @@ def with_value(field, value):
     ("optimizer.name", "optax.contrib:schedule_free_sgd", "schedule-free optimizers"),
     ("name", "..", "the name of a folder"),
     ("model.norm_kwargs", {"x": 1}, "mean_only takes no 'x'; it takes: "),
-    ("optimizer.kwargs", {"x": [{1: 2}]}, "JSON would make a string of the key 1"),
+    ("optimizer.kwargs", {"x": [{1: 2}]}, "the key 1 must be a string, as in JSON"),
     ("optimizer.kwargs", {"x": 1j}, "config.optimizer.kwargs cannot be written to config.json: "),
 ])  # fmt: skip
 def test_what_it_says_of_a_value(field, value, message):

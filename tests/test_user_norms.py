@@ -243,9 +243,9 @@ def test_what_it_does_wrong_is_said_by_name(name, message):
 @pytest.mark.parametrize(
     ("odd", "message"),
     [
-        ("tuple", "batch_stats/block0/norm/mean is a tuple; it must be an array"),
-        ("dtype", r"after a training step batch_stats/.*mean is float32\(\d+,\), not bfloat16"),
-        ("shape", r"after a training step .*mean is bfloat16\(\d+,\), not bfloat16\(\)"),
+        ("tuple", "batch_stats/block0/norm/mean is of type tuple, not an array"),
+        ("dtype", r"after a step batch_stats/.*mean is float32\(\d+,\), not bfloat16"),
+        ("shape", r"after a step .*mean is bfloat16\(\d+,\), not bfloat16\(\)"),
     ],
 )
 def test_statistics_that_are_not_float32_arrays_are_refused(odd, message):

@@ -10,7 +10,8 @@ A network is a Flax module. `config.model.name` names one of `MODELS`, or your o
   dropout_rate      for `layers.Dropout`; it is set to 0 to compute statistics without dropout;
   num_classes       number of outputs;
   dtype, precision  of the computation, for `layers.Conv` and `flax.linen.Dense`;
-  axis_name         (optional) for `jax.lax.pmean`, if the network has batch statistics of its own.
+  axis_name         (optional) for `jax.lax.pmean`, if the network has batch statistics of its own;
+                    without it they are those of a device's share of the batch.
 
 All other fields are set from `config.model.kwargs`. A convolution before a normalizer should have
 `use_bias=not norm.replaces_bias`, and after `normalize` comes `norm.relu(x)`, because some

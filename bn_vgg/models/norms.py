@@ -7,18 +7,18 @@ and returns the same shape and dtype. Everything else is optional and recognized
 
   fields      (or parameters of the function) `momentum` is set from `config.model.norm_decay`,
               `epsilon` from `norm_epsilon`, `average` from `stats_average`, `dtype` from `dtype`,
-              `axis_name` by the program, also if a partial binds them; all others are set from
-              `config.model.norm_kwargs`.
-              For batch k of precise statistics `momentum` is a traced scalar, 1 - 1/k: name a field
-              so only if each statistic becomes momentum * old + (1 - momentum) * new, without bias
-              correction.
+              `axis_name` by the program; these replace what a partial binds. All others are set
+              from `config.model.norm_kwargs`.
+              For batch k of precise statistics `momentum` is a traced scalar, 1 - 1/k: call a field
+              `momentum` only if each statistic becomes momentum * old + (1 - momentum) * new,
+              without bias correction.
   arguments   of `__call__`:
               `use_running_average`   False in training, True in evaluation and `init`;
               `mean_of_x`             a function that returns the per-channel mean of x, (C,),
                                       without a pass over x; None if that is not possible.
-  statistics  that persist between batches are arrays in the collection `batch_stats`, float32.
-              The module's own `mean` and `var`, (C,), are compared with PreciseBN's at every
-              evaluation.
+  statistics  that persist between batches are float32 arrays in the collection `batch_stats`
+              (counts may be integers). The module's own `mean` and `var`, (C,), are compared
+              with PreciseBN's at every evaluation.
   randomness  comes from the stream `dropout`, see `layers.rng_streams`.
   attributes  `replaces_bias`         True: the convolution in front has no bias (default: as the
                                       field `use_bias` of Flax's normalizers says);
@@ -142,7 +142,7 @@ class NormFactory:
 
     def check_statistics(self, before, after) -> None:
         """Raises a UserError if a training step changes shapes or dtypes in `batch_stats`."""
-        self._check_same("after a training step batch_stats/", after, before)
+        self._check_same("after a step batch_stats/", after, before)
 
     def _check_same(self, what: str, found, wanted) -> None:
         if differing := describe_differences(_types_of(found, what), _types_of(wanted, what)):
@@ -207,10 +207,9 @@ def _arguments_of(norm: str, module) -> tuple[str, ...]:
         raise UserError(f"{_FIELD}={norm} does not create a flax.linen module with __call__")
     parameters = list(inspect.signature(module.__call__).parameters.values())
     for p in parameters[1:]:
-        # A mode argument with another name and a default would silently never change. Flax's own
-        # normalizers take a `mask`.
-        known = p.name in (*_ARGUMENTS, "mask") or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        if not known:
+        needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        # A mode argument with another name and a default would silently never change.
+        if p.name not in _ARGUMENTS and (needed or isinstance(p.default, bool)):
             raise UserError(
                 f"{_FIELD}={norm}: its __call__ takes {p.name}, which is never passed; it may take "
                 "use_running_average (False in training, True in evaluation) and mean_of_x"
