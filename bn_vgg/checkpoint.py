@@ -19,14 +19,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from bn_vgg.errors import (
-    UserError,
-    first_line,
-    is_io_error,
-    storage_error,
-    wrap_read_errors,
-    wrap_write_errors,
-)
+from bn_vgg import errors
+from bn_vgg.errors import UserError, first_line, wrap_read_errors, wrap_write_errors
 
 # Orbax's names of the two parts of a checkpoint, and of the file in the second part.
 _STATE, _METRICS, _METRICS_FILE = "state", "metrics", "metrics"
@@ -96,11 +90,9 @@ def read(folder: epath.Path, step: int, like: Any) -> Checkpoint:
         raise DamagedError(f"{path} is incomplete: {first_line(error)}") from error
     except Exception as error:  # a damaged file makes Orbax raise many types
         why = first_line(error)[:300]
-        if is_io_error(error) or why.startswith(_IO_ERROR_PREFIXES):
-            raise storage_error(
-                error,
-                f"cannot read {path}: {why}; nothing was changed: run the same command again when "
-                "it can be read",
+        if errors.is_io_error(error) or why.startswith(_IO_ERROR_PREFIXES):
+            raise errors.storage_error(
+                error, f"cannot read {path} (nothing was changed)"
             ) from error
         raise DamagedError(f"{path} cannot be read: {why}") from error
     if progress.step != step or digest != compute_digest(progress, state):

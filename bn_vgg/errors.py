@@ -110,12 +110,14 @@ def is_io_error(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.startswith("tensorflow.")
 
 
-def storage_error(error: Exception, message: str) -> UserError:
-    """Returns a UserError for an I/O error: an UnavailableError if it may pass."""
+def storage_error(error: Exception, what: str) -> UserError:
+    """Returns the error to raise for an I/O error: `what`, such as `cannot read PATH`, and why."""
     passes = isinstance(error, ConnectionError | TimeoutError)
     # The first are TensorFlow's types, the second TensorStore's messages.
     passes |= type(error).__name__ in ("UnavailableError", "DeadlineExceededError", "AbortedError")
     passes |= str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED"))
+    why = getattr(error, "strerror", None) or first_line(error)
+    message = f"{what}: {why}; run the same command again when that is possible"
     return (UnavailableError if passes else UserError)(message)
 
 
@@ -127,10 +129,7 @@ def wrap_read_errors(what: str | os.PathLike) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, FileNotFoundError) or not is_io_error(error):
             raise
-        why = getattr(error, "strerror", None) or first_line(error)
-        raise storage_error(
-            error, f"cannot read {what}: {why}; run the same command again when it can be read"
-        ) from error
+        raise storage_error(error, f"cannot read {what}") from error
 
 
 @contextlib.contextmanager
@@ -145,11 +144,6 @@ def wrap_write_errors(
     except Exception as error:
         if not (is_io_error(error) or isinstance(error, kinds)):
             raise
-        why = error.strerror if isinstance(error, OSError) else None
         with contextlib.suppress(OSError):  # the folder itself may be gone
             what += f" ({shutil.disk_usage(folder).free:,} bytes are free)" if folder else ""
-        raise storage_error(
-            error,
-            f"cannot write {what}: {why or first_line(error)}; run the same command again when it "
-            "can be written",
-        ) from error
+        raise storage_error(error, f"cannot write {what}") from error

@@ -161,7 +161,7 @@ def test_what_the_system_cannot_read_now_is_not_damaged(where, error, save, tmp_
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint.ocp.Checkpointer if where == "restore" else type(folder),
                         where, Mock(side_effect=error))  # fmt: skip
-        message = r"cannot read .*checkpoints/2: .*(Stale|UNAV).*; nothing was changed"
+        message = r"cannot read .*checkpoints/2 \(nothing was changed\): .*(Stale|UNAV).*; run"
         with pytest.raises(UserError, match=message):
             restore(tmp_path)
     assert restore(tmp_path)[0].step == 2
