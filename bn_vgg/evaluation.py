@@ -13,9 +13,10 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from bn_vgg.augment import NO_AUGMENTATION, to_intensities
-from bn_vgg.metrics import ComparedMetrics, Moments, gather_metrics
+from bn_vgg.metrics import ComparedMetrics, gather_metrics
 from bn_vgg.models.layers import layer_activations, layer_statistics, rng_streams
 from bn_vgg.steps import TrainState, apply_in_training, is_wrong, mean_over_devices
 
@@ -25,7 +26,8 @@ class PreciseStats(flax.struct.PyTreeNode):
 
     num_batches: jax.Array  # number of batches so far, float32
     batch_stats: Any  # their mean, structured as `TrainState.batch_stats`
-    before_norm: dict[str, Moments]  # moments of the normalizers' inputs, by layer
+    # Mean and mean square of the normalizers' inputs by layer, (C,) each.
+    before_norm: dict[str, tuple[Any, Any]]
 
 
 def make_precise_step(
@@ -41,18 +43,21 @@ def make_precise_step(
             averaging_model, state.params, precise.batch_stats, batch, rng, augment,
             mutable=("batch_stats", "intermediates"),
         )  # fmt: skip
-        inputs = layer_activations(updated, "before_norm")
-        before_norm = {
-            layer: jax.tree.map(jnp.add, moments, Moments.from_batch(inputs[layer], axis_name))
-            for layer, moments in precise.before_norm.items()
-        }
         batch_stats = updated["batch_stats"]
         model.norm.check_statistics(precise.batch_stats, batch_stats)
+        inputs = layer_activations(updated, "before_norm")
+        moments = {layer: _mean_and_square(inputs[layer]) for layer in precise.before_norm}
         if axis_name is not None:  # see `make_train_step`
-            batch_stats = mean_over_devices(batch_stats, axis_name)
-        return PreciseStats(num_batches, batch_stats, before_norm)
+            batch_stats, moments = mean_over_devices((batch_stats, moments), axis_name)
+        moments = optax.incremental_update(moments, precise.before_norm, 1 / num_batches)
+        return PreciseStats(num_batches, batch_stats, moments)
 
     return precise_step
+
+
+def _mean_and_square(x):
+    x, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+    return x.mean(axes), jnp.square(x).mean(axes)
 
 
 def make_compare_step(model: Any, axis_name: str | None = None):
@@ -94,15 +99,14 @@ def running_lag(batch_stats, precise: PreciseStats, epsilon: float) -> dict[str,
     """
     found = {}
     running, averaged = layer_statistics(batch_stats), layer_statistics(precise.batch_stats)
-    for layer, moments in precise.before_norm.items():
+    for layer, (mean, square) in precise.before_norm.items():
+        variance = np.maximum(square - mean**2, 0)  # rounding can make the difference negative
         running_stats, precise_stats = running.get(layer, {}), averaged.get(layer, {})
         # A user-defined normalizer may use the name `mean` for something else.
-        shape = np.shape(moments.variance)
-        if "mean" in running_stats and running_stats["mean"].shape == shape:
-            deviation = np.sqrt(moments.variance + epsilon)
+        if "mean" in running_stats and running_stats["mean"].shape == mean.shape:
             distance = running_stats["mean"] - precise_stats["mean"]
-            found[f"mean_distance/{layer}"] = distance / deviation
-        if "var" in running_stats and running_stats["var"].shape == shape:
+            found[f"mean_distance/{layer}"] = distance / np.sqrt(variance + epsilon)
+        if "var" in running_stats and running_stats["var"].shape == mean.shape:
             ratio = (running_stats["var"] + epsilon) / (precise_stats["var"] + epsilon)
             found[f"std_ratio/{layer}"] = np.sqrt(ratio)
     return found

@@ -11,7 +11,7 @@ from jax import lax
 from bn_vgg.data.crops import gather_crops
 from bn_vgg.devices import Devices
 from bn_vgg.evaluation import PreciseStats, make_compare_step, make_precise_step
-from bn_vgg.metrics import ComparedMetrics, EvalMetrics, Moments, TrainMetrics
+from bn_vgg.metrics import ComparedMetrics, EvalMetrics, TrainMetrics
 from bn_vgg.models import make_model
 from bn_vgg.models.layers import layer_channels
 from bn_vgg.optimizer import make_optimizer
@@ -87,8 +87,10 @@ class Programs:
         # The initial values of `metrics`, `maxima` and `precise`.
         channels = layer_channels(model, crop_size)
         maxima = {layer: jnp.full(count, -jnp.inf) for layer, count in channels["output"].items()}
-        moments = {layer: Moments.empty(count) for layer, count in channels["before_norm"].items()}
-        empty_precise = PreciseStats(jnp.zeros((), jnp.float32), None, moments)
+        moments = {
+            layer: (jnp.zeros(c), jnp.zeros(c)) for layer, c in channels["before_norm"].items()
+        }
+        empty_precise = PreciseStats(jnp.zeros(()), None, moments)
         self.empty_training = devices.replicate(TrainMetrics.empty())
         self.empty_evaluation = devices.replicate((EvalMetrics.empty(), maxima))
         self.empty_precise = devices.replicate(empty_precise)
