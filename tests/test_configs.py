@@ -144,12 +144,18 @@ def test_a_warm_up_ends_within_an_epoch_and_an_optimizer_takes_the_loss(field, v
     assert not why_not(lambda: check_config(with_value(field, value)))
 
 
-# Of a file's own code.
+# As they stand behind `--config.FIELD=`; a file's own code may set other types, too.
+TEXTS = [
+    "", "abc", "nan", "-inf", "-1", "0.5", "1e300", str(2**70), "9" * 5000, "None", "True",
+    "{'a': {'b': 1}}", "[1, 2]", "(1.5,)", "(99999999999,)", "\u2603", "a\nb", "'quoted",
+    "{" * 300, "1+1", "0x10", "\udcff", "../../evil",
+]  # fmt: skip
 VALUES = [
     "", "abc", math.nan, math.inf, -1, 0, -0.0, 0.5, 1e300, 1e-300, 2**70, None, True, {},
     {"a": {"b": 1}}, [], (1, -1), ("a",), [2**70], [[1]], "a\nb", "..", "../evil",
     b"bytes", 1j, {1, 2}, object(), len, range(3), "\udcff",
 ]  # fmt: skip
+REFUSED = {"batch_size", "model.norm", "model.features", "optimizer.decay", "debug.nans"}
 KWARGS = [
     ("group", {"num_groups": "x"}), ("batch_renorm", {"r_max": "x"}),
     ("ghost", {"ghost_size": 2.5}), ("full", {5: 5}), ("full", {"parent": None}),
@@ -167,6 +173,9 @@ def test_wrong_values_are_refused_in_one_short_line_that_names_the_field(field):
         why = why_not(lambda config=config: check_config(config))
         assert len(why) < 1000
         assert not why or field.rpartition(".")[2] in why, why
+    for text in TEXTS if field in REFUSED else []:
+        why = why_not(lambda text=text: load_config([TINY, f"--config.{field}={text}"]))
+        assert not why or field.rpartition(".")[2] in why, (text[:50], why[:500])
 
 
 @pytest.mark.parametrize(("norm", "kwargs"), KWARGS)

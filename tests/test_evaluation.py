@@ -71,6 +71,7 @@ def test_what_is_normalized_is_measured_and_errors_are_compared():
         x = np.concatenate([np.asarray(of_layer[layer], np.float64) for of_layer in found])
         np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(square, (x**2).mean((0, 1, 2)), rtol=1e-4)
+        np.testing.assert_allclose(square - mean**2, x.var((0, 1, 2)), rtol=1e-3)
 
     batch = eval_batch(count=8, num_crops=1, masked=3)
     found = jax.jit(make_compare_step(model))(state, precise.batch_stats, batch).compute()

@@ -2,15 +2,22 @@
 
 import random
 import struct
+import zipfile
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import Image
 
 from bn_vgg.data import images
+from bn_vgg.data.files import list_images
 from bn_vgg.data.images import UnreadableImage, decode, scale_shorter_side
-from tests.image_files import encode
+from bn_vgg.errors import UserError
+from tests.image_files import KAGGLE, encode, write_zip
+
+LOSSLESS = {"WEBP": {"lossless": True}}
+ORIENTATION = 0x0112
 
 
 def pixels(data):
@@ -86,18 +93,23 @@ def test_levels_of_an_unknown_range_are_refused(levels):
 UPRIGHT = {
     1: lambda a: a,
     2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.transpose(1, 0, 2),
     6: lambda a: np.rot90(a, -1),  # a quarter turn clockwise
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: np.rot90,
     9: lambda a: a,  # no such orientation
 }
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_orientation_is_applied_once(orientation, file_format):
     rgb = np.random.default_rng(1).integers(0, 256, (2, 3, 3), np.uint8)
     exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    data = encode(Image.fromarray(rgb), file_format, exif=exif)
+    exif[ORIENTATION] = orientation
+    data = encode(Image.fromarray(rgb), file_format, exif=exif, **LOSSLESS.get(file_format, {}))
     np.testing.assert_array_equal(pixels(data), UPRIGHT[orientation](rgb))
 
 
@@ -141,10 +153,10 @@ def damaged(data, rng):
     return bytes(changed[: rng.choice([len(changed), rng.randrange(1, len(changed))])])
 
 
-def outcome(data):
+def outcome(read):
     """The mode of what is read, or why it cannot be."""
     try:
-        return decode(data).mode
+        return read().mode
     except UnreadableImage as error:
         return f"unreadable: {error}"
 
@@ -152,9 +164,29 @@ def outcome(data):
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_images_are_decoded_or_say_why_not():
     rng = random.Random(0)
-    outcomes = [outcome(damaged(data, rng)) for data in SOUND * 60]
+    outcomes = [outcome(partial(decode, damaged(data, rng))) for data in SOUND * 60]
     assert all(len(text.splitlines()) == 1 for text in outcomes)
     assert 100 < outcomes.count("RGB") < 400
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_damaged_archives_are_read_or_say_why_not(tmp_path, compression):
+    path = tmp_path / "x.zip"
+    sound = write_zip(path, KAGGLE, compression).read_bytes()
+    directory = sound.index(b"PK\1\2")
+    rng, refused, outcomes = random.Random(1), [], []
+    for i in range(300):
+        start = directory if i % 2 else 0
+        path.write_bytes(sound[:start] + damaged(sound[start:], rng))
+        try:
+            outcomes += [outcome(file.decode) for file in list_images(str(path))]
+        except UserError as error:
+            refused.append(str(error))
+    assert all(str(path) in text for text in refused)
+    assert all(len(text.splitlines()) == 1 for text in outcomes)
+    assert 20 < len(refused) < 280
+    assert 20 < outcomes.count("RGB") < len(outcomes) - 20
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,12 @@ class OwnStatistics(Own):
         return nn.Dense(1 if self.features == 1 else 2)(x)
 
 
+class OwnInput(Own):
+    @nn.compact
+    def __call__(self, images, *, train, positions_N=None):
+        return super().__call__(nn.BatchNorm(not train)(images), train=train)
+
+
 class Broken(Own):
     def __call__(self, images, *, train, positions_N=None):
         return images @ images
@@ -150,6 +156,10 @@ def test_statistics_of_its_own_are_not_taken_precisely(own):
     averaged = "--config.optimizer.average_decay=0.9"
     with pytest.raises(UserError, match=r"OwnStatistics with .*norm=none has .* recomputed"):
         load("own_networks:OwnStatistics", "--config.model.norm=none", averaged)
+    arguments = ["own_networks:OwnInput", "--config.model.norm=full"]
+    with pytest.raises(UserError, match=r"norm=full has .* set config.eval.precise_examples=0"):
+        load(*arguments)
+    load(*arguments, "--config.eval.precise_examples=0")
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ def test_no_network(tmp_path, monkeypatch):
     ("error", "expected"),
     [
         (ModuleNotFoundError("No module", name="tensorflow.io"), "; pip install tensorflow"),
+        (ModuleNotFoundError("No module", name="scipy"), "; pip install scipy"),
         (OSError("Not enough disk space.\nNeeded: 1 GiB"), "has room"),
         (AssertionError(), "AssertionError"),
     ],

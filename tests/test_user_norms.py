@@ -76,6 +76,10 @@ class Misspelt(nn.Module):
         return x
 
 
+def number(name=None):
+    return 3
+
+
 def make_badly(name=None):
     raise RuntimeError("out of ideas")
 
@@ -208,6 +212,7 @@ def test_weights_may_be_reparameterized_and_their_mean_is_then_known():
         ("broken_norms:Norm", {}, "cannot import broken_norms:Norm: .*nowhere_to_be_found"),
         ("own_norms:Thrice", {}, "cannot import own_norms:Thrice: .*no attribute 'Thrice'"),
         ("own_norms:NUMBER", {}, "own_norms:NUMBER is not a class or function"),
+        ("own_norms:number", {}, "own_norms:number does not create a flax.linen module"),
         ("own_norms:Silent", {}, "Silent does not create .* with __call__"),
         ("own_norms:Needs", {}, "Needs: its __call__ takes temperature, which is never passed"),
         ("own_norms:Train", {}, "its __call__ takes is_train, .* it may take use_running_average"),
@@ -215,6 +220,7 @@ def test_weights_may_be_reparameterized_and_their_mean_is_then_known():
         ("own_norms:make_badly", {}, "failed in .*own_norms.py, line .*: RuntimeError: out of"),
         ("own_norms:nameless", {}, "nameless failed: TypeError: .*unexpected .* 'name'"),
         ("own_norms:Twice", {"power": 2}, "own_norms:Twice takes no 'power'; it takes: factor"),
+        ("none", {"power": 2}, "none takes no 'power'; it takes: nothing"),
         ("group", {"groups": 2}, "group takes no 'groups'; it takes: .*num_groups"),
         # What the configuration sets has one place.
         ("full", {"epsilon": 1e-3}, "full takes no 'epsilon'; it takes: use_scale, use_bias"),

@@ -141,7 +141,7 @@ class NormFactory:
         return weights
 
     def check_statistics(self, before, after) -> None:
-        """Raises a UserError if a training step changes shapes or dtypes in `batch_stats`."""
+        """Raises a UserError if a step has changed shapes or dtypes in `batch_stats`."""
         self._check_same("after a step batch_stats/", after, before)
 
     def _check_same(self, what: str, found, wanted) -> None:
